@@ -30,7 +30,7 @@ class ConfigError(PoolError, ValueError):
         super().__init__("; ".join(self.faults))
 
 
-class PoolTimeout(PoolError, OperationalError, TooManyConnectionsError):
+class PoolTimeout(PoolError, OperationalError, TooManyConnectionsError):  # type: ignore[misc]
     """No connection could be had before the checkout's deadline.
 
     The message begins with the pool's name and says how many seconds were
@@ -39,7 +39,7 @@ class PoolTimeout(PoolError, OperationalError, TooManyConnectionsError):
     """
 
 
-class PoolFull(PoolError, OperationalError, TooManyConnectionsError):
+class PoolFull(PoolError, OperationalError, TooManyConnectionsError):  # type: ignore[misc]
     """``MAX_WAITING`` checkouts wait already: this one is refused at once."""
 
 
@@ -57,7 +57,7 @@ class ConnectionLost(PoolError, OperationalError):
     """
 
 
-class ConnectionReturned(PoolError, InterfaceError, InvalidConnectionError):
+class ConnectionReturned(PoolError, InterfaceError, InvalidConnectionError):  # type: ignore[misc]
     """A connection, or a cursor of it, was used after its return to the pool."""
 
 

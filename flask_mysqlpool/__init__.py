@@ -1,0 +1,37 @@
+"""Pooled MySQL and MariaDB connections for Flask."""
+
+from __future__ import annotations
+
+from .config import PoolConfig
+from .errors import (
+    ConfigError,
+    ConnectionLost,
+    ConnectionReturned,
+    ConnectionShared,
+    PoolClosed,
+    PoolError,
+    PoolFull,
+    PoolTimeout,
+)
+from .extension import MySQLPool, close_db, get_db
+from .handle import PooledConnection
+from .pool import Pool
+from .stats import PoolStats
+
+__all__ = [
+    "ConfigError",
+    "ConnectionLost",
+    "ConnectionReturned",
+    "ConnectionShared",
+    "MySQLPool",
+    "Pool",
+    "PoolClosed",
+    "PoolConfig",
+    "PoolError",
+    "PoolFull",
+    "PoolStats",
+    "PoolTimeout",
+    "PooledConnection",
+    "close_db",
+    "get_db",
+]

@@ -1,0 +1,365 @@
+"""The settings: what each is, what it may be, and what is wrong with it.
+
+A setting is one field: its default, the function that converts what the user
+wrote, and one line of documentation. A converter returns the typed value or
+raises :exc:`Wrong`, and takes back what it has returned: a config built directly
+is held to the same rules as one read from a mapping. In a fault's text
+``{MAX_SIZE}`` stands for that setting as the user spells it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from . import convert
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from pymysql.cursors import Cursor
+
+PREFIX = "MYSQLPOOL_"
+"""What the name of every setting in ``app.config`` begins with."""
+
+_Known = Mapping[str, Field[Any]]
+
+
+def _connect_args(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise convert.Wrong("must be a mapping of arguments of pymysql.connect")
+    faults = [text for name in value if (text := _argument_fault(name))]
+    if faults:
+        raise convert.Wrong(*faults)
+    return dict(value)
+
+
+def _argument_fault(name: object) -> str | None:
+    from pymysql.connections import Connection
+
+    if not isinstance(name, str):
+        return "must have text for its keys, the names of arguments"
+    if name in _POOL or name in _FOREIGN:
+        hint = f"write {{{name.upper()}}}" if name in _POOL else _FOREIGN[name]
+        return f"may not hold {name}: {hint}"
+    known = [*inspect.signature(Connection.__init__).parameters][1:]
+    if name in known:
+        return None
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"; the nearest is {near[0]}" if near else ""
+    return f"holds {name!r:.60}, which pymysql.connect does not take{hint}"
+
+
+def _setting(
+    default: Any, convert: Callable[[Any], Any], doc: str, **about: object
+) -> Any:
+    """A field. ``unit`` is for the documentation; a ``secret`` is shown nowhere,
+    and the value of a ``quiet`` setting is not repeated in a fault."""
+    kind: Any = "default_factory" if callable(default) else "default"
+    metadata = {"convert": convert, "doc": doc, **about}
+    return field(**{kind: default}, repr="secret" not in about, metadata=metadata)
+
+
+def _duration(default: float | None, doc: str, *, zero: bool = True) -> Any:
+    what = f"seconds, {'0 or more' if zero else 'more than 0'}, at most {convert.YEAR}"
+    fits = convert.number(
+        float, what, lambda n: 0 <= n <= convert.YEAR and (zero or n > 0)
+    )
+    return _setting(default, fits, doc, unit="seconds")
+
+
+_SSL_MODES = "DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"
+_RESETS = "auto", "always", "transaction"
+
+URL = _setting(None, convert.url, "All in one; single keys win over it.", secret=True)
+"""The setting ``URL``: it becomes others, and so is no field of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Every setting of one pool.
+
+    Durations are float seconds. A wrong setting raises ConfigError, whether the
+    config is built directly or by :meth:`from_mapping`.
+    """
+
+    host: str = _setting("localhost", convert.host, "The server's name or address.")
+    port: int = _setting(3306, convert.whole(1, 65535), "The server's TCP port.")
+    unix_socket: str | None = _setting(
+        None, convert.path, "Used instead of host and port."
+    )
+    user: str | None = _setting(None, convert.label, "The account.")
+    password: str | Callable[[], str] | None = _setting(
+        None,
+        convert.password,
+        "Text, or a callable asked once per connect.",
+        secret=True,
+    )
+    database: str | None = _setting(None, convert.label, "The default database.")
+    charset: str = _setting("utf8mb4", convert.charset, "Character set of the session.")
+    collation: str | None = _setting(
+        None, convert.text(r"[A-Za-z0-9_]+", "a collation"), "Of the session."
+    )
+    sql_mode: str | None = _setting(None, convert.text(".*", "text"), "Of the session.")
+    init_command: str | None = _setting(
+        None, convert.statement, "Run after each connect.", quiet=True
+    )
+    autocommit: bool = _setting(
+        False, convert.flag, "As in PEP 249: off unless asked for."
+    )
+    cursorclass: type[Cursor] = _setting(
+        "Cursor", convert.cursorclass, "Of each cursor."
+    )
+    connect_timeout: float = _duration(10.0, "Bound on the whole connect.", zero=False)
+    read_timeout: float | None = _duration(None, "Bound on one read.", zero=False)
+    write_timeout: float | None = _duration(None, "Bound on one write.", zero=False)
+    ssl_mode: str = _setting(
+        "PREFERRED", convert.choice(*_SSL_MODES), "As the mysql client."
+    )
+    ssl_ca: str | None = _setting(None, convert.file, "Authorities; else the system's.")
+    ssl_cert: str | None = _setting(None, convert.file, "The client's certificate.")
+    ssl_key: str | None = _setting(None, convert.file, "The client's private key.")
+    connect_args: Mapping[str, Any] = _setting(
+        dict, _connect_args, "Any further ``pymysql.connect`` argument.", secret=True
+    )
+    min_size: int = _setting(0, convert.whole(0), "Connections kept ready.")
+    max_size: int = _setting(10, convert.whole(1), "The hard cap on connections.")
+    timeout: float = _duration(10.0, "Checkout deadline; 0 means now or never.")
+    max_waiting: int = _setting(
+        0, convert.whole(0), "Bound on the queue; 0 means none."
+    )
+    max_lifetime: float = _duration(1800.0, "Age at replacement, ±10 %; 0 is off.")
+    max_idle: float = _duration(600.0, "Idle time before it is closed; 0 is off.")
+    max_usage: int = _setting(
+        0, convert.whole(0), "Checkouts before replacement; 0 is off."
+    )
+    ping_after: float = _duration(30.0, "Idle time after which a checkout pings too.")
+    reset_session: str = _setting(
+        "auto",
+        convert.choice(*_RESETS),
+        "Clean by what was done; or all; or only end it.",
+    )
+    setsession: tuple[str, ...] = _setting(
+        (),
+        convert.statements,
+        "Statements run on every new or cleaned session.",
+        quiet=True,
+    )
+    name: str = _setting(
+        "mysqlpool", convert.label, "For status, metrics and the server."
+    )
+
+    @classmethod
+    def from_mapping(
+        cls, mapping: Mapping[str, Any], *, prefix: str = "", name: str | None = None
+    ) -> PoolConfig:
+        """Read one pool's settings, the keys in upper or, without prefix, lower case.
+
+        Keys that do not begin with ``prefix`` are left alone; ``name`` is the
+        default for ``NAME``. Raises ConfigError, which lists every fault.
+        """
+        reader = _Reader(prefix)
+        values = reader.pool(reader.take(mapping, _POOL))
+        return cls(**({} if name is None else {"name": name}) | values)
+
+    def __post_init__(self) -> None:
+        reader, known = _Reader(""), _settings(PoolConfig)
+        reader.written = {key: key for key in known}
+        values = {key: getattr(self, key) for key in known}
+        given = {k: v for k, v in values.items() if v is not None or known[k].default}
+        for key, value in reader.pool(given).items():
+            object.__setattr__(self, key, value)
+
+    @property
+    def server(self) -> str:
+        """Where it connects to: ``127.0.0.1:3306/shop`` or ``/run/my.sock/shop``."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        place = self.unix_socket or f"{host}:{self.port}"
+        return place if self.database is None else f"{place}/{self.database}"
+
+    def settings(self) -> dict[str, object]:
+        """Every setting for display: upper-case keys, plain values, no secret."""
+        known = _settings(PoolConfig).items()
+        return {
+            key.upper(): _shown(getattr(self, key), "secret" in setting.metadata)
+            for key, setting in known
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppConfig:
+    """What the extension reads from ``app.config``, in one go."""
+
+    pools: Mapping[str, PoolConfig]
+    handle_errors: bool = _setting(
+        True, convert.flag, "An unhandled timeout becomes a 503."
+    )
+    cli: str | None = _setting(
+        "mysqlpool", convert.command, "Command group; False for none."
+    )
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], *, name: str) -> AppConfig:
+        """Read every key that begins with ``MYSQLPOOL_``; others are not ours.
+
+        ``name`` is the app's name, the default for ``NAME``. Raises ConfigError,
+        which lists every fault.
+        """
+        reader, own = _Reader(PREFIX), _settings(cls)
+        given = reader.take(mapping, own | _POOL)
+        values = reader.convert(given, own)
+        pool = reader.pool(given)
+        return cls(pools={"default": PoolConfig(**{"name": name} | pool)}, **values)
+
+
+def _settings(owner: type) -> dict[str, Field[Any]]:
+    return {f.name: f for f in fields(owner) if f.metadata}
+
+
+_POOL = {"url": URL, **_settings(PoolConfig)}
+# A password None may be what the environment made of "null", so it unsets nothing.
+_OPTIONAL = {k for k, f in _POOL.items() if f.default is None} - {"password"}
+
+
+class _Reader:
+    """Turns what one mapping holds into values, and collects every fault."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.written: dict[str, str] = {}
+        self.from_url: set[str] = set()
+        self.broken: set[str] = set()
+        self.faults: list[str] = []
+
+    def key(self, name: str) -> str:
+        """The setting as the user wrote it, or would have to."""
+        return self.written.get(name, self.prefix + name.upper())
+
+    def spell(self, text: str) -> str:
+        return re.sub(r"\{([A-Z_]+)\}", lambda m: self.key(m[1].lower()), text)
+
+    def fault(self, name: str, text: str, got: str = "") -> None:
+        self.broken.add(name)
+        text = self.spell(text).replace("{}", name.upper())
+        got = f" (got {got})" if got and name not in self.from_url else ""
+        self.faults.append(f"{self.key(name)} {text}{got}")
+
+    def unknown(self, key: str, name: str, known: _Known) -> None:
+        """Say what to write instead of a name that is nobody's, or another's."""
+        bare = re.sub(r"^((mysql|mysqlpool|sqlalchemy|database)_)+", "", name)
+        near = difflib.get_close_matches(name, known, 1)
+        hint = _FOREIGN.get(name) or _FOREIGN.get(bare) or ""
+        if not hint and (bare in known or near):
+            hint = f"write {self.key(bare if bare in known else near[0])}"
+        self.faults.append(self.spell(f"{key} is not a setting{hint and ': '}{hint}"))
+
+    def take(self, mapping: Mapping[str, Any], known: _Known) -> dict[str, Any]:
+        """What is given for known settings; every other key is a fault."""
+        given = {}
+        for key, value in mapping.items():
+            if not str(key).startswith(self.prefix):
+                continue
+            written = str(key)[len(self.prefix) :]
+            name = written.lower()
+            right_case = written.isupper() or (written == name and not self.prefix)
+            if name not in known or not right_case:
+                self.unknown(str(key), name, known)
+            elif name in self.written:
+                self.fault(name, f"is given twice, also as {key}")
+            else:
+                self.written[name] = str(key)
+                given[name] = value
+        return {k: v for k, v in given.items() if v is not None or k not in _OPTIONAL}
+
+    def convert(self, given: Mapping[str, Any], known: _Known) -> dict[str, Any]:
+        values = {}
+        for name in [name for name in known if name in given]:
+            about = known[name].metadata
+            try:
+                values[name] = about["convert"](given[name])
+            except convert.Wrong as wrong:
+                got = _got(given[name], "quiet" in about or "secret" in about)
+                for text in wrong.args:
+                    self.fault(name, text, got)
+        return values
+
+    def pool(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The values of one pool, read last: raises ConfigError for every fault.
+
+        Single keys win over the parts of the URL.
+        """
+        known = _settings(PoolConfig)
+        parts = self.convert(given, {"url": URL}).get("url", {})
+        for name, text in parts.items():
+            label = f"{self.key('url')} ({name})"
+            if name not in known:
+                self.unknown(label, name, known)
+            elif name not in given:
+                given[name] = text
+                self.written[name] = label
+                self.from_url.add(name)
+        values = self.convert(given, known)
+        self.compare({k: f.default for k, f in known.items()} | values)
+        if self.faults:
+            raise ConfigError(self.faults)
+        return values
+
+    def compare(self, values: Mapping[str, Any]) -> None:
+        """The rules about more than one setting, where each of them is right."""
+        low, high = values["min_size"], values["max_size"]
+        if low > high and not self.broken & {"min_size", "max_size"}:
+            self.fault("min_size", "must be at most {MAX_SIZE}", f"{low} and {high}")
+        if values["ssl_key"] and not (values["ssl_cert"] or "ssl_cert" in self.broken):
+            self.fault("ssl_key", "needs {SSL_CERT} beside it")
+        for name in ("ssl_ca", "ssl_cert", "ssl_key"):
+            if values[name] and values["ssl_mode"] == "DISABLED":
+                self.fault(name, "must be left out where {SSL_MODE} is DISABLED")
+
+
+def _got(value: object, quiet: bool) -> str:
+    plain = value is None or isinstance(value, bool | int | float | str)
+    # What has an @ in it may be a URL with a password.
+    if quiet or not plain or "@" in str(value):
+        return f"a value of type {type(value).__name__}"
+    return f"{value!r:.60}"
+
+
+def _shown(value: Any, secret: bool) -> object:
+    if secret and isinstance(value, Mapping):
+        return dict.fromkeys(value, "***")
+    if isinstance(value, type) and not secret:
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, tuple):
+        return list(value)
+    return "***" if secret and value is not None else value
+
+
+_INSTEAD = {
+    "write {MAX_SIZE}": "maxconnections pool_size size maxsize",
+    "write {MAX_SIZE}, the size and the overflow together": "max_overflow",
+    "write {MIN_SIZE}": "mincached pre_create_num",
+    "write {MAX_SIZE} and {MAX_IDLE}, which bound the idle ones": "maxcached",
+    "write {TIMEOUT}, where 0 means never to wait": "blocking",
+    "write {TIMEOUT}": "pool_timeout retry_num retry_interval",
+    "write {MAX_LIFETIME}": "pool_recycle recycle con_lifetime",
+    "write {MAX_USAGE}": "maxusage",
+    "write {PING_AFTER}": "ping",
+    "write {RESET_SESSION}": "reset pool_reset_on_return",
+    "write {URL}": "uri dsn",
+    "write {DATABASE}": "db",
+    "write {USER}": "username",
+    "write {PASSWORD}": "passwd pass",
+    "write {NAME}": "pool_name program_name",
+    "write {SSL_MODE}": "ssl ssl_disabled ssl_verify_cert ssl_verify_identity",
+    "write each of them as a setting, such as {MAX_SIZE}": "arguments",
+    "leave it out, no dead connection is handed out": "pool_pre_ping pre_ping",
+    "leave it out, it has no counterpart": "maxshared failures backend",
+    "leave it out, the pool decides when to connect": "defer_connect",
+    "leave it out, the key's file may not be encrypted": "ssl_key_password",
+    "leave it out, PyMySQL does not support it": "compress named_pipe",
+}
+_FOREIGN = {name: hint for hint, names in _INSTEAD.items() for name in names.split()}
+"""What other packages call a thing (lower case, no prefix), and what it is here."""

@@ -1,0 +1,416 @@
+"""One session with the server: how it is opened, checked, cleaned and ended.
+
+This module and :mod:`.handle`, which is what a caller sees of a session, are the only
+ones that know PyMySQL; this one alone knows DBUtils' ``SteadyDB``.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from os import getpid
+from typing import Any
+
+import pymysql
+from dbutils.steady_db import SteadyDBConnection
+from pymysql.constants import COMMAND, CR, SERVER_STATUS
+from pymysql.err import MySQLError, OperationalError
+
+from .config import PoolConfig
+
+#: The DB-API module that the pool is built on.
+DRIVER = pymysql
+
+#: Error numbers after which the server has closed the connection, or will.
+LOST = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2045, 2055, 4031})
+
+# What a session needs before it can be handed to somebody else.
+END_TRANSACTION = 1
+
+
+class _NeverRaised(Exception):
+    """Tells SteadyDB which errors to fail over on: none.
+
+    Its failover executes the statement again, on a new connection and outside
+    the transaction that the first one was in.
+    """
+
+
+@contextmanager
+def _bounded(raw: Any, deadline: float) -> Iterator[None]:
+    """Let PyMySQL read and write no later than the deadline.
+
+    Its own timeouts cover single reads only, so a server that sends a byte now
+    and then could go on for ever. An attribute of the instance shadows the
+    method, because the many reads that need no deadline must not pay for one.
+    """
+
+    def read_bytes(wanted: int) -> bytes:
+        data = b""
+        while len(data) < wanted:
+            raw._write_timeout = raw._current_timeout = left = _left(deadline)
+            raw._sock.settimeout(left)
+            chunk = raw._rfile.read1(wanted - len(data))
+            if not chunk:
+                raise ConnectionError("the server closed the connection")
+            data += chunk
+        return data
+
+    write_timeout = raw._write_timeout
+    raw._read_bytes = read_bytes
+    try:
+        raw._write_timeout = _left(deadline)
+        yield
+    except OSError as error:
+        raw._force_close()
+        raise OperationalError(
+            CR.CR_SERVER_LOST, f"Lost connection to MySQL server ({error})"
+        ) from error
+    except BaseException:
+        raw._force_close()
+        raise
+    finally:
+        del raw._read_bytes
+        raw._write_timeout = write_timeout
+        raw._current_timeout = -1.0
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+class Connector:
+    """Opens connections as one :class:`PoolConfig` says.
+
+    The TLS context is made once: building it costs more than connecting.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.config = config
+
+    def connect(self, deadline: float) -> PhysicalConnection:
+        """Open a connection and set its session up, all before the deadline.
+
+        Raises what PyMySQL raises (2003 unreachable, 1045 refused, 1049 unknown
+        database, …). A deadline that passes on the way is a 2003 or a 2013.
+        """
+        password = self.config.password
+        if callable(password):
+            password = password()
+        connection = PhysicalConnection(self.config, self._arguments(password))
+        raw = connection.raw
+        if self.tls is not None:
+            raw.ssl, raw.ctx = True, self.tls
+            raw._ssl_required = self.config.ssl_mode != "PREFERRED"
+        connection.open(deadline)
+        return connection
+
+    def _arguments(self, password: str | None) -> dict[str, Any]:
+        config = self.config
+        return {
+            "host": config.host,
+            "port": config.port,
+            "unix_socket": config.unix_socket,
+            "user": config.user,
+            # PyMySQL would take text for Latin-1, and the server takes it for UTF-8.
+            "password": (password or "").encode(),
+            "database": config.database,
+            "charset": config.charset,
+            "collation": config.collation,
+            "cursorclass": config.cursorclass,
+            "read_timeout": config.read_timeout,
+            "write_timeout": config.write_timeout,
+            "program_name": config.name,
+            **config.connect_args,
+            # PyMySQL would spend a round trip each on what `setup` does in one,
+            # and build a TLS context for every connection.
+            "autocommit": None,
+            "ssl_disabled": True,
+            "defer_connect": True,
+        }
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS context for ``SSL_MODE``, which means what it means to ``mysql``."""
+        config = self.config
+        mode = config.ssl_mode
+        if mode == "DISABLED" or (mode == "PREFERRED" and config.unix_socket):
+            return None
+        context = ssl.create_default_context(cafile=config.ssl_ca)
+        # The certificates that MySQL makes for itself fail the strict check that
+        # Python 3.13 turned on.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        context.check_hostname = mode == "VERIFY_IDENTITY"
+        if mode not in ("VERIFY_CA", "VERIFY_IDENTITY"):
+            context.verify_mode = ssl.CERT_NONE
+        if config.ssl_cert is not None:
+            context.load_cert_chain(config.ssl_cert, config.ssl_key)
+        return context
+
+
+class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
+    """One session with the server, and what its pool has to remember about it.
+
+    A ``SteadyDBConnection`` in kind, so that it is what DBUtils expects; nothing of
+    its failover is left.
+    """
+
+    def __init__(self, config: PoolConfig, arguments: dict[str, Any]) -> None:
+        self.config = config
+        #: Used by nobody but this process.
+        self.pid = getpid()
+        #: Held while a thread is inside the driver.
+        self.guard = threading.Lock()
+        #: The error that ended the session, once one has.
+        self.lost: BaseException | None = None
+        #: What must be done before somebody else may have it.
+        self.dirt = 0
+        #: Times in `time.monotonic()` seconds.
+        self.opened = self.since = time.monotonic()
+        self.expires = float("inf")
+        self.generation = 0
+        #: How often it was handed out, and the thread that has it now.
+        self.uses = 0
+        self.holder = 0
+        self._unanswered = 0
+        super().__init__(pymysql, failures=(_NeverRaised,), ping=0, **arguments)
+        # Tracing wraps what pymysql.connect returns in a transparent proxy; it
+        # gets to make the cursors, and the protocol is spoken on the real thing.
+        self.raw: Any = getattr(self._con, "__wrapped__", self._con)
+        self.traced = self.raw is not self._con
+
+    def open(self, deadline: float) -> None:
+        """Connect and set the session up; see :meth:`Connector.connect`."""
+        raw = self.raw
+        try:
+            sock = _dial(raw, deadline)
+        except OSError as error:
+            raise OperationalError(
+                CR.CR_CONN_HOST_ERROR,
+                f"Can't connect to MySQL server on {raw.host!r} ({error})",
+            ) from error
+        # connect() would spend a round trip on SET NAMES alone.
+        raw.set_character_set = lambda *_: None
+        try:
+            with _bounded(raw, deadline):
+                raw.connect(sock)
+        finally:
+            del raw.set_character_set
+        self._poll = select.poll()
+        self._poll.register(raw._sock, select.POLLIN)
+        if not self.write(self._setup()):
+            self.close()
+            raise OperationalError(CR.CR_SERVER_LOST, "Could not set up the session")
+        if not self.read_answers(deadline):
+            self.close()
+            raise OperationalError(
+                CR.CR_SERVER_LOST, "Lost connection to MySQL server (timed out)"
+            )
+
+    def _setup(self) -> list[tuple[int, bytes]]:
+        """The commands that give a fresh session the settings of this pool."""
+        config, raw = self.config, self.raw
+        names = f"SET NAMES {raw.charset}"
+        if raw.collation:
+            names += f" COLLATE {raw.collation}"
+        names += f", autocommit = {int(config.autocommit)}"
+        if config.sql_mode is not None:
+            names += f", sql_mode = {raw.escape(config.sql_mode)}"
+        statements = [names, *config.setsession]
+        if config.init_command:
+            statements.insert(1, config.init_command)
+        return [(COMMAND.COM_QUERY, text.encode(raw.encoding)) for text in statements]
+
+    def write(self, commands: Sequence[tuple[int, bytes]]) -> bool:
+        """Send commands in one piece, without waiting for room or for answers.
+
+        False if the network would not take them at once; the connection is then
+        of no further use.
+        """
+        raw = self.raw
+        data = b"".join(
+            struct.pack("<iB", len(payload) + 1, command) + payload
+            for command, payload in commands
+        )
+        try:
+            raw._sock.settimeout(0.0)
+            raw._current_timeout = 0.0
+            complete = bool(raw._sock.send(data) == len(data))
+        except OSError:
+            return False
+        self._unanswered += len(commands)
+        return complete
+
+    def read_answers(self, deadline: float) -> bool:
+        """Read the answers to what :meth:`write` sent.
+
+        False if the server has not begun to answer by the deadline: the connection
+        is then as it was. Raises what the server, or the lack of it, raises.
+        """
+        if not self._unanswered:
+            return True
+        patience = max(deadline - time.monotonic(), 0.0)
+        if not self._poll.poll(patience * 1000):
+            return False
+        raw = self.raw
+        with _bounded(raw, deadline):
+            while self._unanswered:
+                raw._next_seq_id = 1
+                raw._read_query_result()
+                while raw._result.has_next:
+                    raw.next_result()
+                self._unanswered -= 1
+        raw._result = None
+        return True
+
+    def is_alive(self) -> bool:
+        """Whether the server still holds its end open; costs no round trip.
+
+        A server says nothing unasked, so an idle connection with something to read
+        has been closed, killed, timed out, or is out of step.
+        """
+        return self.raw._sock is not None and not self._poll.poll(0)
+
+    def about_to_execute(self, statement: bytes) -> None:
+        """Remember what this statement leaves behind in the session."""
+        self._finish_stream()
+        self.dirt |= END_TRANSACTION
+
+    def about_to(self, command: str) -> None:
+        """Remember what this method of PyMySQL leaves behind in the session."""
+        if command != "next_result":
+            self._finish_stream()
+        if command == "begin":
+            self.dirt |= END_TRANSACTION
+
+    def _finish_stream(self) -> None:
+        """Read the rows that nobody wanted: they stand before the next reply."""
+        result = self.raw._result
+        if result is not None and result.unbuffered_active:
+            result._finish_unbuffered_query()
+
+    def failed(self, error: BaseException) -> None:
+        """Judge an error that came out of the driver.
+
+        An error that the server reported leaves the two in step. Anything else (a
+        timeout, an interrupt, a reply that could not be decoded) may have left
+        half a reply unread, and then there is no way back.
+        """
+        code = error.args[0] if error.args else None
+        if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
+            return
+        self.lost = error
+        self.abandon()
+
+    @property
+    def is_disconnected(self) -> bool:
+        """Whether the server went away, rather than we lost patience with it."""
+        error = self.lost
+        return (
+            isinstance(error, OperationalError)
+            and error.args[0] in LOST
+            and not isinstance(error.__context__, TimeoutError)
+        )
+
+    def transaction_ended(self) -> None:
+        """Note a COMMIT or ROLLBACK that succeeded."""
+        if not self.raw.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
+            self.dirt &= ~END_TRANSACTION
+
+    def reset_session(self) -> bool:
+        """Make the session fit for the next borrower, without waiting.
+
+        False if that is not certain to succeed; it must then be discarded.
+        """
+        raw = self.raw
+        result = raw._result
+        if result is not None:
+            if result.unbuffered_active or result.has_next:
+                return False
+            raw._result = None
+        in_transaction = raw.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        autocommit = raw.server_status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
+        dirt, self.dirt = self.dirt, 0
+        if in_transaction or (dirt & END_TRANSACTION and not autocommit):
+            return self.write([(COMMAND.COM_QUERY, b"ROLLBACK")])
+        return True
+
+    def _close(self) -> None:
+        """Say goodbye, without waiting, and close. SteadyDB's close() calls this."""
+        if self.pid == getpid() and self.raw._sock is not None:
+            self.write([(COMMAND.COM_QUIT, b"")])
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close this process's end of the socket without a word to the server."""
+        result = self.raw._result
+        if result is not None:
+            # Otherwise its finalizer would go on reading.
+            result.unbuffered_active = False
+        self.raw._force_close()
+        self._closed = True
+
+    def interrupt(self) -> None:
+        """End the connection under the thread that is reading from it."""
+        with suppress(OSError):
+            self.raw._sock.shutdown(socket.SHUT_RDWR)
+
+    def __del__(self) -> None:
+        """Do nothing: a finalizer may run in a forked child, or under the lock.
+
+        PyMySQL's own closes the descriptor.
+        """
+
+
+def _dial(raw: Any, deadline: float) -> socket.socket:
+    """Open the socket: all addresses of the name are tried within the deadline."""
+    if raw.unix_socket:
+        raw.host_info, raw._secure = "Localhost via UNIX socket", True
+        return _connected(
+            socket.AF_UNIX,
+            socket.SOCK_STREAM,
+            0,
+            raw.unix_socket,
+            None,
+            _left(deadline),
+        )
+    source = (raw.bind_address, 0) if raw.bind_address is not None else None
+    addresses = socket.getaddrinfo(raw.host, raw.port, type=socket.SOCK_STREAM)
+    raw.host_info = f"socket {raw.host}:{raw.port}"
+    failure: OSError | None = None
+    for index, (family, kind, protocol, _, address) in enumerate(addresses):
+        share = _left(deadline) / (len(addresses) - index)
+        try:
+            sock = _connected(family, kind, protocol, address, source, share)
+        except OSError as error:
+            failure = error
+            continue
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return sock
+    raise failure or OSError(f"no address for {raw.host!r}")
+
+
+def _connected(
+    family: int, kind: int, protocol: int, address: Any, source: Any, timeout: float
+) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.settimeout(timeout)
+        if source is not None:
+            sock.bind(source)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,258 @@
+""":class:`MySQLPool`: where Flask's contexts meet the pools.
+
+A connection lives in ``flask.g``, under the request context that asked for it. Up to
+Flask 3.1 one application context, and so one ``g``, can serve several requests: those
+of a test client inside a pushed context, or those that follow an abandoned stream on
+the same thread. Each must get, and give back, a connection of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import flask.globals
+from flask import Flask, current_app, g
+from werkzeug.exceptions import ServiceUnavailable
+
+from . import cli
+from .config import AppConfig
+from .errors import ConfigError, PoolFull, PoolTimeout
+from .handle import PooledConnection
+from .pool import Pool
+from .stats import PoolStats
+
+log = logging.getLogger(__name__)
+
+#: Under this key in ``app.extensions``: ``{MySQLPool: its state for the app}``.
+KEY = "mysqlpool"
+
+#: What a client that was refused for lack of connections is told to wait.
+RETRY_AFTER = 1  # second
+
+_Held = dict[str, PooledConnection]
+
+
+class MySQLPool:
+    """The extension object. It holds nothing that belongs to one app.
+
+    ``MySQLPool(app)``, or ``MySQLPool()`` and later ``init_app(app)``, as often as
+    there are apps.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Read the ``MYSQLPOOL_*`` settings of ``app.config``; connect to nothing yet.
+
+        Raises :exc:`~flask_mysqlpool.errors.ConfigError`, which lists every fault of
+        the settings, and :exc:`RuntimeError` the second time for one app.
+        """
+        states = app.extensions.setdefault(KEY, {})
+        if self in states:
+            raise RuntimeError(
+                f"init_app() was called twice for the app {app.name!r}; call it once,"
+                " or not at all after MySQLPool(app)"
+            )
+        config = AppConfig.from_mapping(app.config, name=app.name)
+        state = states[self] = _State(config)
+        app.teardown_request(state.release_request)
+        app.teardown_appcontext(state.release_all)
+        if len(states) > 1:
+            return
+        if config.handle_errors:
+            app.register_error_handler(PoolTimeout, _unavailable)
+            app.register_error_handler(PoolFull, _unavailable)
+        if config.cli is not None:
+            app.cli.add_command(cli.create_group(config.cli))
+
+    def _state(self) -> _State:
+        states = _states()
+        if self not in states:
+            raise RuntimeError(
+                f"this MySQLPool does not know the app {current_app.name!r}; call"
+                " init_app(app) when the app is created"
+            )
+        return states[self]
+
+    def get_db(self, bind: str = "default") -> PooledConnection:
+        """The connection of this request, checked out when it is first asked for.
+
+        The same one all through a request; outside of requests, all through an
+        application context. It is returned by itself at the end. What is not
+        committed by then is rolled back.
+
+        Raises what :meth:`Pool.connection() <flask_mysqlpool.Pool.connection>` raises,
+        and :exc:`RuntimeError` without an application context.
+        """
+        return self._state().get_db(bind)
+
+    def close_db(self, bind: str | None = None) -> None:
+        """Return the connection of this request early, or those of all binds."""
+        self._state().close_db(bind)
+
+    def connection(
+        self, bind: str = "default", timeout: float | None = None
+    ) -> PooledConnection:
+        """A connection of one's own, for ``with``; it has nothing to do with ``g``.
+
+        For threads, generators and jobs. ``timeout`` is in seconds, by default the
+        setting ``TIMEOUT``.
+        """
+        return self.pool(bind).connection(timeout=timeout)
+
+    def pool(self, bind: str = "default") -> Pool:
+        """The pool of the current app for this bind."""
+        return self._state().pool(bind)
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """All pools of the current app, by the names of their binds."""
+        state = self._state()
+        return {bind: state.pool(bind) for bind in state.config.pools}
+
+    def stats(self, bind: str = "default") -> PoolStats:
+        """What this process's pool looks like now."""
+        return self.pool(bind).stats()
+
+    def reset(self, bind: str | None = None) -> None:
+        """Replace this process's connections: idle ones now, others as they return."""
+        for pool in self._chosen(bind):
+            pool.reset()
+
+    def close_pool(self, bind: str | None = None) -> None:
+        """Close this process's connections. The next checkout opens a pool anew."""
+        state = self._state()
+        for pool in self._chosen(bind):
+            state.forget(pool)
+            pool.close()
+
+    def _chosen(self, bind: str | None) -> list[Pool]:
+        return list(self.pools.values()) if bind is None else [self.pool(bind)]
+
+
+class _State:
+    """What one :class:`MySQLPool` has for one app."""
+
+    def __init__(self, config: AppConfig) -> None:
+        self.config = config
+        self._pools: dict[str, Pool] = {}
+
+    def pool(self, bind: str) -> Pool:
+        pool = self._pools.get(bind)
+        if pool is None:
+            try:
+                config = self.config.pools[bind]
+            except KeyError:
+                known = ", ".join(map(repr, self.config.pools))
+                message = f"no bind is called {bind!r}; configured: {known}"
+                raise ConfigError([message]) from None
+            # A pool that has opened nothing costs nothing, so whoever comes second
+            # here throws his away.
+            pool = self._pools.setdefault(bind, Pool(config))
+        return pool
+
+    def forget(self, pool: Pool) -> None:
+        for bind, known in tuple(self._pools.items()):
+            if known is pool:
+                del self._pools[bind]
+
+    def get_db(self, bind: str) -> PooledConnection:
+        held = self._all_held().setdefault(_request_context(), {})
+        connection = held.get(bind)
+        if connection is None or connection.returned:
+            connection = held[bind] = self.pool(bind).connection()
+        return connection
+
+    def close_db(self, bind: str | None) -> None:
+        held = self._all_held().get(_request_context(), {})
+        for name in [bind] if bind is not None else list(held):
+            if name in held:
+                held.pop(name).close()
+
+    def _all_held(self) -> dict[Any, _Held]:
+        """The connections in ``g``, by request context and bind."""
+        by_state: dict[_State, dict[Any, _Held]] = g.setdefault("_mysqlpool", {})
+        return by_state.setdefault(self, {})
+
+    def release_request(self, error: BaseException | None = None) -> None:
+        """Return what the request that ends has taken. Never raises."""
+        _release(self._all_held().pop(_request_context(), {}))
+
+    def release_all(self, error: BaseException | None = None) -> None:
+        """Return what is left at the end of the application context. Never raises."""
+        all_held = self._all_held()
+        while all_held:
+            _release(all_held.popitem()[1])
+
+
+def _release(held: _Held) -> None:
+    for connection in held.values():
+        try:
+            connection.close()
+        except Exception as error:
+            log.warning("a connection was discarded instead of returned: %s", error)
+
+
+def _request_context() -> Any:
+    """The key of the current request; None outside of one.
+
+    From Flask 3.2 on every request has an application context, and a ``g``, to itself.
+    """
+    context = vars(flask.globals).get("request_ctx")
+    return context._get_current_object() if context else None
+
+
+def _states() -> dict[MySQLPool, _State]:
+    if not current_app:
+        raise RuntimeError(
+            "the connection pool belongs to an app, and none is active here; work"
+            " inside a view or a command, or use 'with app.app_context():'"
+        )
+    states: dict[MySQLPool, _State] = current_app.extensions.get(KEY, {})
+    if not states:
+        raise RuntimeError(
+            f"the app {current_app.name!r} has no connection pool; create one with"
+            " MySQLPool(app), or call init_app(app) of the one that you have"
+        )
+    return states
+
+
+def _only_extension() -> MySQLPool:
+    extensions = list(_states())
+    if len(extensions) > 1:
+        raise RuntimeError(
+            f"the app {current_app.name!r} has {len(extensions)} MySQLPool objects;"
+            " call get_db() and close_db() of the one that you mean"
+        )
+    return extensions[0]
+
+
+def get_db(bind: str = "default") -> PooledConnection:
+    """:meth:`MySQLPool.get_db` of the current app's only :class:`MySQLPool`."""
+    return _only_extension().get_db(bind)
+
+
+def close_db(bind: str | None = None) -> None:
+    """:meth:`MySQLPool.close_db` of the current app's only :class:`MySQLPool`."""
+    _only_extension().close_db(bind)
+
+
+def _unavailable(error: PoolTimeout | PoolFull) -> Any:
+    """Answer 503, unless the app handles a more general error by itself."""
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    handlers = app.error_handler_spec[None][None]
+    for parent in _ancestors(type(error)):
+        if parent in handlers:
+            return app.ensure_sync(handlers[parent])(error)
+    app.logger.error("%s", error)
+    return app.handle_http_exception(ServiceUnavailable(retry_after=RETRY_AFTER))
+
+
+def _ancestors(cls: type[BaseException]) -> Iterator[type[BaseException]]:
+    for parent in cls.__mro__:
+        if parent not in (PoolTimeout, PoolFull) and issubclass(parent, BaseException):
+            yield parent

@@ -1,0 +1,108 @@
+"""What the server itself says: its version, its limits and who is connected.
+
+Asked over a connection of its own, so it needs nothing from any pool. Without further
+privileges a MySQL user sees, and may end, just its own threads; that is enough here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pymysql.constants import ER
+from pymysql.cursors import Cursor
+from pymysql.err import MySQLError
+
+from .config import PoolConfig
+from .connection import Connector, PhysicalConnection
+
+
+@dataclass(frozen=True)
+class Thread:
+    """One connection, as the server sees it."""
+
+    thread_id: int
+    user: str
+    #: Where it comes from: ``address:port``, or ``localhost`` for a socket.
+    client: str
+    database: str | None
+    #: What it is doing; ``Sleep`` between two statements.
+    command: str
+    #: Seconds that it has been doing so.
+    seconds: int
+    statement: str | None
+
+    @property
+    def sleeps(self) -> bool:
+        return self.command == "Sleep"
+
+
+@dataclass(frozen=True)
+class ServerReport:
+    """The server at one instant."""
+
+    version: str
+    max_connections: int
+    #: Connections of all clients together.
+    connected: int
+    #: Those of this user to this database, without the one that asked.
+    threads: tuple[Thread, ...]
+
+
+class Server:
+    """Asks one server over one connection; make it with :func:`connect_to`."""
+
+    def __init__(self, config: PoolConfig, connection: PhysicalConnection) -> None:
+        self._config = config
+        self._raw = connection.raw
+
+    def _rows(self, statement: str) -> tuple[tuple[Any, ...], ...]:
+        with self._raw.cursor(Cursor) as cursor:
+            cursor.execute(statement)
+            return tuple(cursor.fetchall())
+
+    def report(self) -> ServerReport:
+        """Ask for everything, in three statements."""
+        [(version, limit)] = self._rows("SELECT VERSION(), @@max_connections")
+        [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
+        return ServerReport(version, limit, int(connected), tuple(self._threads()))
+
+    def _threads(self) -> Iterator[Thread]:
+        for row in self._rows("SHOW FULL PROCESSLIST"):
+            number, user, client, database, command, seconds, _, statement = row[:8]
+            thread = Thread(number, user, client, database, command, seconds, statement)
+            if thread.thread_id != self._raw.thread_id() and self._is_ours(thread):
+                yield thread
+
+    def _is_ours(self, thread: Thread) -> bool:
+        config = self._config
+        return (thread.user, thread.database) == (config.user, config.database)
+
+    def kill(self, threads: Iterable[Thread]) -> int:
+        """End these connections; how many there still were to end."""
+        return sum(self._killed(thread) for thread in threads)
+
+    def _killed(self, thread: Thread) -> bool:
+        try:
+            self._rows(f"KILL {thread.thread_id:d}")
+        except MySQLError as error:
+            if error.args[0] != ER.NO_SUCH_THREAD:
+                raise
+            return False
+        return True
+
+
+@contextmanager
+def connect_to(config: PoolConfig) -> Iterator[Server]:
+    """A :class:`Server` for a ``with`` block.
+
+    Raises what connecting raises, within ``CONNECT_TIMEOUT``.
+    """
+    connection = Connector(config).connect(time.monotonic() + config.connect_timeout)
+    try:
+        yield Server(config, connection)
+    finally:
+        connection.close()

@@ -1,0 +1,108 @@
+"""What all tests share: one throw-away server, and pools that are closed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import pymysql
+import pytest
+from flask import Flask
+
+from flask_mysqlpool import MySQLPool, Pool, PoolConfig
+from flask_mysqlpool.testing import FaultProxy, LocalServer
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[LocalServer]:
+    with LocalServer() as server:
+        yield server
+
+
+@pytest.fixture
+def root(server: LocalServer) -> Iterator[pymysql.Connection[Any]]:
+    """A connection outside of every pool, to watch and to disturb."""
+    connection = server.connect(database="test")
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def sql(root: pymysql.Connection[Any]) -> Callable[..., tuple[tuple[Any, ...], ...]]:
+    def run(statement: str, *args: object) -> tuple[tuple[Any, ...], ...]:
+        with root.cursor() as cursor:
+            cursor.execute(statement, args or None)
+            return tuple(cursor.fetchall())
+
+    return run
+
+
+@pytest.fixture
+def table(sql: Callable[..., Any]) -> str:
+    """An empty table ``t`` with one column ``a``."""
+    sql("DROP TABLE IF EXISTS t")
+    sql("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, a INT)")
+    return "t"
+
+
+class MakePool(Protocol):
+    def __call__(self, **settings: Any) -> Pool: ...
+
+
+@pytest.fixture
+def make_pool(server: LocalServer) -> Iterator[MakePool]:
+    pools = []
+
+    def make(**settings: Any) -> Pool:
+        pools.append(
+            Pool(PoolConfig.from_mapping({"URL": server.url, "TIMEOUT": 5, **settings}))
+        )
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def proxy(server: LocalServer) -> Iterator[FaultProxy]:
+    with FaultProxy(server.host, server.port) as proxy:
+        yield proxy
+
+
+class MakeApp(Protocol):
+    def __call__(self, **settings: Any) -> Flask: ...
+
+
+@pytest.fixture
+def make_app(server: LocalServer) -> Iterator[MakeApp]:
+    made = []
+
+    def make(**settings: Any) -> Flask:
+        app = Flask("shop")
+        settings = {"URL": server.url, "TIMEOUT": 5, **settings}
+        app.config.from_mapping({f"MYSQLPOOL_{k}": v for k, v in settings.items()})
+        app.config["TESTING"] = True
+        made.append((app, MySQLPool(app)))
+        return app
+
+    yield make
+    for app, db in made:
+        with app.app_context():
+            db.close_pool()
+
+
+@pytest.fixture
+def app(make_app: MakeApp) -> Flask:
+    """For pytest-flask: ``client`` and the pushed context belong to this app."""
+    return make_app()
+
+
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for what another process does and nobody announces."""
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)

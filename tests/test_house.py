@@ -1,0 +1,94 @@
+"""Who may import whom, as the design says, read from the imports themselves."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import flask_mysqlpool
+
+PACKAGE = Path(flask_mysqlpool.__file__).parent
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "stats": set(),
+    "housekeeper": set(),
+    "waiters": {"errors"},
+    "convert": set(),
+    "config": {"errors", "convert"},
+    "connection": {"errors", "config"},
+    "handle": {"errors", "config", "connection"},
+    "pool": {
+        "errors",
+        "config",
+        "stats",
+        "waiters",
+        "connection",
+        "handle",
+        "housekeeper",
+    },
+    "server": {"config", "connection"},
+    "cli": {"stats", "server", "config"},
+    "extension": {
+        "errors",
+        "config",
+        "stats",
+        "waiters",
+        "connection",
+        "handle",
+        "pool",
+        "server",
+        "cli",
+    },
+}
+WITHOUT_FLASK = set(MAY_IMPORT) - {"extension", "cli"}
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    """The rooms of ours, and the packages of others, that a module imports."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            ours |= {node.module} if node.module else {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            others.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+    return {name.split(".")[0] for name in ours}, others
+
+
+def test_every_module_has_its_room_in_the_table() -> None:
+    rooms = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+
+    assert rooms == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_a_module_imports_only_what_its_room_allows(module: str) -> None:
+    ours, others = imports(module)
+
+    assert ours <= MAY_IMPORT[module]
+    if module in WITHOUT_FLASK:
+        assert "flask" not in others
+
+
+@pytest.mark.parametrize(
+    ("package", "modules"),
+    [
+        ("dbutils", {"errors", "connection", "pool"}),
+        (
+            "pymysql",
+            {"errors", "connection", "handle", "config", "convert", "server", "cli"},
+        ),
+    ],
+)
+def test_what_knows_the_drivers(package: str, modules: set[str]) -> None:
+    knows = {module for module in MAY_IMPORT if package in imports(module)[1]}
+
+    assert knows <= modules
+
+
+def test_nothing_imports_the_test_tools() -> None:
+    assert not any("testing" in imports(module)[0] for module in MAY_IMPORT)
