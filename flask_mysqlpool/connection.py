@@ -309,7 +309,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         code = error.args[0] if error.args else None
         if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
             return
-        self.lost = error
+        if self.lost is None:
+            self.lost = error
         self.abandon()
 
     @property

@@ -210,7 +210,8 @@ def _states() -> dict[MySQLPool, _State]:
     if not current_app:
         raise RuntimeError(
             "the connection pool belongs to an app, and none is active here; work"
-            " inside a view or a command, or use 'with app.app_context():'"
+            " inside a view, or a command with @with_appcontext, or use"
+            " 'with app.app_context():'"
         )
     states: dict[MySQLPool, _State] = current_app.extensions.get(KEY, {})
     if not states:

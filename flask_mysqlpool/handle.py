@@ -88,6 +88,12 @@ class PooledConnection(_Face):
             ) from con.lost
         return con
 
+    def _leave(self, con: PhysicalConnection) -> None:
+        con.guard.release()
+        if self._con is not con:
+            # It was returned in the middle of what is over now.
+            self._pool.cache(con)
+
     def _use_after_return(self) -> ConnectionReturned:
         return ConnectionReturned(
             f"this connection has been returned to the pool {self._pool.name!r};"
@@ -117,7 +123,7 @@ class PooledConnection(_Face):
             con.failed(error)
             raise
         finally:
-            con.guard.release()
+            self._leave(con)
 
     def query(self, sql: str | bytes, unbuffered: bool = False) -> int:
         """Execute one statement; cursors call this."""
@@ -132,7 +138,7 @@ class PooledConnection(_Face):
             con.failed(error)
             raise
         finally:
-            con.guard.release()
+            self._leave(con)
 
     def next_result(self, unbuffered: bool = False) -> int:
         return self._command("next_result", unbuffered)  # type: ignore[no-any-return]
@@ -200,6 +206,10 @@ class PooledConnection(_Face):
             return con.dbapi_connection.cursor(lambda _: bound(self))
         return bound(self)
 
+    def thread_id(self) -> int:
+        """The server's number for this connection, as in its process list."""
+        return self._peek().thread_id()  # type: ignore[no-any-return]
+
     def escape(self, obj: object, mapping: Any = None) -> str:
         return self._peek().escape(obj, mapping)  # type: ignore[no-any-return]
 
@@ -245,13 +255,21 @@ class PooledConnection(_Face):
         if con is None:
             return
         if not con.guard.acquire(False):
-            self._con = None
-            con.lost = error = ConnectionShared("returned in the middle of a statement")
-            con.interrupt()
-            self._pool.cache(con)
-            raise error
+            raise self._returned_in_use(con)
         con.guard.release()
         self._let_go(con)
+
+    def _returned_in_use(self, con: PhysicalConnection) -> ConnectionShared:
+        """End a connection that another thread is inside of; that one gives it back."""
+        error = ConnectionShared("returned in the middle of a statement")
+        con.lost = error
+        self._con = None
+        con.interrupt()
+        if con.guard.acquire(False):
+            # It has left, perhaps before it could see that it should.
+            con.guard.release()
+            self._pool.cache(con)
+        return error
 
     def _let_go(self, con: PhysicalConnection) -> None:
         """Give the physical connection back, once, whoever else is doing so."""
@@ -303,14 +321,15 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
     """The same for cursors that read rows as they are asked for."""
 
     def read_next(self) -> Any:
-        con = self.connection._enter_live()
+        handle = self.connection
+        con = handle._enter_live()
         try:
-            return super().read_next()  # type: ignore[misc]
+            return super().read_next()
         except BaseException as error:
             con.failed(error)
             raise
         finally:
-            con.guard.release()
+            handle._leave(con)
 
     def close(self) -> None:
         # PyMySQL reads on to the last row here. Rows that nobody reads cost the

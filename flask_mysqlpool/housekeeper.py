@@ -11,7 +11,7 @@ import threading
 from os import getpid
 from queue import Empty, SimpleQueue
 from typing import Protocol
-from weakref import ref
+from weakref import WeakSet, ref
 
 #: Seconds between two rounds.
 INTERVAL = 1.0
@@ -48,22 +48,24 @@ class Housekeeper:
         self._mail.put(None)
 
     def _run(self, mail: SimpleQueue[ref[Kept] | None]) -> None:
-        pools: set[ref[Kept]] = set()
+        pools: WeakSet[Kept] = WeakSet()
         while True:
             try:
-                pool = mail.get(timeout=INTERVAL if pools else None)
+                mentioned = mail.get(timeout=INTERVAL if pools else None)
             except Empty:
-                pool = None
+                mentioned = None
+            pool = mentioned and mentioned()
             if pool is not None:
                 pools.add(pool)
-            pools = {pool for pool in pools if _make_round(pool)}
+            for pool in tuple(pools):
+                if not _has_more_to_do(pool):
+                    pools.discard(pool)
+            # The thread must not be what keeps a pool alive while it sleeps.
+            del pool
 
 
-def _make_round(watched: ref[Kept]) -> bool:
-    """Whether the pool is still there and has more to do later."""
-    pool = watched()
-    if pool is None:
-        return False
+def _has_more_to_do(pool: Kept) -> bool:
+    """Let the pool do what is due."""
     try:
         return pool.housekeep()
     except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -83,13 +84,15 @@ def make_app(server: LocalServer) -> Iterator[MakeApp]:
         settings = {"URL": server.url, "TIMEOUT": 5, **settings}
         app.config.from_mapping({f"MYSQLPOOL_{k}": v for k, v in settings.items()})
         app.config["TESTING"] = True
-        made.append((app, MySQLPool(app)))
+        MySQLPool(app)
+        made.append(app)
         return app
 
     yield make
-    for app, db in made:
-        with app.app_context():
-            db.close_pool()
+    for app in made:
+        for state in app.extensions["mysqlpool"].values():
+            for pool in state._pools.values():
+                pool.close()
 
 
 @pytest.fixture
@@ -100,8 +103,6 @@ def app(make_app: MakeApp) -> Flask:
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait for what another process does and nobody announces."""
-    import time
-
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

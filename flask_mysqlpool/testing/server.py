@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from glob import glob
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -199,6 +200,7 @@ class LocalServer:
     def pause(self) -> None:
         """Stop the process from running: it hangs, its sockets stay open."""
         self._owner().signal(signal.SIGSTOP)
+        _until(lambda: _is_stopped(self.pid), 10)
 
     def resume(self) -> None:
         """Let it run again after :meth:`pause`."""
@@ -325,6 +327,13 @@ def _publish(data: Path, cached: Path) -> None:
         # A server makes itself a new identity; the copies must not share one.
         (draft / "auto.cnf").unlink(missing_ok=True)
         draft.rename(cached)
+
+
+def _is_stopped(pid: int | None) -> bool:
+    """Whether its threads stand still, which they do some time after the signal."""
+    threads = glob(f"/proc/{pid}/task/*/stat")
+    states = {Path(thread).read_text().rpartition(") ")[2][0] for thread in threads}
+    return states <= {"T"}
 
 
 def _free_port() -> int:

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from example_app import create_app
+from example_app.database import db, init_db
+from flask_mysqlpool.testing import LocalServer
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+CURL = {"Accept": "*/*"}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[LocalServer]:
+    with LocalServer(database="people") as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the settings of whoever runs the tests."""
+    for name in [name for name in os.environ if name.startswith("FLASK_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def bare_app(server: LocalServer) -> Iterator[Flask]:
+    """The app on a database without the table."""
+    with server.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS people.person")
+    app = create_app({"MYSQLPOOL_URL": server.url, "TESTING": True})
+    yield app
+    with app.app_context():
+        db.close_pool()
+
+
+@pytest.fixture
+def app(bare_app: Flask) -> Flask:
+    with bare_app.app_context():
+        init_db()
+    return bare_app
+
+
+class Browser:
+    """A client that asks for pages, and sends forms as the pages have them."""
+
+    def __init__(self, client: FlaskClient) -> None:
+        self.client = client
+
+    def get(self, path: str) -> TestResponse:
+        return self.client.get(path, headers=BROWSER)
+
+    def send(self, page: str, action: str, **fields: str) -> TestResponse:
+        """Send a form of the page, and follow where that leads."""
+        text = self.get(page).text
+        assert f'action="{action}"' in text
+        [token, *_] = re.findall(r'name="csrf_token" value="([^"]+)"', text)
+        data = {"csrf_token": token, **fields}
+        return self.client.post(
+            action, data=data, headers=BROWSER, follow_redirects=True
+        )
+
+
+@pytest.fixture
+def browser(client: FlaskClient) -> Browser:
+    return Browser(client)
