@@ -54,7 +54,7 @@ class Housekeeper:
                 mentioned = mail.get(timeout=INTERVAL if pools else None)
             except Empty:
                 mentioned = None
-            pool = mentioned and mentioned()
+            pool = mentioned() if mentioned is not None else None
             if pool is not None:
                 pools.add(pool)
             for pool in tuple(pools):

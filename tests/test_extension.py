@@ -185,7 +185,7 @@ def test_a_stream_takes_a_connection_and_gives_it_back(make_app: MakeApp) -> Non
             [[row]] = fetch(get_db(), f"SELECT {number}")
             yield str(row)
 
-    client = add_view(app, lambda: stream_with_context(rows()))  # type: ignore[arg-type]
+    client = add_view(app, lambda: stream_with_context(rows()))
 
     assert client.get("/").text == "012"
     assert in_use(app) == 0
@@ -300,7 +300,7 @@ def test_an_exhausted_pool_is_a_503_that_is_logged(
     app = make_app(MAX_SIZE=1, TIMEOUT=0.05)
     client = add_view(app, lambda: str(fetch(get_db())))
     with app.app_context():
-        with database(app).connection():
+        with database(app).connection(timeout=5):
             answer = client.get("/")
 
     assert answer.status_code == 503

@@ -17,6 +17,7 @@ from conftest import until
 from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 
 import flask_mysqlpool.pool
+import flask_mysqlpool.waiters
 from flask_mysqlpool import PoolClosed, PooledConnection, PoolFull, PoolTimeout
 from flask_mysqlpool.testing.fake import FakePool
 
@@ -449,7 +450,7 @@ def test_a_disconnect_under_one_connection_replaces_all_older_ones() -> None:
     idle, broken = pool.connection(), pool.connection()
     idle.close()
     broken._con.lost = DOWN  # type: ignore[union-attr]
-    broken._con.is_disconnected = True  # type: ignore[union-attr]
+    broken._con.is_disconnected = True  # type: ignore[union-attr, misc]
     broken.close()
 
     with pool.connection() as connection:
@@ -494,7 +495,7 @@ def test_an_interrupted_wait_leaves_nobody_in_line(
         held.close()  # it is being served at this very moment
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(flask_mysqlpool.pool.Waiter, "wait", interrupt)
+    monkeypatch.setattr(flask_mysqlpool.waiters.Waiter, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pool.connection()
 
