@@ -24,6 +24,7 @@ from pymysql.constants import COMMAND, CR, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .config import PoolConfig
+from .residue import DATABASE, INDELIBLE, NONE, SESSION, TRANSACTION, residue
 
 #: The DB-API module that the pool is built on.
 DRIVER = pymysql
@@ -31,8 +32,22 @@ DRIVER = pymysql
 #: Error numbers after which the server has closed the connection, or will.
 LOST = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2045, 2055, 4031})
 
-# What a session needs before it can be handed to somebody else.
-END_TRANSACTION = 1
+#: Error numbers of a server that has become a replica: ours should move on.
+READ_ONLY = frozenset({1290, 1792, 1836})
+
+#: Not in PyMySQL: makes the session as good as new, at the price of a round trip.
+COM_RESET_CONNECTION = 0x1F
+
+_ROLLBACK = ((COMMAND.COM_QUERY, b"ROLLBACK"),)
+
+#: What the methods of PyMySQL that talk to the server leave behind.
+_RESIDUE_OF = {
+    "begin": TRANSACTION,
+    "select_db": SESSION | DATABASE,
+    "autocommit": SESSION,
+    "set_character_set": SESSION,
+    "set_charset": SESSION,
+}
 
 
 class _NeverRaised(Exception):
@@ -80,6 +95,14 @@ def _bounded(raw: Any, deadline: float) -> Iterator[None]:
         del raw._read_bytes
         raw._write_timeout = write_timeout
         raw._current_timeout = -1.0
+
+
+def _may_be_in_transaction(status: int) -> bool:
+    """Judge by the server's last OK; with autocommit off, a SELECT gives none."""
+    return bool(
+        status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        or not status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
+    )
 
 
 def _left(deadline: float) -> float:
@@ -173,8 +196,10 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.guard = threading.Lock()
         #: The error that ended the session, once one has.
         self.lost: BaseException | None = None
-        #: What must be done before somebody else may have it.
-        self.dirt = 0
+        #: What its borrower may have left in the session.
+        self.residue = NONE
+        #: Whether it should go when it comes back, although it works.
+        self.retired = False
         #: Times in `time.monotonic()` seconds.
         self.opened = self.since = time.monotonic()
         self.expires = float("inf")
@@ -182,7 +207,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         #: How often it was handed out, and the thread that has it now.
         self.uses = 0
         self.holder = 0
-        self._unanswered = 0
+        #: Commands that were sent and whose answers were not read yet.
+        self.unanswered = 0
         super().__init__(pymysql, failures=(_NeverRaised,), ping=0, **arguments)
         # Tracing wraps what pymysql.connect returns in a transparent proxy; it
         # gets to make the cursors, and the protocol is spoken on the real thing.
@@ -208,16 +234,12 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             del raw.set_character_set
         self._poll = select.poll()
         self._poll.register(raw._sock, select.POLLIN)
-        if not self.write(self._setup()):
-            self.close()
-            raise OperationalError(CR.CR_SERVER_LOST, "Could not set up the session")
-        if not self.read_answers(deadline):
-            self.close()
-            raise OperationalError(
-                CR.CR_SERVER_LOST, "Lost connection to MySQL server (timed out)"
-            )
+        self._setup = self._commands_for_setup()
+        self._charset = raw.charset, raw.encoding, raw.collation
+        self.write(self._setup)
+        self.read_answers(deadline)
 
-    def _setup(self) -> list[tuple[int, bytes]]:
+    def _commands_for_setup(self) -> list[tuple[int, bytes]]:
         """The commands that give a fresh session the settings of this pool."""
         config, raw = self.config, self.raw
         names = f"SET NAMES {raw.charset}"
@@ -246,32 +268,35 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             raw._sock.settimeout(0.0)
             raw._current_timeout = 0.0
             complete = bool(raw._sock.send(data) == len(data))
-        except OSError:
+        except OSError as error:
+            self.failed(error)
             return False
-        self._unanswered += len(commands)
+        self.unanswered += len(commands)
         return complete
 
-    def read_answers(self, deadline: float) -> bool:
+    def read_answers(self, deadline: float) -> None:
         """Read the answers to what :meth:`write` sent.
 
-        False if the server has not begun to answer by the deadline: the connection
-        is then as it was. Raises what the server, or the lack of it, raises.
+        Raises what the server answers; a 2013 if it has not done so by the deadline.
         """
-        if not self._unanswered:
-            return True
-        patience = max(deadline - time.monotonic(), 0.0)
-        if not self._poll.poll(patience * 1000):
-            return False
         raw = self.raw
-        with _bounded(raw, deadline):
-            while self._unanswered:
-                raw._next_seq_id = 1
-                raw._read_query_result()
-                while raw._result.has_next:
-                    raw.next_result()
-                self._unanswered -= 1
+        patience = max(deadline - time.monotonic(), 0.0)
+        try:
+            if not self._poll.poll(patience * 1000):
+                raise OperationalError(
+                    CR.CR_SERVER_LOST, "Lost connection to MySQL server (no answer)"
+                )
+            with _bounded(raw, deadline):
+                while self.unanswered:
+                    raw._next_seq_id = 1
+                    raw._read_query_result()
+                    while raw._result.has_next:
+                        raw.next_result()
+                    self.unanswered -= 1
+        except MySQLError as error:
+            self.failed(error)
+            raise
         raw._result = None
-        return True
 
     def is_alive(self) -> bool:
         """Whether the server still holds its end open; costs no round trip.
@@ -284,14 +309,13 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
     def about_to_execute(self, statement: bytes) -> None:
         """Remember what this statement leaves behind in the session."""
         self._finish_stream()
-        self.dirt |= END_TRANSACTION
+        self.residue |= residue(statement)
 
     def about_to(self, command: str) -> None:
         """Remember what this method of PyMySQL leaves behind in the session."""
         if command != "next_result":
             self._finish_stream()
-        if command == "begin":
-            self.dirt |= END_TRANSACTION
+        self.residue |= _RESIDUE_OF.get(command, NONE)
 
     def _finish_stream(self) -> None:
         """Read the rows that nobody wanted: they stand before the next reply."""
@@ -308,6 +332,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         """
         code = error.args[0] if error.args else None
         if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
+            self.retired = self.retired or code in READ_ONLY
             return
         if self.lost is None:
             self.lost = error
@@ -317,16 +342,23 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
     def is_disconnected(self) -> bool:
         """Whether the server went away, rather than we lost patience with it."""
         error = self.lost
-        return (
-            isinstance(error, OperationalError)
-            and error.args[0] in LOST
-            and not isinstance(error.__context__, TimeoutError)
-        )
+        if isinstance(error, OperationalError):
+            impatient = isinstance(error.__context__, TimeoutError)
+            return error.args[0] in LOST and not impatient
+        return isinstance(error, ConnectionError)
 
     def transaction_ended(self) -> None:
         """Note a COMMIT or ROLLBACK that succeeded."""
         if not self.raw.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
-            self.dirt &= ~END_TRANSACTION
+            self.residue &= ~TRANSACTION
+
+    def ping(self, deadline: float) -> None:
+        """Make the server answer, at the price of a round trip.
+
+        Raises a 2013 if it does not do so by the deadline.
+        """
+        self.write([(COMMAND.COM_PING, b"")])
+        self.read_answers(deadline)
 
     def reset_session(self) -> bool:
         """Make the session fit for the next borrower, without waiting.
@@ -339,12 +371,32 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             if result.unbuffered_active or result.has_next:
                 return False
             raw._result = None
-        in_transaction = raw.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
-        autocommit = raw.server_status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
-        dirt, self.dirt = self.dirt, 0
-        if in_transaction or (dirt & END_TRANSACTION and not autocommit):
-            return self.write([(COMMAND.COM_QUERY, b"ROLLBACK")])
+        left, self.residue = self.residue, NONE
+        policy = self.config.reset_session
+        if policy == "always":
+            left |= SESSION
+        elif policy == "transaction":
+            left &= TRANSACTION
+        if left & INDELIBLE:
+            return False
+        if left & (SESSION | DATABASE):
+            return self._start_over(change_database=bool(left & DATABASE))
+        if left and _may_be_in_transaction(raw.server_status):
+            return self.write(_ROLLBACK)
         return True
+
+    def _start_over(self, change_database: bool) -> bool:
+        """Reset all that the server forgets when told to, and set up what it forgot."""
+        raw = self.raw
+        raw.charset, raw.encoding, raw.collation = self._charset
+        commands = [(COM_RESET_CONNECTION, b""), *self._setup]
+        if change_database:
+            database = self.config.database
+            if database is None:
+                # There is no command to go back to having none.
+                return False
+            commands.insert(1, (COMMAND.COM_INIT_DB, database.encode(raw.encoding)))
+        return self.write(commands)
 
     def _close(self) -> None:
         """Say goodbye, without waiting, and close. SteadyDB's close() calls this."""

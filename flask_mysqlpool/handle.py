@@ -57,7 +57,8 @@ class PooledConnection(_Face):
         self._con: PhysicalConnection | None = con
         self._pool = pool
         self._returned = False
-        self.cursorclass = con.config.cursorclass
+        #: For :meth:`cursor`; as in PyMySQL it may be set, here for this handle only.
+        self.cursorclass: Any = None
 
     def _enter(self) -> PhysicalConnection:
         """Get into the connection, alone; leave by releasing its guard."""
@@ -130,6 +131,8 @@ class PooledConnection(_Face):
         if isinstance(sql, str):
             # Out here, what cannot be encoded does no harm to the connection.
             sql = sql.encode(self.encoding)
+        elif not isinstance(sql, bytes):
+            sql = bytes(sql)
         con = self._enter_live()
         try:
             con.about_to_execute(sql)
@@ -200,7 +203,7 @@ class PooledConnection(_Face):
     def cursor(self, cursor: type[Cursor] | None = None) -> Any:
         """A new cursor of the given class, by default that of ``CURSORCLASS``."""
         self._check_returned()
-        bound = _bound_cursor(cursor or self.cursorclass)
+        bound = _bound_cursor(cursor or self.cursorclass or self._peek().cursorclass)
         con = self._con
         if con is not None and con.traced:
             return con.dbapi_connection.cursor(lambda _: bound(self))
@@ -250,14 +253,20 @@ class PooledConnection(_Face):
         Raises :exc:`~flask_mysqlpool.errors.ConnectionShared` if another thread is in
         the middle of a statement on it; the connection is then discarded.
         """
-        con = self._con
         self._returned = True
-        if con is None:
-            return
+        con = self._con
+        if con is not None:
+            self._let_go(con)
+
+    def _let_go(self, con: PhysicalConnection) -> None:
+        """Give the physical connection back, once, whoever else is doing so."""
         if not con.guard.acquire(False):
             raise self._returned_in_use(con)
+        owned = self._con is con
+        self._con = None
         con.guard.release()
-        self._let_go(con)
+        if owned:
+            self._pool.cache(con)
 
     def _returned_in_use(self, con: PhysicalConnection) -> ConnectionShared:
         """End a connection that another thread is inside of; that one gives it back."""
@@ -270,13 +279,6 @@ class PooledConnection(_Face):
             con.guard.release()
             self._pool.cache(con)
         return error
-
-    def _let_go(self, con: PhysicalConnection) -> None:
-        """Give the physical connection back, once, whoever else is doing so."""
-        with con.guard:
-            owned, self._con = self._con is con, None
-        if owned:
-            self._pool.cache(con)
 
     def __enter__(self) -> PooledConnection:
         return self
@@ -292,7 +294,7 @@ class PooledConnection(_Face):
     def __del__(self) -> None:
         # Neither locks nor the network are allowed here: this may run at any
         # moment, in a thread that holds the pool's lock.
-        con = getattr(self, "_con", None)
+        con = self._con
         if con is not None and con.pid == getpid():
             message = f"{self!r} was never returned"
             self._con = None

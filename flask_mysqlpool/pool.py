@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import atexit
 import copy
+import logging
 import os
 import random
 import threading
 import time
 from collections import Counter, deque
 from os import getpid
+from threading import get_ident
 from weakref import WeakSet
 
 from dbutils.pooled_db import PooledDB
@@ -43,6 +45,7 @@ PATIENCE = 0.05
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 monotonic = time.monotonic
+log = logging.getLogger(__name__)
 
 #: What a fork or the end of the process has to be told to.
 _POOLS: WeakSet[Pool] = WeakSet()
@@ -139,7 +142,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         while True:
             with self._lock:
                 if self._idle_cache:
-                    con = self._lend(self._idle_cache.pop(), started)
+                    con = self._idle_cache.pop()
+                    self._in_use[con] = None
                     waiter = None
                 else:
                     waiter = self._stand_in_line(started, deadline, waiter)
@@ -147,12 +151,6 @@ class Pool(PooledDB):  # type: ignore[misc]
                 con = self._wait(waiter)
             if self._is_usable(con, started, deadline):
                 return con
-
-    def _lend(self, con: PhysicalConnection, now: float) -> PhysicalConnection:
-        """Enter a connection as handed out. [lock held]"""
-        con.since = now
-        self._in_use[con] = None
-        return con
 
     def _stand_in_line(
         self,
@@ -244,28 +242,46 @@ class Pool(PooledDB):  # type: ignore[misc]
         has not said that the session is clean.
         """
         try:
-            if con.generation != self._generation:
-                reason = "invalidated"
-            elif con.since >= con.expires:
-                reason = "expired"
-            elif not con.read_answers(deadline):
-                self._put_back(con)
-                raise self._timed_out(started)
-            elif con.is_alive():
-                con.uses += 1
-                con.holder = threading.get_ident()
-                return True
-            else:
-                reason = "dead"
-        except PoolTimeout:
-            raise
-        except Exception:
-            reason = "reset_failed"
+            fault = self._fault_of(con, started, deadline)
+        except Exception as error:
+            fault = "dead" if con.lost is not None else "reset_failed"
+            self._note_refusal(con, error)
         except BaseException:
-            self._discard(con, "dead")
+            self._discard(con, "reset_failed")
             raise
-        self._discard(con, reason)
-        return False
+        if fault is not None:
+            self._discard(con, fault)
+            return False
+        con.uses += 1
+        con.since = max(con.since, started)
+        con.holder = get_ident()
+        return True
+
+    def _fault_of(
+        self, con: PhysicalConnection, started: float, deadline: float
+    ) -> str | None:
+        """Why a connection that was idle cannot be handed out; None if it can.
+
+        Raises what reading the answers to the last reset, or to a ping, raises. A
+        server that is silent for half of the time that is left is given up, so that the
+        other half can serve to find out whether it still accepts a connection.
+        """
+        if con.generation != self._generation:
+            return "invalidated"
+        if started >= con.expires:
+            return "expired"
+        if con.unanswered:
+            con.read_answers(_half_way_to(deadline))
+        if not con.is_alive():
+            return "dead"
+        if started - con.since > self.config.ping_after:
+            con.ping(_half_way_to(deadline))
+        return None
+
+    def _note_refusal(self, con: PhysicalConnection, error: Exception) -> None:
+        """Say once that the server does not clean sessions: connects are dear."""
+        if con.lost is None and not self._discarded["reset_failed"]:
+            log.warning("%s: a session could not be cleaned: %s", self.name, error)
 
     # Return
 
@@ -274,9 +290,10 @@ class Pool(PooledDB):  # type: ignore[misc]
         if con.pid != getpid():
             con.abandon()
             return
-        reason = self._fault(con)
+        now = monotonic()
+        reason = self._fault(con, now)
         if reason is None:
-            self._put_back(con)
+            self._put_back(con, now)
         else:
             self._discard(con, reason)
 
@@ -284,31 +301,32 @@ class Pool(PooledDB):  # type: ignore[misc]
         """The same as :meth:`cache`: no connection is ever shared."""
         self.cache(con)
 
-    def _fault(self, con: PhysicalConnection) -> str | None:
+    def _fault(self, con: PhysicalConnection, now: float) -> str | None:
         """Why a connection that comes back cannot stay; None if it can."""
         if con.lost is not None:
             return "dead"
         if self._closed:
             return "closed"
+        if con.retired:
+            return "invalidated"
         if con.generation != self._generation:
             return "invalidated"
-        if monotonic() >= con.expires or 0 < self.config.max_usage <= con.uses:
+        if now >= con.expires or 0 < self.config.max_usage <= con.uses:
             return "expired"
         try:
             return None if con.reset_session() else "reset_failed"
         except Exception:
             return "reset_failed"
 
-    def _put_back(self, con: PhysicalConnection) -> None:
+    def _put_back(self, con: PhysicalConnection, now: float) -> None:
         """Hand a connection to the first in line, or keep it."""
-        now = monotonic()
         with self._lock:
-            if con not in self._in_use:
+            if self._in_use.pop(con, self) is self:
                 return
-            del self._in_use[con]
             con.since = now
             if self._waiters:
-                self._waiters.hand_over(self._lend(con, now))
+                self._in_use[con] = None
+                self._waiters.hand_over(con)
             else:
                 self._idle_cache.append(con)
             closed = self._closed
@@ -387,7 +405,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 for other in self._waiters:
                     other.ring()
         HOUSEKEEPER.watch(self)
-        self._put_back(con)
+        self._put_back(con, monotonic())
         with self._lock:
             self._ring_next()
 
@@ -517,6 +535,11 @@ def _describe(con: PhysicalConnection) -> str:
         f"; held longest: {monotonic() - con.since:.2f} s"
         f" by thread {names.get(con.holder, 'that has ended')!r}"
     )
+
+
+def _half_way_to(deadline: float) -> float:
+    now = monotonic()
+    return now + max(deadline - now, 0.0) / 2
 
 
 def _twin(error: BaseException) -> BaseException:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -48,45 +47,33 @@ class Waiter(Generic[T]):
         return self.item is not None or self.error is not None
 
 
-class WaiterQueue(Generic[T]):
+class WaiterQueue(OrderedDict[Waiter[T], None]):
     """Waiters in order of arrival; each operation takes constant time."""
-
-    def __init__(self) -> None:
-        self._line: OrderedDict[Waiter[T], None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._line)
-
-    def __iter__(self) -> Iterator[Waiter[T]]:
-        return iter(self._line)
-
-    def __contains__(self, waiter: object) -> bool:
-        return waiter in self._line
 
     def join(self, waiter: Waiter[T], first: bool = False) -> None:
         """Go to the end of the line, or to its head."""
-        self._line[waiter] = None
+        self[waiter] = None
         if first:
-            self._line.move_to_end(waiter, last=False)
+            self.move_to_end(waiter, last=False)
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Give up."""
-        self._line.pop(waiter, None)
+        self.pop(waiter, None)
 
     def hand_over(self, item: T) -> bool:
         """Give the item to whoever has waited longest; False if nobody waits."""
-        if not self._line:
+        if not self:
             return False
-        waiter, _ = self._line.popitem(last=False)
+        waiter, _ = self.popitem(last=False)
         waiter.item = item
         waiter.ring()
         return True
 
     def refuse(self, waiter: Waiter[T], error: BaseException) -> bool:
         """Let this waiter fail; False if it has been served or has gone."""
-        if waiter not in self._line:
+        if waiter not in self:
             return False
-        del self._line[waiter]
+        del self[waiter]
         waiter.error = error
         waiter.ring()
         return True

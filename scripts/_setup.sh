@@ -6,7 +6,7 @@
 say() { printf 'scripts/%s: %s\n' "${0##*/}" "$*"; }
 die() { say "$*" >&2; exit 1; }
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 [ -t 0 ] || exec </dev/null
 venv_python=$PWD/.venv/bin/python
 
@@ -59,18 +59,23 @@ ensure_venv() {
     find_python
     identity="$PWD $("$base_python" -c 'import sys; print(sys.base_prefix, sys.version)')"
     wanted=$(cksum pyproject.toml)
+    # Two scripts may be started at once; where there is no flock, one after the other.
+    exec 9<"$PWD"
+    ! command -v flock >/dev/null || flock 9
     if ! stamped made "$identity" || ! "$venv_python" -c '' 2>/dev/null; then
         ensure_venv_module
         say "creating .venv"
         rm -rf .venv
         "$base_python" -m venv .venv
         # Dependency groups need pip 25.1.
-        "$venv_python" -m pip install --quiet --upgrade 'pip>=25.1'
-        printf '%s\n' "$identity" >.venv/made
+        "$venv_python" -m pip install -qq --upgrade 'pip>=25.1'
     fi
     if ! stamped "installed-$name" "$wanted"; then
         say "installing into .venv what '$name' needs"
-        "$venv_python" -m pip install --quiet --editable . "$@"
+        rm -f .venv/made
+        "$venv_python" -m pip install -qq --editable . "$@"
         printf '%s\n' "$wanted" >".venv/installed-$name"
+        printf '%s\n' "$identity" >.venv/made
     fi
+    exec 9<&-
 }

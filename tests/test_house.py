@@ -18,7 +18,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "waiters": {"errors"},
     "convert": set(),
     "config": {"errors", "convert"},
-    "connection": {"errors", "config"},
+    "residue": set(),
+    "connection": {"errors", "config", "residue"},
     "handle": {"errors", "config", "connection"},
     "pool": {
         "errors",

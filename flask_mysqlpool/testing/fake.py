@@ -53,8 +53,9 @@ class FakeConnection:
         self.lost: BaseException | None = None
         self.opened = self.since = monotonic()
         self.expires = float("inf")
-        self.generation = self.uses = self.holder = 0
-        self.alive = self.clean = self.answers = True
+        self.generation = self.uses = self.holder = self.unanswered = 0
+        self.alive = self.clean = True
+        self.retired = False
         self.is_disconnected = False
         self.closed = False
         self.raw: Any = self
@@ -70,9 +71,11 @@ class FakeConnection:
         self._io()
         return self.alive and not self.closed
 
-    def read_answers(self, deadline: float) -> bool:
+    def read_answers(self, deadline: float) -> None:
         self._io()
-        return self.answers
+
+    def ping(self, deadline: float) -> None:
+        self._io()
 
     def reset_session(self) -> bool:
         self._io()

@@ -1,0 +1,130 @@
+"""What a statement leaves behind in its session, judged by a cheap look at its text.
+
+A false alarm costs one command that nobody waits for; a miss would show one user's
+session to the next. So only what is known to be harmless counts as such: a ``SELECT``
+or ``SHOW`` with nothing in it but tables, columns, constants and well-known functions.
+Everything else is taken for the worst that it might be. The one thing that a text
+does not show is a stored function inside of a view; ``RESET_SESSION = "always"`` is for
+those.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+#: Nothing.
+NONE = 0
+#: At most an open transaction or a snapshot.
+TRANSACTION = 1
+#: Variables, temporary tables, locks, prepared statements, LAST_INSERT_ID(), …
+SESSION = 2
+#: Perhaps another current database, which resetting the session does not undo.
+DATABASE = 4
+#: Something that resetting the session is not certain to undo.
+INDELIBLE = 8
+
+_READS = re.compile(rb"\s*(?:select|show)\b")
+_TRANSACTION = re.compile(rb"\s*(?:begin|start\s+transaction|commit|rollback)\s*;?\s*")
+# LAST_INSERT_ID() changes, and triggers may do whatever a stored function may.
+_WRITES = re.compile(rb"\s*(?:insert|update|delete|replace|set)\b")
+_INDELIBLE = re.compile(
+    rb"\s*(?:xa|backup|binlog|lock\s+instance|flush|"
+    rb"set\s+(?:default\s+)?role|set\s+resource|set\s+session\s+authorization)\b"
+)
+_USER_VARIABLE = re.compile(rb"(?<!@)@(?!@)")
+_KEPT_BY_KEYWORD = re.compile(rb"\bsql_calc_found_rows\b|\bvalue\s+for\b")
+_SETS_INSERT_ID = re.compile(rb"\blast_insert_id\s*\(\s*[^\s)]")
+# All that cannot be part of a name, quoted or qualified, becomes a comma.
+_PUNCTUATION = bytes.maketrans(b"!%&')*+-/:;<=>?@[]^{|}~\\", b"," * 24)
+
+# Words before a parenthesis that call nothing, or nothing that leaves a trace.
+_HARMLESS = frozenset(
+    b"""
+    all and any as between by case cross distinct div else except exists for
+    from having if in inner intersect interval into is join key index left like
+    limit mod natural not on or order outer over partition regexp right rlike
+    select some straight_join then union using values when where window xor
+
+    binary char datetime decimal float signed time unsigned varchar year
+
+    abs acos adddate addtime aes_decrypt aes_encrypt any_value ascii asin atan
+    atan2 avg bin bit_and bit_count bit_length bit_or bit_xor cast ceil ceiling
+    char_length character_length charset coalesce coercibility collation
+    compress concat concat_ws connection_id conv convert convert_tz cos cot
+    count crc32 cume_dist curdate current_date current_time current_timestamp
+    current_user curtime database date date_add date_format date_sub datediff
+    day dayname dayofmonth dayofweek dayofyear degrees dense_rank elt exp
+    export_set extract field find_in_set first_value floor format found_rows
+    from_base64 from_days from_unixtime get_format greatest group_concat
+    grouping hex hour ifnull inet6_aton inet6_ntoa inet_aton inet_ntoa insert
+    instr isnull json_array json_array_append json_array_insert json_arrayagg
+    json_contains json_contains_path json_depth json_extract json_insert
+    json_keys json_length json_merge_patch json_merge_preserve json_object
+    json_objectagg json_overlaps json_pretty json_quote json_remove json_replace
+    json_search json_set json_table json_type json_unquote json_valid json_value
+    lag last_day last_insert_id last_value lcase lead least length ln localtime
+    localtimestamp locate log log10 log2 lower lpad ltrim make_set makedate
+    maketime max md5 microsecond mid min minute month monthname now nth_value
+    ntile nullif oct octet_length ord percent_rank period_add period_diff pi
+    position pow power quarter quote radians rand rank regexp_instr regexp_like
+    regexp_replace regexp_substr repeat reverse round row row_count row_number
+    rpad rtrim schema sec_to_time second session_user sha sha1 sha2 sign sin
+    sleep soundex space sqrt std stddev stddev_pop stddev_samp str_to_date
+    strcmp subdate substr substring substring_index subtime sum sysdate
+    system_user tan time_format time_to_sec timediff timestamp timestampadd
+    timestampdiff to_base64 to_days to_seconds trim truncate ucase uncompress
+    unhex unix_timestamp upper user utc_date utc_time utc_timestamp uuid var_pop
+    var_samp variance version week weekday weekofyear yearweek
+    """.split()
+)
+
+
+def residue(statement: bytes) -> int:
+    """What may be left in the session after this statement, as a sum of the above."""
+    # The same statement comes again and again, but a long one hardly ever does.
+    return _cached(statement) if len(statement) < 500 else _judge(statement)
+
+
+def _judge(statement: bytes) -> int:
+    statement = statement.lower()
+    if b";" in statement.rstrip(b"; \t\r\n"):
+        return TRANSACTION | SESSION | DATABASE
+    if _READS.match(statement):
+        return TRANSACTION if _only_reads(statement) else TRANSACTION | SESSION
+    if _TRANSACTION.fullmatch(statement):
+        return TRANSACTION
+    if _INDELIBLE.match(statement):
+        return TRANSACTION | SESSION | INDELIBLE
+    if _WRITES.match(statement):
+        return TRANSACTION | SESSION
+    return TRANSACTION | SESSION | DATABASE
+
+
+_cached = lru_cache(maxsize=1000)(_judge)
+
+
+def _only_reads(statement: bytes) -> bool:
+    """Whether a SELECT does nothing else. The statement is in lower case."""
+    if b"/*" in statement or b"--" in statement or b"#" in statement:
+        # A comment may be code, or part two words that would then look like one.
+        return False
+    if b"@" in statement and _USER_VARIABLE.search(statement):
+        return False
+    if b"sql_calc" in statement or b"value" in statement:
+        if _KEPT_BY_KEYWORD.search(statement):
+            return False
+    if b"(" not in statement:
+        return True
+    if b"last_insert_id" in statement and _SETS_INSERT_ID.search(statement):
+        return False
+    before_parentheses = statement.translate(_PUNCTUATION).split(b"(")[:-1]
+    return all(map(_calls_nothing_unknown, before_parentheses))
+
+
+def _calls_nothing_unknown(text: bytes) -> bool:
+    """Whether the text in front of a parenthesis ends in no unknown name."""
+    text = text.rstrip()
+    if not text or text.endswith(b","):
+        return True
+    return text.rsplit(None, 1)[-1].rsplit(b",", 1)[-1] in _HARMLESS

@@ -1,0 +1,113 @@
+"""What is taken for harmless, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from flask_mysqlpool.residue import (
+    DATABASE,
+    INDELIBLE,
+    NONE,
+    SESSION,
+    TRANSACTION,
+    residue,
+)
+
+HARMLESS = [
+    "SELECT 1",
+    "select 1;",
+    "  SELECT * FROM t WHERE a IN (1, 2) AND (b OR c)",
+    "SELECT COUNT(*), MAX (a) FROM t GROUP BY b HAVING SUM(c) > 1",
+    "SELECT @@sql_mode",
+    "SELECT LAST_INSERT_ID()",
+    "SELECT DATE_FORMAT(NOW(), 'x'), CAST(a AS DECIMAL(5, 2))",
+    "SHOW TABLES",
+    "BEGIN",
+    "START TRANSACTION",
+    "COMMIT",
+    "rollback ;",
+]
+LEAVES_SOMETHING = [
+    "SELECT @a := 1",
+    "SELECT 1 OR@a:=2",
+    "SELECT a INTO @b FROM t",
+    "SELECT GET_LOCK('a', 1)",
+    "SELECT stored_function(1)",
+    "SELECT stored_function (1)",
+    "SELECT `max`(1)",
+    'SELECT "max"(1)',
+    "SELECT other.max(1)",
+    "SELECT `other`. `max`(1)",
+    "SELECT émax(1)",
+    "SELECT $max(1)",
+    "SELECT stored_function/**/(1)",
+    "SELECT stored_function-- \n(1)",
+    "SELECT stored_function#\n(1)",
+    "SELECT /*! @a := */ 1",
+    "SELECT LAST_INSERT_ID(5)",
+    "SELECT last_insert_id ( 5 )",
+    "SELECT SQL_CALC_FOUND_ROWS * FROM t",
+    "SELECT NEXT VALUE FOR s",
+    "SELECT NEXTVAL(s)",
+    "SHOW TABLES WHERE stored_function(1)",
+    "INSERT INTO t VALUES (1)",
+    "UPDATE t SET a = 1",
+    "DELETE FROM t",
+    "REPLACE INTO t VALUES (1)",
+    "SET @a = 1",
+    "SET SESSION sql_mode = ''",
+    "LOCK TABLES t WRITE",
+    "CREATE TEMPORARY TABLE x (a INT)",
+    "PREPARE s FROM 'SELECT 1'",
+    "HANDLER t OPEN",
+    "WITH a AS (SELECT 1) SELECT * FROM a",
+    "SAVEPOINT a",
+    "COMMIT AND CHAIN",
+    "DO stored_function(1)",
+    "nonsense",
+    "",
+]
+MAY_CHANGE_THE_DATABASE = [
+    "USE other",
+    "SELECT 1; USE other",
+    "SET @a = 1; USE other",
+    "/* x */ USE other",
+    "CALL procedure()",
+    "DROP DATABASE test",
+]
+CANNOT_BE_UNDONE = [
+    "XA START 'a'",
+    "SET ROLE admin",
+    "set default role admin to u",
+    "SET RESOURCE GROUP g",
+    "LOCK INSTANCE FOR BACKUP",
+    "BACKUP STAGE START",
+    "FLUSH TABLES WITH READ LOCK",
+]
+
+
+@pytest.mark.parametrize("statement", HARMLESS)
+def test_what_only_reads_leaves_at_most_a_transaction(statement: str) -> None:
+    assert residue(statement.encode()) == TRANSACTION != NONE
+
+
+@pytest.mark.parametrize("statement", LEAVES_SOMETHING)
+def test_what_may_change_the_session_is_said_to(statement: str) -> None:
+    assert residue(statement.encode()) & SESSION
+
+
+@pytest.mark.parametrize("statement", MAY_CHANGE_THE_DATABASE)
+def test_what_may_change_the_database_is_said_to(statement: str) -> None:
+    assert residue(statement.encode()) & DATABASE
+
+
+@pytest.mark.parametrize("statement", CANNOT_BE_UNDONE)
+def test_what_a_reset_may_not_undo_is_said_so(statement: str) -> None:
+    assert residue(statement.encode()) & INDELIBLE
+
+
+def test_a_long_statement_is_judged_like_a_short_one() -> None:
+    statement = "SELECT '" + "x" * 10_000 + "'"
+
+    assert residue(statement.encode()) == TRANSACTION
+    assert residue((statement + ", @a := 1").encode()) & SESSION
