@@ -20,7 +20,7 @@ from typing import Any
 
 import pymysql
 from dbutils.steady_db import SteadyDBConnection
-from pymysql.constants import COMMAND, CR, SERVER_STATUS
+from pymysql.constants import COMMAND, CR, ER, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .config import PoolConfig
@@ -72,6 +72,8 @@ def _bounded(raw: Any, deadline: float) -> Iterator[None]:
         while len(data) < wanted:
             raw._write_timeout = raw._current_timeout = left = _left(deadline)
             raw._sock.settimeout(left)
+            # read1() alone would ask the socket for no more than it was asked for.
+            raw._rfile.peek(1)
             chunk = raw._rfile.read1(wanted - len(data))
             if not chunk:
                 raise ConnectionError("the server closed the connection")
@@ -127,6 +129,16 @@ class Connector:
         Raises what PyMySQL raises (2003 unreachable, 1045 refused, 1049 unknown
         database, …). A deadline that passes on the way is a 2003 or a 2013.
         """
+        try:
+            return self._open(deadline)
+        except OperationalError as error:
+            rotates = callable(self.config.password)
+            if error.args[0] != ER.ACCESS_DENIED_ERROR or not rotates:
+                raise
+        # It may have been changed between being given out and being used.
+        return self._open(deadline)
+
+    def _open(self, deadline: float) -> PhysicalConnection:
         password = self.config.password
         if callable(password):
             password = password()
@@ -192,8 +204,9 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.config = config
         #: Used by nobody but this process.
         self.pid = getpid()
-        #: Held while a thread is inside the driver.
+        #: Held while a thread is inside the driver, and which one that is or was.
         self.guard = threading.Lock()
+        self.inside = 0
         #: The error that ended the session, once one has.
         self.lost: BaseException | None = None
         #: What its borrower may have left in the session.
@@ -308,7 +321,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def about_to_execute(self, statement: bytes) -> None:
         """Remember what this statement leaves behind in the session."""
-        self._finish_stream()
+        if self.raw._result is not None:
+            self._finish_stream()
         self.residue |= residue(statement)
 
     def about_to(self, command: str) -> None:

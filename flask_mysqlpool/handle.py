@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from os import getpid
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pymysql.connections import Connection
@@ -61,7 +62,7 @@ class PooledConnection(_Face):
         self.cursorclass: Any = None
 
     def _enter(self) -> PhysicalConnection:
-        """Get into the connection, alone; leave by releasing its guard."""
+        """Get into the connection, alone; whoever gets in must leave."""
         con = self._con or self._reconnected()
         if con.pid != getpid():
             con.abandon()
@@ -74,20 +75,16 @@ class PooledConnection(_Face):
                 "another thread is using this connection right now; take one for"
                 " each thread"
             )
+        con.inside = get_ident()
+        if self._con is con and con.lost is None:
+            return con
+        con.guard.release()
         if self._con is not con:
-            con.guard.release()
             raise self._use_after_return()
-        return con
-
-    def _enter_live(self) -> PhysicalConnection:
-        con = self._enter()
-        if con.lost is not None:
-            con.guard.release()
-            raise ConnectionLost(
-                "the connection to the server was lost, and with it whatever was not"
-                " committed; call rollback() to go on with another connection"
-            ) from con.lost
-        return con
+        raise ConnectionLost(
+            "the connection to the server was lost, and with it whatever was not"
+            " committed; call rollback() to go on with another connection"
+        ) from con.lost
 
     def _leave(self, con: PhysicalConnection) -> None:
         con.guard.release()
@@ -107,13 +104,9 @@ class PooledConnection(_Face):
         con = self._con = self._pool.checkout()
         return con
 
-    def _check_returned(self) -> None:
-        if self._returned:
-            raise self._use_after_return()
-
     def _command(self, name: str, *args: Any) -> Any:
         """Call a method of PyMySQL that talks to the server."""
-        con = self._enter_live()
+        con = self._enter()
         try:
             con.about_to(name)
             result = getattr(con.raw, name)(*args)
@@ -128,12 +121,10 @@ class PooledConnection(_Face):
 
     def query(self, sql: str | bytes, unbuffered: bool = False) -> int:
         """Execute one statement; cursors call this."""
-        if isinstance(sql, str):
+        if not isinstance(sql, bytes):
             # Out here, what cannot be encoded does no harm to the connection.
-            sql = sql.encode(self.encoding)
-        elif not isinstance(sql, bytes):
-            sql = bytes(sql)
-        con = self._enter_live()
+            sql = sql.encode(self.encoding) if isinstance(sql, str) else bytes(sql)
+        con = self._enter()
         try:
             con.about_to_execute(sql)
             return con.raw.query(sql, unbuffered)  # type: ignore[no-any-return]
@@ -202,10 +193,9 @@ class PooledConnection(_Face):
 
     def cursor(self, cursor: type[Cursor] | None = None) -> Any:
         """A new cursor of the given class, by default that of ``CURSORCLASS``."""
-        self._check_returned()
-        bound = _bound_cursor(cursor or self.cursorclass or self._peek().cursorclass)
-        con = self._con
-        if con is not None and con.traced:
+        con = self._con or self._reconnected()
+        bound = _bound_cursor(cursor or self.cursorclass or con.raw.cursorclass)
+        if con.traced:
             return con.dbapi_connection.cursor(lambda _: bound(self))
         return bound(self)
 
@@ -229,18 +219,15 @@ class PooledConnection(_Face):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return self._peek().encoding  # type: ignore[no-any-return]
+        return (self._con or self._reconnected()).raw.encoding  # type: ignore[no-any-return]
 
     @property
     def _result(self) -> Any:
-        return self._peek()._result
+        return (self._con or self._reconnected()).raw._result
 
     def _peek(self) -> Any:
         """PyMySQL's own object, for what needs no server."""
-        con = self._con
-        if con is None:
-            con = self._reconnected()
-        return con.raw
+        return (self._con or self._reconnected()).raw
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -261,7 +248,10 @@ class PooledConnection(_Face):
     def _let_go(self, con: PhysicalConnection) -> None:
         """Give the physical connection back, once, whoever else is doing so."""
         if not con.guard.acquire(False):
-            raise self._returned_in_use(con)
+            if con.inside != get_ident():
+                raise self._returned_in_use(con)
+            # An interrupt came just between getting in and being sure to leave.
+            con.failed(ConnectionShared("interrupted on the way to the server"))
         owned = self._con is con
         self._con = None
         con.guard.release()
@@ -308,9 +298,10 @@ class _BoundCursor(Cursor):
     connection: Any
 
     def _check_executed(self) -> None:
-        if self.connection is not None:
-            self.connection._check_returned()
-        super()._check_executed()  # type: ignore[misc]
+        handle = self.connection
+        if handle is not None and handle._returned:
+            raise handle._use_after_return()
+        Cursor._check_executed(self)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         if self.connection is not None and not self.connection.open:
@@ -324,7 +315,7 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
 
     def read_next(self) -> Any:
         handle = self.connection
-        con = handle._enter_live()
+        con = handle._enter()
         try:
             return super().read_next()
         except BaseException as error:

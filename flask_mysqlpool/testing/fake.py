@@ -53,7 +53,7 @@ class FakeConnection:
         self.lost: BaseException | None = None
         self.opened = self.since = monotonic()
         self.expires = float("inf")
-        self.generation = self.uses = self.holder = self.unanswered = 0
+        self.generation = self.uses = self.holder = self.inside = self.unanswered = 0
         self.alive = self.clean = True
         self.retired = False
         self.is_disconnected = False
@@ -63,6 +63,9 @@ class FakeConnection:
 
     def _io(self) -> None:
         self._pool.io()
+
+    def failed(self, error: BaseException) -> None:
+        self.lost = error
 
     def thread_id(self) -> int:
         return self.number
