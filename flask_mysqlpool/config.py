@@ -37,15 +37,20 @@ def _connect_args(value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _argument_fault(name: object) -> str | None:
+def _arguments() -> list[str]:
+    """The names of what pymysql.connect takes."""
     from pymysql.connections import Connection
 
+    return [*inspect.signature(Connection.__init__).parameters][1:]
+
+
+def _argument_fault(name: object) -> str | None:
     if not isinstance(name, str):
         return "must have text for its keys, the names of arguments"
     if name in _POOL or name in _FOREIGN:
         hint = f"write {{{name.upper()}}}" if name in _POOL else _FOREIGN[name]
         return f"may not hold {name}: {hint}"
-    known = [*inspect.signature(Connection.__init__).parameters][1:]
+    known = _arguments()
     if name in known:
         return None
     near = difflib.get_close_matches(name, known, 1)
@@ -210,6 +215,9 @@ class AppConfig:
         """
         reader, own = _Reader(PREFIX), _settings(cls)
         given = reader.take(mapping, own | _POOL)
+        reader.look_alikes(mapping, own | _POOL)
+        if not (given.keys() & _PLACES or reader.faults):
+            reader.faults.append(_NO_SERVER)
         values = reader.convert(given, own)
         pool = reader.pool(given)
         return cls(pools={"default": PoolConfig(**{"name": name} | pool)}, **values)
@@ -220,6 +228,12 @@ def _settings(owner: type) -> dict[str, Field[Any]]:
 
 
 _POOL = {"url": URL, **_settings(PoolConfig)}
+_PLACES = {"url", "host", "port", "unix_socket", "user", "password", "database"}
+_PLACES |= {"connect_args"}
+_NO_SERVER = (
+    f"no server is configured: set {PREFIX}URL (or {PREFIX}HOST, …) before"
+    " MySQLPool(app) or init_app(app)"
+)
 # A password None may be what the environment made of "null", so it unsets nothing.
 _OPTIONAL = {k for k, f in _POOL.items() if f.default is None} - {"password"}
 
@@ -239,7 +253,13 @@ class _Reader:
         return self.written.get(name, self.prefix + name.upper())
 
     def spell(self, text: str) -> str:
-        return re.sub(r"\{([A-Z_]+)\}", lambda m: self.key(m[1].lower()), text)
+        """Names of settings filled in, to be written: what the URL says, by a key."""
+
+        def key(name: str) -> str:
+            plain = name in self.from_url
+            return self.prefix + name.upper() if plain else self.key(name)
+
+        return re.sub(r"\{([A-Z_]+)\}", lambda m: key(m[1].lower()), text)
 
     def fault(self, name: str, text: str, got: str = "") -> None:
         self.broken.add(name)
@@ -249,12 +269,32 @@ class _Reader:
 
     def unknown(self, key: str, name: str, known: _Known) -> None:
         """Say what to write instead of a name that is nobody's, or another's."""
+        hint = self.hint(name, known)
+        self.faults.append(f"{key} is not a setting{hint and ': '}{hint}")
+
+    def hint(self, name: str, known: _Known) -> str:
         bare = re.sub(r"^((mysql|mysqlpool|sqlalchemy|database)_)+", "", name)
         near = difflib.get_close_matches(name, known, 1)
         hint = _FOREIGN.get(name) or _FOREIGN.get(bare) or ""
-        if not hint and (bare in known or near):
-            hint = f"write {self.key(bare if bare in known else near[0])}"
-        self.faults.append(self.spell(f"{key} is not a setting{hint and ': '}{hint}"))
+        if not hint and bare in known:
+            hint = f"write {{{bare.upper()}}}"
+        elif not hint and bare in _arguments():
+            hint = f"write {{CONNECT_ARGS}} = {{'{bare}': …}}"
+        elif not hint and near:
+            hint = f"write {{{near[0].upper()}}}"
+        return self.spell(hint)
+
+    def look_alikes(self, mapping: Mapping[str, Any], known: _Known) -> None:
+        """Refuse what without our prefix is nobody else's, and would go unheard."""
+        for key, value in mapping.items():
+            alike = re.fullmatch(r"(?i)(mysqlpool|mysql_pool)_(\w+)", str(key))
+            if str(key).startswith(self.prefix):
+                continue
+            if key == self.prefix.rstrip("_") and isinstance(value, Mapping):
+                text = "write each key of it as a setting, such as {URL}"
+                self.faults.append(f"{key} is not a setting: {self.spell(text)}")
+            elif alike and (hint := self.hint(alike[2].lower(), known)):
+                self.faults.append(f"{key} is not a setting: {hint}")
 
     def take(self, mapping: Mapping[str, Any], known: _Known) -> dict[str, Any]:
         """What is given for known settings; every other key is a fault."""
@@ -282,6 +322,8 @@ class _Reader:
                 values[name] = about["convert"](given[name])
             except convert.Wrong as wrong:
                 got = _got(given[name], "quiet" in about or "secret" in about)
+                if name == "url" and isinstance(given[name], str):
+                    got = ""
                 for text in wrong.args:
                     self.fault(name, text, got)
         return values
@@ -311,7 +353,8 @@ class _Reader:
         """The rules about more than one setting, where each of them is right."""
         low, high = values["min_size"], values["max_size"]
         if low > high and not self.broken & {"min_size", "max_size"}:
-            self.fault("min_size", "must be at most {MAX_SIZE}", f"{low} and {high}")
+            text = f"must be at most {self.key('max_size')}"
+            self.fault("min_size", text, f"{low} and {high}")
         if values["ssl_key"] and not (values["ssl_cert"] or "ssl_cert" in self.broken):
             self.fault("ssl_key", "needs {SSL_CERT} beside it")
         for name in ("ssl_ca", "ssl_cert", "ssl_key"):
@@ -338,20 +381,31 @@ def _shown(value: Any, secret: bool) -> object:
 
 
 _INSTEAD = {
-    "write {MAX_SIZE}": "maxconnections pool_size size maxsize",
+    "write {MAX_SIZE}": "maxconnections pool_size size maxsize max_connections"
+    " connections max_conn maxconn max_pool_size pool_max_size",
     "write {MAX_SIZE}, the size and the overflow together": "max_overflow",
-    "write {MIN_SIZE}": "mincached pre_create_num",
+    "write {MIN_SIZE}": "mincached pre_create_num minsize minconn min_connections"
+    " min_pool_size",
     "write {MAX_SIZE} and {MAX_IDLE}, which bound the idle ones": "maxcached",
     "write {TIMEOUT}, where 0 means never to wait": "blocking",
-    "write {TIMEOUT}": "pool_timeout retry_num retry_interval",
-    "write {MAX_LIFETIME}": "pool_recycle recycle con_lifetime",
+    "write {TIMEOUT}": "pool_timeout retry_num retry_interval wait_timeout"
+    " checkout_timeout acquire_timeout",
+    "write {MAX_LIFETIME}": "pool_recycle recycle con_lifetime max_age conn_max_age"
+    " lifetime",
+    "write {MAX_IDLE}": "idle_timeout max_idle_time",
     "write {MAX_USAGE}": "maxusage",
     "write {PING_AFTER}": "ping",
     "write {RESET_SESSION}": "reset pool_reset_on_return",
+    "write {SETSESSION} = [\"SET time_zone = '+00:00'\"]": "time_zone timezone",
+    "write {SETSESSION} = ['SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED']": (
+        "isolation_level transaction_isolation tx_isolation"
+    ),
     "write {URL}": "uri dsn",
-    "write {DATABASE}": "db",
+    "write {HOST}": "hostname server",
+    "write {DATABASE}": "db db_name dbname schema database_name",
     "write {USER}": "username",
-    "write {PASSWORD}": "passwd pass",
+    "write {PASSWORD}": "passwd pass pwd",
+    "write {CURSORCLASS} = 'DictCursor'": "dict_cursor dictcursor",
     "write {NAME}": "pool_name program_name",
     "write {SSL_MODE}": "ssl ssl_disabled ssl_verify_cert ssl_verify_identity",
     "write each of them as a setting, such as {MAX_SIZE}": "arguments",

@@ -6,15 +6,15 @@ ones that know PyMySQL; this one alone knows DBUtils' ``SteadyDB``.
 
 from __future__ import annotations
 
+import copy
+import os
 import select
 import socket
 import ssl
 import struct
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from os import getpid
 from typing import Any
 
@@ -48,6 +48,10 @@ _RESIDUE_OF = {
     "set_character_set": SESSION,
     "set_charset": SESSION,
 }
+
+
+#: Readers of sockets that belong to a parent process, kept from being finalized.
+_INHERITED: list[Any] = []
 
 
 class _NeverRaised(Exception):
@@ -122,6 +126,7 @@ class Connector:
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
+        self._tls: ssl.SSLContext | None = None
 
     def connect(self, deadline: float) -> PhysicalConnection:
         """Open a connection and set its session up, all before the deadline.
@@ -144,8 +149,10 @@ class Connector:
             password = password()
         connection = PhysicalConnection(self.config, self._arguments(password))
         raw = connection.raw
-        if self.tls is not None:
-            raw.ssl, raw.ctx = True, self.tls
+        if self._wants_tls():
+            # Not a cached property: that has a lock, which a fork may leave held.
+            self._tls = self._tls or self._make_tls()
+            raw.ssl, raw.ctx = True, self._tls
             raw._ssl_required = self.config.ssl_mode != "PREFERRED"
         connection.open(deadline)
         return connection
@@ -174,13 +181,15 @@ class Connector:
             "defer_connect": True,
         }
 
-    @cached_property
-    def tls(self) -> ssl.SSLContext | None:
+    def _wants_tls(self) -> bool:
+        config = self.config
+        preferred = config.ssl_mode == "PREFERRED"
+        return config.ssl_mode != "DISABLED" and not (preferred and config.unix_socket)
+
+    def _make_tls(self) -> ssl.SSLContext:
         """The TLS context for ``SSL_MODE``, which means what it means to ``mysql``."""
         config = self.config
         mode = config.ssl_mode
-        if mode == "DISABLED" or (mode == "PREFERRED" and config.unix_socket):
-            return None
         context = ssl.create_default_context(cafile=config.ssl_ca)
         # The certificates that MySQL makes for itself fail the strict check that
         # Python 3.13 turned on.
@@ -204,11 +213,10 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.config = config
         #: Used by nobody but this process.
         self.pid = getpid()
-        #: Held while a thread is inside the driver, and which one that is or was.
-        self.guard = threading.Lock()
-        self.inside = 0
-        #: The error that ended the session, once one has.
+        #: The error that ended the session, once one has, and whether it says that the
+        #: server went away, rather than that we lost patience with it.
         self.lost: BaseException | None = None
+        self.is_disconnected = False
         #: What its borrower may have left in the session.
         self.residue = NONE
         #: Whether it should go when it comes back, although it works.
@@ -230,6 +238,18 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def open(self, deadline: float) -> None:
         """Connect and set the session up; see :meth:`Connector.connect`."""
+        try:
+            self._connect(deadline)
+            self._setup = self._commands_for_setup()
+            raw = self.raw
+            self._charset = raw.charset, raw.encoding, raw.collation
+            self.write(self._setup)
+            self.read_answers(deadline)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _connect(self, deadline: float) -> None:
         raw = self.raw
         try:
             sock = _dial(raw, deadline)
@@ -245,12 +265,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
                 raw.connect(sock)
         finally:
             del raw.set_character_set
-        self._poll = select.poll()
-        self._poll.register(raw._sock, select.POLLIN)
-        self._setup = self._commands_for_setup()
-        self._charset = raw.charset, raw.encoding, raw.collation
-        self.write(self._setup)
-        self.read_answers(deadline)
+        self._readable = _watch(raw._sock)
 
     def _commands_for_setup(self) -> list[tuple[int, bytes]]:
         """The commands that give a fresh session the settings of this pool."""
@@ -295,7 +310,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         raw = self.raw
         patience = max(deadline - time.monotonic(), 0.0)
         try:
-            if not self._poll.poll(patience * 1000):
+            if not self._readable(patience):
                 raise OperationalError(
                     CR.CR_SERVER_LOST, "Lost connection to MySQL server (no answer)"
                 )
@@ -317,24 +332,49 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         A server says nothing unasked, so an idle connection with something to read
         has been closed, killed, timed out, or is out of step.
         """
-        return self.raw._sock is not None and not self._poll.poll(0)
+        return self.raw._sock is not None and not self._readable(0)
 
-    def about_to_execute(self, statement: bytes) -> None:
-        """Remember what this statement leaves behind in the session."""
-        if self.raw._result is not None:
-            self._finish_stream()
+    def is_answered(self) -> bool:
+        """Whether the answers to what was written have begun to come."""
+        return not self.unanswered or bool(self._readable(0))
+
+    def execute(self, statement: str | bytes, unbuffered: bool) -> int:
+        """Execute, and remember what this leaves behind in the session."""
+        raw = self.raw
+        if isinstance(statement, str):
+            statement = statement.encode(raw.encoding)
+        elif not isinstance(statement, bytes):
+            statement = bytes(statement)
+        if raw._result is not None:
+            self.attempt(self._finish_stream)
         self.residue |= residue(statement)
+        return self.attempt(raw.query, statement, unbuffered)  # type: ignore[no-any-return]
 
-    def about_to(self, command: str) -> None:
-        """Remember what this method of PyMySQL leaves behind in the session."""
-        if command != "next_result":
-            self._finish_stream()
-        self.residue |= _RESIDUE_OF.get(command, NONE)
+    def command(self, name: str, *args: Any) -> Any:
+        """Call a method of PyMySQL that talks to the server, likewise."""
+        if name != "next_result":
+            self.attempt(self._finish_stream)
+        self.residue |= _RESIDUE_OF.get(name, NONE)
+        result = self.attempt(getattr(self.raw, name), *args)
+        if name in ("commit", "rollback"):
+            self._transaction_ended()
+        return result
+
+    def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call into the driver and judge what comes out of it."""
+        try:
+            return call(*args)
+        except BaseException as error:
+            self.failed(error)
+            raise
 
     def _finish_stream(self) -> None:
-        """Read the rows that nobody wanted: they stand before the next reply."""
+        """Read the rows that a closed cursor left: they stand before the next reply.
+
+        If the cursor is still open, PyMySQL does so, and warns.
+        """
         result = self.raw._result
-        if result is not None and result.unbuffered_active:
+        if result is not None and getattr(result, "unwanted", False):
             result._finish_unbuffered_query()
 
     def failed(self, error: BaseException) -> None:
@@ -349,19 +389,13 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             self.retired = self.retired or code in READ_ONLY
             return
         if self.lost is None:
-            self.lost = error
+            self.is_disconnected = _tells_of_a_disconnect(error)
+            # A traceback would keep alive the frames that it went through, and with
+            # them the handle, which could then never be found to have been dropped.
+            self.lost = without_traceback(error)
         self.abandon()
 
-    @property
-    def is_disconnected(self) -> bool:
-        """Whether the server went away, rather than we lost patience with it."""
-        error = self.lost
-        if isinstance(error, OperationalError):
-            impatient = isinstance(error.__context__, TimeoutError)
-            return error.args[0] in LOST and not impatient
-        return isinstance(error, ConnectionError)
-
-    def transaction_ended(self) -> None:
+    def _transaction_ended(self) -> None:
         """Note a COMMIT or ROLLBACK that succeeded."""
         if not self.raw.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
             self.residue &= ~TRANSACTION
@@ -420,16 +454,25 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def abandon(self) -> None:
         """Close this process's end of the socket without a word to the server."""
-        result = self.raw._result
+        raw = self.raw
+        result = raw._result
         if result is not None:
             # Otherwise its finalizer would go on reading.
             result.unbuffered_active = False
-        self.raw._force_close()
+        if self.pid == getpid():
+            raw._force_close()
+        elif raw._sock is not None:
+            # A thread of the parent may have been reading at the fork. Here it will
+            # never end, and closing the buffered reader would wait for it.
+            sock, raw._sock = raw._sock, None
+            _INHERITED.append(raw._rfile)
+            raw._rfile = None
+            os.close(sock.detach())
         self._closed = True
 
     def interrupt(self) -> None:
         """End the connection under the thread that is reading from it."""
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):
             self.raw._sock.shutdown(socket.SHUT_RDWR)
 
     def __del__(self) -> None:
@@ -437,6 +480,30 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
 
         PyMySQL's own closes the descriptor.
         """
+
+
+def without_traceback(error: BaseException) -> BaseException:
+    """A copy that keeps no frame alive, and that may be raised in another thread."""
+    try:
+        return copy.copy(error).with_traceback(None)
+    except Exception:
+        return RuntimeError(repr(error))
+
+
+def _tells_of_a_disconnect(error: BaseException) -> bool:
+    if isinstance(error, OperationalError):
+        impatient = isinstance(error.__context__, TimeoutError)
+        return bool(error.args) and error.args[0] in LOST and not impatient
+    return isinstance(error, ConnectionError)
+
+
+def _watch(sock: socket.socket) -> Callable[[float], Any]:
+    """A function that waits, so many seconds at most, for something to read."""
+    if not hasattr(select, "poll"):  # Windows
+        return lambda seconds: select.select([sock], [], [], seconds)[0]
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return lambda seconds: poll.poll(seconds * 1000)
 
 
 def _dial(raw: Any, deadline: float) -> socket.socket:

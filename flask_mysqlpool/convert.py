@@ -26,6 +26,8 @@ _URL = re.compile(
     r"(?::(?P<port>[0-9]+))?(?:/(?P<database>[^\s@/?#]*))?"
     r"(?:\?(?P<query>(?:\w+=[^\s@#&]*(?:&\w+=[^\s@#&]*)*)?))?"
 )
+_ODD_PORT = re.compile(_URL.pattern.replace("<port>[0-9]+", "<port>[^\\s:@/?#]*"))
+_PORT_HINT = "; what stands for the port is no number"
 
 
 class Wrong(Exception):
@@ -159,9 +161,11 @@ def url(value: Any) -> dict[str, str]:
         raise Wrong("must begin with mysql://, for MariaDB too, with no driver's name")
     form = _URL.fullmatch(value)
     if form is None or re.search(r"%(?![0-9A-Fa-f]{2})", value):
+        port = "" if form or not _ODD_PORT.fullmatch(value) else _PORT_HINT
         raise Wrong(
             "must have the form mysql://user:password@host:port/database?charset=…, "
-            "special characters percent-encoded (@ is %40, / is %2F, % is %25)"
+            "special characters percent-encoded (@ is %40, / is %2F, # is %23, ? is "
+            f"%3F, % is %25){port}"
         )
     parts = {name: text for name, text in form.groupdict().items() if text}
     parts["host"] = parts.pop("ipv6", "") or parts.get("host", "")

@@ -64,8 +64,10 @@ class MySQLPool:
         if len(states) > 1:
             return
         if config.handle_errors:
-            app.register_error_handler(PoolTimeout, _unavailable)
-            app.register_error_handler(PoolFull, _unavailable)
+            handlers = app.error_handler_spec[None][None]
+            for error in (PoolTimeout, PoolFull):
+                if error not in handlers:
+                    app.register_error_handler(error, _unavailable)
         if config.cli is not None:
             app.cli.add_command(cli.create_group(config.cli))
 
@@ -163,8 +165,14 @@ class _State:
     def get_db(self, bind: str) -> PooledConnection:
         held = self._all_held().setdefault(_request_context(), {})
         connection = held.get(bind)
-        if connection is None or connection.returned:
-            connection = held[bind] = self.pool(bind).connection()
+        if connection is not None and not connection.returned:
+            return connection
+        held.pop(bind, None)
+        taken = self.pool(bind).connection()
+        connection = held.setdefault(bind, taken)
+        if connection is not taken:
+            # A thread with a copy of this context was faster.
+            taken.close()
         return connection
 
     def close_db(self, bind: str | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from os import getpid
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pymysql.connections import Connection
@@ -17,7 +17,7 @@ from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import MySQLError
 
 from .connection import PhysicalConnection
-from .errors import ConnectionLost, ConnectionReturned, ConnectionShared
+from .errors import ConnectionLost, ConnectionReturned, ConnectionShared, PoolError
 
 
 class _Pool(Protocol):
@@ -25,8 +25,8 @@ class _Pool(Protocol):
 
     name: str
 
+    def lend(self, handle: PooledConnection, timeout: float | None = None) -> None: ...
     def cache(self, con: PhysicalConnection) -> None: ...
-    def checkout(self, timeout: float | None = None) -> PhysicalConnection: ...
     def dropped(self, con: PhysicalConnection) -> None: ...
 
 
@@ -52,87 +52,128 @@ class PooledConnection(_Face):
     * ``ping()`` never reconnects.
     """
 
-    __slots__ = ("__weakref__", "_con", "_pool", "_returned", "cursorclass")
+    __slots__ = (
+        "__weakref__",
+        "_con",
+        "_guard",
+        "_inside",
+        "_pool",
+        "_returned",
+        "cursorclass",
+    )
 
-    def __init__(self, pool: _Pool, con: PhysicalConnection) -> None:
-        self._con: PhysicalConnection | None = con
+    def __init__(self, pool: _Pool) -> None:
         self._pool = pool
+        #: Set by the pool. None again after a rollback that gave up a lost one.
+        self._con: PhysicalConnection | None = None
+        # Held by the thread that is inside; and for good by whoever returns it, which
+        # is why it can be returned just once, and nobody gets in after that.
+        self._guard = Lock()
+        self._inside = 0
         self._returned = False
         #: For :meth:`cursor`; as in PyMySQL it may be set, here for this handle only.
         self.cursorclass: Any = None
 
+    # Getting in and out
+
     def _enter(self) -> PhysicalConnection:
         """Get into the connection, alone; whoever gets in must leave."""
-        con = self._con or self._reconnected()
-        if con.pid != getpid():
+        con = self._con
+        if con is not None and con.pid != getpid():
             con.abandon()
-            raise ConnectionShared(
-                "this connection was taken before the fork and belongs to the parent"
-                " process; take another one in the child"
-            )
-        if not con.guard.acquire(False):
-            raise ConnectionShared(
-                "another thread is using this connection right now; take one for"
-                " each thread"
-            )
-        con.inside = get_ident()
-        if self._con is con and con.lost is None:
-            return con
-        con.guard.release()
-        if self._con is not con:
-            raise self._use_after_return()
+            raise self._refusal()
+        if not self._guard.acquire(False):
+            raise self._refusal()
+        try:
+            self._inside = get_ident()
+            if self._con is None:
+                self._pool.lend(self)
+            con = self._con
+            if con is not None and con.lost is None:
+                return con
+        except BaseException:
+            self._leave()
+            raise
+        self._leave()
         raise ConnectionLost(
             "the connection to the server was lost, and with it whatever was not"
             " committed; call rollback() to go on with another connection"
-        ) from con.lost
+        ) from (con and con.lost)
 
-    def _leave(self, con: PhysicalConnection) -> None:
-        con.guard.release()
-        if self._con is not con:
-            # It was returned in the middle of what is over now.
-            self._pool.cache(con)
+    def _leave(self) -> None:
+        self._inside = 0
+        self._guard.release()
+        if self._returned:
+            # By another thread, in the middle of what is over now.
+            self._give_back(lost=True)
 
-    def _use_after_return(self) -> ConnectionReturned:
-        return ConnectionReturned(
-            f"this connection has been returned to the pool {self._pool.name!r};"
-            " check out another one"
+    def _refusal(self) -> PoolError:
+        """Why nobody is let in."""
+        if self._returned:
+            return ConnectionReturned(
+                "this connection has been returned to the pool"
+                f" {self._pool.name!r}; check out another one"
+            )
+        if self._con is not None and self._con.pid != getpid():
+            return ConnectionShared(
+                "this connection was taken before the fork and belongs to the parent"
+                " process; take another one in the child"
+            )
+        return ConnectionShared(
+            "another thread is using this connection right now; take one for each"
+            " thread"
         )
 
-    def _reconnected(self) -> PhysicalConnection:
-        if self._returned:
-            raise self._use_after_return()
-        con = self._con = self._pool.checkout()
-        return con
+    def close(self) -> None:
+        """Return it to the pool; any further time, do nothing.
+
+        Raises :exc:`~flask_mysqlpool.errors.ConnectionShared` if another thread is in
+        the middle of a statement on it; the connection is then discarded.
+        """
+        con = self._con
+        if con is not None and con.pid != getpid():
+            self._con = None
+            con.abandon()
+        already, self._returned = self._returned, True
+        if self._give_back() or already:
+            return
+        inside = self._inside
+        if inside == get_ident() and con is not None:
+            # An interrupt hit this thread when it was in and not yet sure to leave.
+            self._guard.release()
+            self._give_back(lost=True)
+        elif inside and con is not None:
+            con.interrupt()
+            raise ConnectionShared("returned while another thread was inside")
+
+    def _give_back(self, lost: bool = False) -> bool:
+        """Return what is held, unless somebody is inside. Only one can do so."""
+        if not self._guard.acquire(False):
+            return False
+        con, self._con = self._con, None
+        if con is not None:
+            if lost and con.lost is None:
+                con.lost = ConnectionShared("returned in the middle of its use")
+            self._pool.cache(con)
+        return True
+
+    # What talks to the server
 
     def _command(self, name: str, *args: Any) -> Any:
         """Call a method of PyMySQL that talks to the server."""
         con = self._enter()
         try:
-            con.about_to(name)
-            result = getattr(con.raw, name)(*args)
-            if name in ("commit", "rollback"):
-                con.transaction_ended()
-            return result
-        except BaseException as error:
-            con.failed(error)
-            raise
+            return con.command(name, *args)
         finally:
-            self._leave(con)
+            self._leave()
 
     def query(self, sql: str | bytes, unbuffered: bool = False) -> int:
-        """Execute one statement; cursors call this."""
-        if not isinstance(sql, bytes):
-            # Out here, what cannot be encoded does no harm to the connection.
-            sql = sql.encode(self.encoding) if isinstance(sql, str) else bytes(sql)
+        """Execute one statement; its result is the connection's until the next."""
         con = self._enter()
         try:
-            con.about_to_execute(sql)
-            return con.raw.query(sql, unbuffered)  # type: ignore[no-any-return]
-        except BaseException as error:
-            con.failed(error)
-            raise
+            return con.execute(sql, unbuffered)
         finally:
-            self._leave(con)
+            self._leave()
 
     def next_result(self, unbuffered: bool = False) -> int:
         return self._command("next_result", unbuffered)  # type: ignore[no-any-return]
@@ -156,10 +197,21 @@ class PooledConnection(_Face):
         try:
             self._command("rollback")
         except MySQLError:
-            con = self._con
-            if con is None or con.lost is None:
+            if not self._give_up_lost():
                 raise
-            self._let_go(con)
+
+    def _give_up_lost(self) -> bool:
+        """Let go of a connection that is dead; False if it is not, or not ours."""
+        if not self._guard.acquire(False):
+            return False
+        con = self._con
+        lost = con is not None and con.lost is not None
+        if lost:
+            self._con = None
+        self._guard.release()
+        if con is not None and lost:
+            self._pool.cache(con)
+        return lost
 
     def ping(self, reconnect: bool | None = False) -> None:
         """Ask the server whether it is there; raises if it is not.
@@ -193,7 +245,7 @@ class PooledConnection(_Face):
 
     def cursor(self, cursor: type[Cursor] | None = None) -> Any:
         """A new cursor of the given class, by default that of ``CURSORCLASS``."""
-        con = self._con or self._reconnected()
+        con = self._con or self._attached()
         bound = _bound_cursor(cursor or self.cursorclass or con.raw.cursorclass)
         if con.traced:
             return con.dbapi_connection.cursor(lambda _: bound(self))
@@ -217,58 +269,22 @@ class PooledConnection(_Face):
         con = self._con
         return con is not None and con.lost is None and bool(con.raw.open)
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return (self._con or self._reconnected()).raw.encoding  # type: ignore[no-any-return]
-
-    @property
-    def _result(self) -> Any:
-        return (self._con or self._reconnected()).raw._result
+    def _attached(self) -> PhysicalConnection:
+        """What is held; if it was given up as lost, another one."""
+        con = self._con
+        if con is None:
+            con = self._enter()
+            self._leave()
+        return con
 
     def _peek(self) -> Any:
         """PyMySQL's own object, for what needs no server."""
-        return (self._con or self._reconnected()).raw
+        return self._attached().raw
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._peek(), name)
-
-    def close(self) -> None:
-        """Return it to the pool; any further time, do nothing.
-
-        Raises :exc:`~flask_mysqlpool.errors.ConnectionShared` if another thread is in
-        the middle of a statement on it; the connection is then discarded.
-        """
-        self._returned = True
-        con = self._con
-        if con is not None:
-            self._let_go(con)
-
-    def _let_go(self, con: PhysicalConnection) -> None:
-        """Give the physical connection back, once, whoever else is doing so."""
-        if not con.guard.acquire(False):
-            if con.inside != get_ident():
-                raise self._returned_in_use(con)
-            # An interrupt came just between getting in and being sure to leave.
-            con.failed(ConnectionShared("interrupted on the way to the server"))
-        owned = self._con is con
-        self._con = None
-        con.guard.release()
-        if owned:
-            self._pool.cache(con)
-
-    def _returned_in_use(self, con: PhysicalConnection) -> ConnectionShared:
-        """End a connection that another thread is inside of; that one gives it back."""
-        error = ConnectionShared("returned in the middle of a statement")
-        con.lost = error
-        self._con = None
-        con.interrupt()
-        if con.guard.acquire(False):
-            # It has left, perhaps before it could see that it should.
-            con.guard.release()
-            self._pool.cache(con)
-        return error
 
     def __enter__(self) -> PooledConnection:
         return self
@@ -282,8 +298,8 @@ class PooledConnection(_Face):
         return f"<PooledConnection of {self._pool.name!r}: {state}>"
 
     def __del__(self) -> None:
-        # Neither locks nor the network are allowed here: this may run at any
-        # moment, in a thread that holds the pool's lock.
+        # The network is not allowed here: this may run at any moment, in a thread
+        # that is in the middle of something with the pool.
         con = self._con
         if con is not None and con.pid == getpid():
             message = f"{self!r} was never returned"
@@ -296,11 +312,41 @@ class _BoundCursor(Cursor):
     """Makes a cursor end with the checkout of its connection."""
 
     connection: Any
+    _result: Any
+    _unbuffered = False
+
+    def _query(self, q: str | bytes) -> int:
+        # PyMySQL's, but alone in the connection until the result is the cursor's.
+        handle = self._get_db()  # type: ignore[attr-defined]
+        con = handle._enter()
+        try:
+            self._clear_result()  # type: ignore[attr-defined]
+            con.execute(q, self._unbuffered)
+            self._do_get_result()  # type: ignore[attr-defined]
+            return self.rowcount
+        finally:
+            handle._leave()
+
+    def _nextset(self, unbuffered: bool = False) -> bool | None:
+        result = self._result
+        if result is None or not result.has_next:
+            return None
+        handle = self._get_db()  # type: ignore[attr-defined]
+        con = handle._enter()
+        try:
+            if result is not con.raw._result:
+                return None
+            self._clear_result()  # type: ignore[attr-defined]
+            con.command("next_result", unbuffered)
+            self._do_get_result()  # type: ignore[attr-defined]
+            return True
+        finally:
+            handle._leave()
 
     def _check_executed(self) -> None:
         handle = self.connection
         if handle is not None and handle._returned:
-            raise handle._use_after_return()
+            raise handle._refusal()
         Cursor._check_executed(self)  # type: ignore[attr-defined]
 
     def close(self) -> None:
@@ -313,22 +359,29 @@ class _BoundCursor(Cursor):
 class _BoundSSCursor(_BoundCursor, SSCursor):
     """The same for cursors that read rows as they are asked for."""
 
+    _unbuffered = True
+
     def read_next(self) -> Any:
+        result = self._result
+        if self.connection is None or not result.unbuffered_active:
+            if result.connection is not None:
+                # PyMySQL takes the end of the connection for the end of the rows.
+                raise ConnectionLost("the connection was lost, with rows unread")
+            return None
         handle = self.connection
         con = handle._enter()
         try:
-            return super().read_next()
-        except BaseException as error:
-            con.failed(error)
-            raise
+            return con.attempt(super().read_next)
         finally:
-            handle._leave(con)
+            handle._leave()
 
     def close(self) -> None:
         # PyMySQL reads on to the last row here. Rows that nobody reads cost the
         # connection when it is returned, which is cheaper; and if there is a next
         # statement, it reads them.
         self.connection = None
+        if self._result is not None:
+            self._result.unwanted = True
 
     __del__ = close
 

@@ -28,30 +28,40 @@ class Housekeeper:
 
     def __init__(self) -> None:
         self._mail: SimpleQueue[ref[Kept] | None] = SimpleQueue()
-        self._pid = 0
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     def watch(self, pool: Kept) -> None:
         """Look after this pool until it says that nothing is left to do."""
-        if self._pid != getpid():
-            # Threads do not survive a fork, and mail may be half written.
-            self._pid, self._mail = getpid(), SimpleQueue()
-            threading.Thread(
-                target=self._run,
-                args=(self._mail,),
-                name="mysqlpool-housekeeper",
-                daemon=True,
-            ).start()
         self._mail.put(ref(pool))
+        if self._thread is None or not self._thread.is_alive():
+            with self._starting:
+                self._start()
+
+    def _start(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return
+        thread = threading.Thread(
+            target=self._run,
+            name="mysqlpool-housekeeper",
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.warning("no housekeeping until the next connect: %s", error)
+        else:
+            self._thread = thread
 
     def nudge(self) -> None:
         """Make a round now. Safe in a finalizer, as ``SimpleQueue.put`` is."""
         self._mail.put(None)
 
-    def _run(self, mail: SimpleQueue[ref[Kept] | None]) -> None:
+    def _run(self) -> None:
         pools: WeakSet[Kept] = WeakSet()
         while True:
             try:
-                mentioned = mail.get(timeout=INTERVAL if pools else None)
+                mentioned = self._mail.get(timeout=INTERVAL if pools else None)
             except Empty:
                 mentioned = None
             pool = mentioned() if mentioned is not None else None
@@ -73,4 +83,9 @@ def _has_more_to_do(pool: Kept) -> bool:
         return True
 
 
-HOUSEKEEPER = Housekeeper()
+_OF_PROCESS: dict[int, Housekeeper] = {}
+
+
+def housekeeper() -> Housekeeper:
+    """That of this process; its thread, locks and mail do not survive a fork."""
+    return _OF_PROCESS.setdefault(getpid(), Housekeeper())

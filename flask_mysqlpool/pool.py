@@ -16,7 +16,6 @@ waiter, and serves whoever is first in line when it is done.
 from __future__ import annotations
 
 import atexit
-import copy
 import logging
 import os
 import random
@@ -25,15 +24,16 @@ import time
 from collections import Counter, deque
 from os import getpid
 from threading import get_ident
-from weakref import WeakSet
+from typing import Any
+from weakref import WeakSet, ref
 
 from dbutils.pooled_db import PooledDB
 
 from .config import PoolConfig
-from .connection import DRIVER, Connector, PhysicalConnection
+from .connection import DRIVER, Connector, PhysicalConnection, without_traceback
 from .errors import PoolClosed, PoolFull, PoolTimeout
 from .handle import PooledConnection
-from .housekeeper import HOUSEKEEPER
+from .housekeeper import housekeeper
 from .stats import PoolStats
 from .waiters import Waiter, WaiterQueue
 
@@ -44,11 +44,26 @@ PATIENCE = 0.05
 #: Pauses between failing connects: seconds, doubling from the first to the last.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
+#: Seconds that the server always has to answer what was asked on the last return.
+GRACE = 0.005
+
 monotonic = time.monotonic
 log = logging.getLogger(__name__)
 
 #: What a fork or the end of the process has to be told to.
 _POOLS: WeakSet[Pool] = WeakSet()
+
+
+class _Connect:
+    """A connect under way, and the waiter that it was started for."""
+
+    __slots__ = ("__weakref__", "generation", "waiter")
+
+    def __init__(
+        self, generation: int, waiter: Waiter[PhysicalConnection] | None = None
+    ) -> None:
+        self.generation = generation
+        self.waiter = waiter
 
 
 class Pool(PooledDB):  # type: ignore[misc]
@@ -73,14 +88,18 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _begin(self) -> None:
         """Start with nothing, as the pool of this process."""
-        #: The only lock. Everything below is read and written with it held.
-        self._lock = threading.Lock()
+        #: The only lock. Everything below is read and written with it held. It lets
+        #: its holder in again, since a finalizer or a signal handler may use the pool
+        #: in the middle of anything that its thread is doing.
+        self._lock = threading.RLock()
         #: The last one returned is the first to go out again.
         self._idle_cache: list[PhysicalConnection] = []
-        #: In order of checkout, so that the first is the oldest holder.
-        self._in_use: dict[PhysicalConnection, None] = {}
-        #: Places taken by connects that have not ended yet.
-        self._connecting = 0
+        #: Who holds which, in order of checkout. A holder that is gone without having
+        #: returned anything leaves a dead reference; see :meth:`housekeep`.
+        self._in_use: dict[PhysicalConnection, ref[Any]] = {}
+        #: Connects under way. Each takes a place for as long as it is alive, so that
+        #: one which dies in a way that nobody thought of gives its place back.
+        self._connects: WeakSet[_Connect] = WeakSet()
         self._waiters: WaiterQueue[PhysicalConnection] = WaiterQueue()
         self._generation = 0
         self._closed = False
@@ -91,7 +110,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         #: Of the connects that failed since the last that did not.
         self._failures = 0
         self._connect_error: BaseException | None = None
-        self._retry_at = 0.0
+        #: While connects fail: when the last began, and when the next may.
+        self._tried_at = self._retry_at = 0.0
         self._pid = getpid()
 
     def _begin_in_child(self) -> None:
@@ -122,7 +142,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         :exc:`~.errors.PoolClosed`, or what the server said to the connect that was
         made for this checkout.
         """
-        return PooledConnection(self, self.checkout(timeout))
+        handle = PooledConnection(self)
+        self.lend(handle, timeout)
+        return handle
 
     def dedicated_connection(self) -> PooledConnection:
         """The same as :meth:`connection`; every connection is dedicated."""
@@ -132,66 +154,63 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Open a connection outside of the pool, within ``CONNECT_TIMEOUT``."""
         return self._connector.connect(monotonic() + self.config.connect_timeout)
 
-    def checkout(self, timeout: float | None = None) -> PhysicalConnection:
-        """What :meth:`connection` does, without the handle."""
+    def lend(self, handle: PooledConnection, timeout: float | None = None) -> None:
+        """Check a connection out for this handle; what :meth:`connection` does."""
         if self._pid != getpid():
             self._begin_in_child()
         started = monotonic()
         deadline = started + (self.config.timeout if timeout is None else timeout)
-        waiter = None
+        owner = ref(handle)
+        been_served = False
         while True:
+            waiter: Waiter[PhysicalConnection] | None = None
             with self._lock:
                 if self._idle_cache:
-                    con = self._idle_cache.pop()
-                    self._in_use[con] = None
-                    waiter = None
+                    con = self._idle_cache[-1]
+                    self._in_use[con] = owner
+                    del self._idle_cache[-1]
                 else:
-                    waiter = self._stand_in_line(started, deadline, waiter)
+                    waiter = Waiter(started, deadline, owner)
+                    self._stand_in_line(waiter, been_served)
             if waiter is not None:
                 con = self._wait(waiter)
+            elif con.unanswered:
+                con = self._one_that_is_answered(con, owner)
             if self._is_usable(con, started, deadline):
-                return con
+                handle._con = con
+                return
+            been_served = True
 
     def _stand_in_line(
-        self,
-        now: float,
-        deadline: float,
-        served: Waiter[PhysicalConnection] | None,
-    ) -> Waiter[PhysicalConnection]:
-        """Queue, unless there is no queue to stand in. [lock held]
-
-        Whoever was served already, with something that turned out to be of no use,
-        is first in line again.
-        """
+        self, waiter: Waiter[PhysicalConnection], been_served: bool
+    ) -> None:
+        """Queue, unless there is no queue to stand in. [lock held]"""
         if self._closed:
             raise PoolClosed(f"{self.name}: the pool has been closed")
         limit = self.config.max_waiting
-        if limit and len(self._waiters) >= limit and served is None:
+        if limit and len(self._waiters) >= limit and not been_served:
             raise PoolFull(f"{self.name}: {limit} checkouts are waiting already")
-        waiter: Waiter[PhysicalConnection] = Waiter(now, deadline)
-        self._waiters.join(waiter, first=served is not None)
-        return waiter
+        self._waiters.join(waiter)
 
     def _wait(self, waiter: Waiter[PhysicalConnection]) -> PhysicalConnection:
         """Sleep until served; start a connect whenever that is due."""
         try:
-            while True:
+            while not waiter.served:
                 with self._lock:
-                    if waiter.served:
-                        break
                     now = monotonic()
-                    if due := self._connect_is_due(waiter, now):
-                        self._connecting += 1
-                        waiter.connecting = True
-                    elif now >= waiter.deadline:
-                        self._waiters.leave(waiter)
+                    connect = self._due_connect(waiter, now)
+                    if connect is None and now >= waiter.deadline:
+                        self._leave_line(waiter)
                         break
                     sleep = self._look_again(waiter, now) - now
-                if due:
-                    self._start_connect(waiter)
+                if connect is not None:
+                    self._start(connect)
                 waiter.wait(sleep)
         except BaseException:
-            self._withdraw(waiter)
+            with self._lock:
+                self._leave_line(waiter)
+            if waiter.item is not None:
+                self.cache(waiter.item)
             raise
         if waiter.item is not None:
             return waiter.item
@@ -199,31 +218,42 @@ class Pool(PooledDB):  # type: ignore[misc]
             raise waiter.error
         raise self._timed_out(waiter.since)
 
-    def _withdraw(self, waiter: Waiter[PhysicalConnection]) -> None:
-        """Leave the line because of an interrupt; lose nothing by it."""
-        with self._lock:
-            self._waiters.leave(waiter)
-        if waiter.item is not None:
-            self.cache(waiter.item)
+    def _leave_line(self, waiter: Waiter[PhysicalConnection]) -> None:
+        """Give up; and hand on the ring that may have come for it. [lock held]"""
+        self._waiters.leave(waiter)
+        self._ring_next()
 
-    def _connect_is_due(self, waiter: Waiter[PhysicalConnection], now: float) -> bool:
-        """Whether this waiter should have a connection opened. [lock held]"""
-        if waiter.connecting or self._places() >= self.config.max_size:
-            return False
-        if self._connecting == 0:
-            return now >= self._retry_at
+    def _due_connect(
+        self, waiter: Waiter[PhysicalConnection], now: float
+    ) -> _Connect | None:
+        """A place for a connect, if this waiter should have one made. [lock held]"""
+        if waiter.served or waiter.connecting or self._places() >= self.config.max_size:
+            return None
+        under_way = len(self._connects)
         if self._failures:
-            # One at a time is enough to find out whether the server is back.
-            return False
-        return not self._in_use or now >= waiter.since + PATIENCE
+            # One now and then is enough to find out whether the server is back.
+            if now < self._retry_at or (
+                under_way and now < self._tried_at + LONGEST_PAUSE
+            ):
+                return None
+        elif under_way and self._in_use and now < waiter.since + PATIENCE:
+            return None
+        connect = _Connect(self._generation, waiter)
+        self._connects.add(connect)
+        waiter.connect = ref(connect)
+        self._tried_at = now
+        # Whoever takes a chance passes the word on, so that no chance is missed.
+        self._ring_next()
+        return connect
 
     def _look_again(self, waiter: Waiter[PhysicalConnection], now: float) -> float:
         """When this waiter has to wake by itself. [lock held]"""
-        patience_ends = waiter.since + PATIENCE
-        for moment in (self._retry_at, patience_ends):
-            if not waiter.connecting and moment > now:
-                return min(moment, waiter.deadline)
-        return waiter.deadline
+        if waiter.connecting:
+            return waiter.deadline
+        moments = [waiter.since + PATIENCE, waiter.deadline]
+        if self._failures:
+            moments += [self._retry_at, self._tried_at + LONGEST_PAUSE]
+        return min(moment for moment in moments if moment > now or moment == moments[1])
 
     def _all(self) -> tuple[PhysicalConnection, ...]:
         """Every open connection. [lock held]"""
@@ -231,20 +261,36 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _places(self) -> int:
         """How many connections there are or may be. [lock held]"""
-        return len(self._idle_cache) + len(self._in_use) + self._connecting
+        return len(self._idle_cache) + len(self._in_use) + len(self._connects)
+
+    def _one_that_is_answered(
+        self, con: PhysicalConnection, owner: ref[Any]
+    ) -> PhysicalConnection:
+        """Of the idle ones, prefer any whose last clean-up the server has confirmed.
+
+        If there is none, take the one that has been waiting for it longest.
+        """
+        passed = []
+        while not con.is_answered():
+            with self._lock:
+                if not self._idle_cache:
+                    break
+                passed.append(con)
+                con = self._idle_cache[-1]
+                self._in_use[con] = owner
+                del self._idle_cache[-1]
+        for other in reversed(passed):
+            self._put_back(other, other.since)
+        return con
 
     def _is_usable(
         self, con: PhysicalConnection, started: float, deadline: float
     ) -> bool:
-        """Whether a connection may be handed out; if not, it is discarded.
-
-        Raises :exc:`~.errors.PoolTimeout` if the deadline passes while the server
-        has not said that the session is clean.
-        """
+        """Whether a connection may be handed out; if not, it is discarded."""
         try:
             fault = self._fault_of(con, started, deadline)
         except Exception as error:
-            fault = "dead" if con.lost is not None else "reset_failed"
+            fault = "dead" if con.is_disconnected else "reset_failed"
             self._note_refusal(con, error)
         except BaseException:
             self._discard(con, "reset_failed")
@@ -290,12 +336,16 @@ class Pool(PooledDB):  # type: ignore[misc]
         if con.pid != getpid():
             con.abandon()
             return
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            # A finalizer, in the middle of something that this thread does here.
+            self.dropped(con)
+            return
         now = monotonic()
-        reason = self._fault(con, now)
-        if reason is None:
+        fault = self._fault(con, now)
+        if fault is None:
             self._put_back(con, now)
         else:
-            self._discard(con, reason)
+            self._discard(con, fault)
 
     def unshare(self, con: PhysicalConnection) -> None:
         """The same as :meth:`cache`: no connection is ever shared."""
@@ -321,14 +371,16 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _put_back(self, con: PhysicalConnection, now: float) -> None:
         """Hand a connection to the first in line, or keep it."""
         with self._lock:
-            if self._in_use.pop(con, self) is self:
+            if con not in self._in_use:
                 return
             con.since = now
-            if self._waiters:
-                self._in_use[con] = None
-                self._waiters.hand_over(con)
-            else:
-                self._idle_cache.append(con)
+            waiter = self._waiters.hand_over(con) if self._waiters else None
+            # Taken out and put in again, so that the oldest holder is the first.
+            del self._in_use[con]
+            if waiter is not None:
+                self._in_use[con] = waiter.owner
+                return
+            self._idle_cache.append(con)
             closed = self._closed
         if closed:
             self._discard_idle("closed")
@@ -351,7 +403,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _discard_idle(self, reason: str) -> None:
         with self._lock:
             idle, self._idle_cache = self._idle_cache, []
-            self._in_use.update(dict.fromkeys(idle))
+            self._in_use.update(dict.fromkeys(idle, ref(self)))
         for con in idle:
             self._discard(con, reason)
 
@@ -365,68 +417,84 @@ class Pool(PooledDB):  # type: ignore[misc]
     def dropped(self, con: PhysicalConnection) -> None:
         """Note, from a finalizer, that a handle vanished without being returned."""
         self._dropped.append(con)
-        HOUSEKEEPER.nudge()
+        housekeeper().nudge()
 
     # Connecting
 
-    def _start_connect(self, waiter: Waiter[PhysicalConnection] | None) -> None:
+    def _start(self, connect: _Connect) -> None:
         """Open a connection on a thread of its own; its place is taken already."""
         thread = threading.Thread(
             target=self._connect,
-            args=(waiter,),
+            args=(connect,),
             name=f"mysqlpool-connect-{self.name}",
             daemon=True,
         )
         try:
             thread.start()
         except RuntimeError as error:
-            self._connect_failed(waiter, error)
+            self._connect_failed(connect, error)
 
-    def _connect(self, waiter: Waiter[PhysicalConnection] | None) -> None:
-        generation = self._generation
+    def _connect(self, connect: _Connect) -> None:
         try:
             con = self.steady_connection()
         except BaseException as error:
-            self._connect_failed(waiter, error)
+            self._connect_failed(connect, error)
             return
-        con.generation = generation
+        con.generation = connect.generation
         if lifetime := self.config.max_lifetime:
             con.expires = con.opened + lifetime * random.uniform(0.9, 1.1)
         with self._lock:
-            self._connecting -= 1
+            self._in_use[con] = ref(connect)
+            self._end(connect)
             self._opened += 1
-            self._in_use[con] = None
-            if waiter is not None:
-                # It serves who is first in line, which need not be this one.
-                waiter.connecting = False
-            if self._failures:
-                self._failures = 0
-                self._connect_error = None
-                for other in self._waiters:
-                    other.ring()
-        HOUSEKEEPER.watch(self)
+            self._failures = 0
+            self._retry_at = 0.0
+            self._connect_error = None
         self._put_back(con, monotonic())
         with self._lock:
             self._ring_next()
+        housekeeper().watch(self)
 
-    def _connect_failed(
-        self, waiter: Waiter[PhysicalConnection] | None, error: BaseException
-    ) -> None:
+    def _end(self, connect: _Connect) -> None:
+        """Note that a connect is over, for better or worse. [lock held]"""
+        self._connects.discard(connect)
+        if connect.waiter is not None:
+            # A success serves who is first in line, which need not be this one.
+            connect.waiter.connect = None
+
+    def _connect_failed(self, connect: _Connect, error: BaseException) -> None:
+        kept = without_traceback(error)
+        now = monotonic()
         with self._lock:
-            self._connecting -= 1
-            self._connect_error = error
-            pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), LONGEST_PAUSE)
-            self._failures += 1
-            self._retry_at = monotonic() + pause * random.uniform(0.5, 1.0)
+            self._end(connect)
+            self._connect_error = kept
+            if now >= self._retry_at:
+                pause = FIRST_PAUSE * 2.0 ** min(self._failures, 10)
+                self._retry_at = now + min(pause, LONGEST_PAUSE) * _jitter()
+                self._failures += 1
+            refused = self._refused(connect.waiter)
+            self._ring_next()
+        for waiter in refused:
+            waiter.error = (
+                error if waiter is connect.waiter else without_traceback(kept)
+            )
+            waiter.ring()
+
+    def _refused(
+        self, owner: Waiter[PhysicalConnection] | None
+    ) -> list[Waiter[PhysicalConnection]]:
+        """Take out of the line those whom a failed connect concerns. [lock held]
+
+        Whom it was made for; all, if there is nothing that they could wait for.
+        """
+        refused = []
+        if owner is not None and self._waiters.leave(owner):
+            refused.append(owner)
+        while self._waiters and self._places() == 0:
+            waiter = self._waiters.next()
             if waiter is not None:
-                waiter.connecting = False
-                self._waiters.refuse(waiter, error)
-            nothing_to_hope_for = self._places() == 0
-            for other in tuple(self._waiters):
-                if nothing_to_hope_for:
-                    self._waiters.refuse(other, _twin(error))
-                else:
-                    other.ring()
+                refused.append(waiter)
+        return refused
 
     # For everybody
 
@@ -444,9 +512,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         """
         with self._lock:
             self._closed = True
-            for waiter in tuple(self._waiters):
-                error = PoolClosed(f"{self.name}: the pool has been closed")
-                self._waiters.refuse(waiter, error)
+            while (waiter := self._waiters.next()) is not None:
+                waiter.error = PoolClosed(f"{self.name}: the pool has been closed")
+                waiter.ring()
         self._discard_idle("closed")
 
     def stats(self) -> PoolStats:
@@ -458,7 +526,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 size=self._places(),
                 idle=len(self._idle_cache),
                 in_use=len(self._in_use),
-                connecting=self._connecting,
+                connecting=len(self._connects),
                 waiting=len(self._waiters),
                 generation=self._generation,
                 checkouts=self._past_uses + sum(con.uses for con in self._all()),
@@ -473,34 +541,40 @@ class Pool(PooledDB):  # type: ignore[misc]
 
         Called about once a second, on the housekeeper's thread.
         """
-        while self._dropped:
-            self._discard(self._dropped.popleft(), "invalidated")
         now = monotonic()
         with self._lock:
             stale = self._take_stale(now)
-            missing = self.config.min_size - self._places() + len(stale)
-            if self._closed or now < self._retry_at or self._failures:
-                missing = 0
-            self._connecting += max(missing, 0)
         for con, reason in stale:
             self._discard(con, reason)
-        for _ in range(missing):
-            self._start_connect(None)
-        return bool(self._places() or missing > 0)
+        with self._lock:
+            missing = self.config.min_size - self._places()
+            wanted = not self._closed and not self._failures
+            connects = [_Connect(self._generation) for _ in range(wanted * missing)]
+            self._connects.update(connects)
+            more_to_do = self._places() > 0
+        for connect in connects:
+            self._start(connect)
+        return more_to_do
 
     def _take_stale(self, now: float) -> list[tuple[PhysicalConnection, str]]:
-        """Take out the idle connections that are too old. [lock held]"""
+        """Take out what nobody holds any more and what is too old. [lock held]"""
+        stale = [
+            (con, "invalidated") for con, owner in self._in_use.items() if not owner()
+        ]
+        while self._dropped:
+            stale.append((self._dropped.popleft(), "invalidated"))
         max_idle = self.config.max_idle or float("inf")
         spare = self._places() - self.config.min_size
-        stale: list[tuple[PhysicalConnection, str]] = []
-        for con in self._idle_cache:
+        for con in tuple(self._idle_cache):
             if now >= con.expires:
-                stale.append((con, "expired"))
-            elif now - con.since >= max_idle and len(stale) < spare:
-                stale.append((con, "idle"))
-        for con, _ in stale:
+                reason = "expired"
+            elif now - con.since >= max_idle and spare > 0:
+                reason, spare = "idle", spare - 1
+            else:
+                continue
             self._idle_cache.remove(con)
-            self._in_use[con] = None
+            stale.append((con, reason))
+        self._in_use.update((con, ref(self)) for con, _ in stale)
         return stale
 
     def _timed_out(self, started: float) -> PoolTimeout:
@@ -511,10 +585,11 @@ class Pool(PooledDB):  # type: ignore[misc]
             text = (
                 f"{self.name}: no connection within {monotonic() - started:.2f} s:"
                 f" in use {len(self._in_use)}/{self.config.max_size},"
-                f" waiting {len(self._waiters)}, connecting {self._connecting}"
+                f" waiting {len(self._waiters)}, connecting {len(self._connects)}"
             )
-            error = PoolTimeout(text + (_describe(oldest) if oldest else ""))
-            error.__cause__ = self._connect_error
+            cause = self._connect_error
+        error = PoolTimeout(text + (_describe(oldest) if oldest else ""))
+        error.__cause__ = cause
         return error
 
     def __repr__(self) -> str:
@@ -538,16 +613,13 @@ def _describe(con: PhysicalConnection) -> str:
 
 
 def _half_way_to(deadline: float) -> float:
+    """Half of the time left; a moment of grace even for those who have none."""
     now = monotonic()
-    return now + max(deadline - now, 0.0) / 2
+    return now + max((deadline - now) / 2, GRACE)
 
 
-def _twin(error: BaseException) -> BaseException:
-    """An equal error, since raising one in two threads would mix their tracebacks."""
-    try:
-        return copy.copy(error)
-    except Exception:
-        return error
+def _jitter() -> float:
+    return random.uniform(0.5, 1.0)
 
 
 def _after_fork() -> None:

@@ -11,23 +11,29 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import ref
 
 T = TypeVar("T")
 
 
 class Waiter(Generic[T]):
-    """One blocked checkout."""
+    """One blocked checkout.
 
-    __slots__ = ("_bell", "connecting", "deadline", "error", "item", "since")
+    ``owner`` is what it waits on behalf of. If that is gone, so is whoever waited: an
+    interrupt can end a thread at a point where it could not leave the line.
+    """
 
-    def __init__(self, since: float, deadline: float) -> None:
+    __slots__ = ("_bell", "connect", "deadline", "error", "item", "owner", "since")
+
+    def __init__(self, since: float, deadline: float, owner: ref[Any]) -> None:
         self.since = since
         self.deadline = deadline
+        self.owner = owner
         self.item: T | None = None
         self.error: BaseException | None = None
-        #: Whether a connect is on its way that was started for this waiter.
-        self.connecting = False
+        #: The connect that was started for this waiter and is still under way.
+        self.connect: ref[Any] | None = None
         # A held lock is the cheapest thing that one thread can sleep on and
         # another can end; an Event would allocate three objects.
         self._bell = threading.Lock()
@@ -46,34 +52,39 @@ class Waiter(Generic[T]):
     def served(self) -> bool:
         return self.item is not None or self.error is not None
 
+    @property
+    def connecting(self) -> bool:
+        return self.connect is not None and self.connect() is not None
+
 
 class WaiterQueue(OrderedDict[Waiter[T], None]):
-    """Waiters in order of arrival; each operation takes constant time."""
+    """Waiters in order of arrival."""
 
-    def join(self, waiter: Waiter[T], first: bool = False) -> None:
-        """Go to the end of the line, or to its head."""
+    def join(self, waiter: Waiter[T]) -> None:
+        """Stand in line: behind all that came earlier, in front of all others."""
+        in_order = not self or next(reversed(self)).since <= waiter.since
         self[waiter] = None
-        if first:
-            self.move_to_end(waiter, last=False)
+        if not in_order:
+            # It has been served before, with something that was of no use.
+            for younger in [other for other in self if other.since > waiter.since]:
+                self.move_to_end(younger)
 
-    def leave(self, waiter: Waiter[T]) -> None:
-        """Give up."""
-        self.pop(waiter, None)
+    def leave(self, waiter: Waiter[T]) -> bool:
+        """Give up; False if it was not in line any more."""
+        return self.pop(waiter, self) is None
 
-    def hand_over(self, item: T) -> bool:
-        """Give the item to whoever has waited longest; False if nobody waits."""
-        if not self:
-            return False
-        waiter, _ = self.popitem(last=False)
-        waiter.item = item
-        waiter.ring()
-        return True
+    def next(self) -> Waiter[T] | None:
+        """Take out whoever has waited longest."""
+        while self:
+            waiter, _ = self.popitem(last=False)
+            if waiter.owner() is not None:
+                return waiter
+        return None
 
-    def refuse(self, waiter: Waiter[T], error: BaseException) -> bool:
-        """Let this waiter fail; False if it has been served or has gone."""
-        if waiter not in self:
-            return False
-        del self[waiter]
-        waiter.error = error
-        waiter.ring()
-        return True
+    def hand_over(self, item: T) -> Waiter[T] | None:
+        """Give the item to whoever has waited longest; None if nobody waits."""
+        waiter = self.next()
+        if waiter is not None:
+            waiter.item = item
+            waiter.ring()
+        return waiter

@@ -436,7 +436,7 @@ def test_a_connection_returned_by_another_thread_in_mid_statement_is_logged(
         connection = get_db()
         thread = threading.Thread(target=sleep, args=(connection,))
         thread.start()
-        until(lambda: connection._con.guard.locked())  # type: ignore[union-attr]
+        until(lambda: connection._guard.locked())
 
     thread.join()
     assert "discarded instead of returned" in caplog.text

@@ -133,7 +133,7 @@ pool = make_pool(MAX_SIZE=1)
 with pool.connection() as connection:
     cursor = connection.cursor()
     slow = gevent.spawn(connection.cursor().execute, "SELECT SLEEP(0.3)")
-    while not connection._con.guard.locked():
+    while not connection._guard.locked():
         gevent.sleep(0)
     try:
         cursor.execute("SELECT 1")

@@ -476,7 +476,7 @@ def test_two_threads_in_one_connection_raise_and_corrupt_nothing(
     connection = make_pool().connection()
     thread = threading.Thread(target=execute, args=(connection, "SELECT SLEEP(0.3)"))
     thread.start()
-    until(lambda: connection._con.guard.locked())  # type: ignore[union-attr]
+    until(lambda: connection._guard.locked())
 
     with pytest.raises(ConnectionShared):
         execute(connection, "SELECT 2")
@@ -501,7 +501,7 @@ def test_a_return_in_the_middle_of_a_statement_ends_the_connection(
 
     thread = threading.Thread(target=sleep)
     thread.start()
-    until(lambda: connection._con.guard.locked())  # type: ignore[union-attr]
+    until(lambda: connection._guard.locked())
 
     with pytest.raises(ConnectionShared):
         connection.close()
@@ -586,7 +586,7 @@ def test_settings_reach_the_session(make_pool: MakePool) -> None:
 
 def test_a_unix_socket_serves_as_well(make_pool: MakePool, server: LocalServer) -> None:
     pool = make_pool(
-        URL=f"mysql://app:secret@/test?unix_socket={server.unix_socket}",
+        URL=f"mysql://app:{server.password}@/test?unix_socket={server.unix_socket}",
     )
     with pool.connection() as connection:
         assert execute(connection, "SELECT 1") == ((1,),)
@@ -602,7 +602,7 @@ def test_the_password_callable_is_asked_once_for_each_connect(
         asked.append(1)
         return server.password
 
-    url = server.url.replace(":secret", "")
+    url = server.url.replace(f":{server.password}", "")
     pool = make_pool(URL=url, PASSWORD=password)
     with pool.connection(), pool.connection():
         assert len(asked) == 2
@@ -612,7 +612,7 @@ def test_a_refused_password_is_asked_for_again_once(
     make_pool: MakePool, server: LocalServer
 ) -> None:
     answers = ["outdated", server.password, "outdated", "outdated", server.password]
-    url = server.url.replace(":secret", "")
+    url = server.url.replace(f":{server.password}", "")
     pool = make_pool(URL=url, PASSWORD=lambda: answers.pop(0))
 
     with pool.connection():

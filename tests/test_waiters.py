@@ -1,6 +1,19 @@
 from __future__ import annotations
 
+from weakref import ref
+
 from flask_mysqlpool.waiters import Waiter, WaiterQueue
+
+
+class Owner:
+    """What somebody waits on behalf of."""
+
+
+OWNER = Owner()
+
+
+def came_at(since: float, owner: Owner = OWNER) -> Waiter[str]:
+    return Waiter(since, since + 1, ref(owner))
 
 
 def line(*waiters: Waiter[str]) -> WaiterQueue[str]:
@@ -11,48 +24,57 @@ def line(*waiters: Waiter[str]) -> WaiterQueue[str]:
 
 
 def test_who_came_first_is_served_first() -> None:
-    first, second = Waiter[str](0, 1), Waiter[str](0, 1)
+    first, second = came_at(1), came_at(2)
     queue = line(first, second)
 
-    assert queue.hand_over("a")
-    assert queue.hand_over("b")
+    assert queue.hand_over("a") is first
+    assert queue.hand_over("b") is second
 
     assert (first.item, second.item) == ("a", "b")
-    assert not queue.hand_over("c")
+    assert queue.hand_over("c") is None
 
 
 def test_who_has_left_is_passed_over() -> None:
-    first, second = Waiter[str](0, 1), Waiter[str](0, 1)
+    first, second = came_at(1), came_at(2)
     queue = line(first, second)
 
-    queue.leave(first)
+    assert queue.leave(first)
     queue.hand_over("a")
 
     assert (first.item, second.item) == (None, "a")
 
 
-def test_who_was_served_cannot_be_refused_any_more() -> None:
-    waiter = Waiter[str](0, 1)
+def test_who_was_served_cannot_leave_any_more() -> None:
+    waiter = came_at(1)
     queue = line(waiter)
     queue.hand_over("a")
 
-    assert not queue.refuse(waiter, OSError())
-    assert waiter.item == "a"
-    assert waiter.error is None
+    assert not queue.leave(waiter)
+    assert waiter.served
 
 
-def test_who_comes_back_first_is_first_again() -> None:
-    old, young = Waiter[str](0, 1), Waiter[str](0, 1)
+def test_who_comes_back_stands_where_he_stood() -> None:
+    oldest, old, young = came_at(1), came_at(2), came_at(3)
     queue = line(young)
 
-    queue.join(old, first=True)
-    queue.hand_over("a")
+    queue.join(old)
+    queue.join(oldest)
 
-    assert old.item == "a"
+    assert list(queue) == [oldest, old, young]
+
+
+def test_who_has_gone_without_leaving_is_passed_over() -> None:
+    owner = Owner()
+    ghost, second = came_at(1, owner), came_at(2)
+    queue = line(ghost, second)
+
+    del owner
+
+    assert queue.hand_over("a") is second
 
 
 def test_a_ring_before_the_wait_is_not_lost() -> None:
-    waiter = Waiter[str](0, 1)
+    waiter = came_at(1)
     waiter.ring()
     waiter.ring()
 

@@ -20,12 +20,10 @@ class WatchedLock:
     """A lock that knows which thread holds it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        self._lock: Any = threading.RLock()
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._owner = threading.get_ident()
 
     def __exit__(
         self,
@@ -33,11 +31,13 @@ class WatchedLock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._owner = None
         self._lock.release()
 
+    def _is_owned(self) -> bool:
+        return bool(self._lock._is_owned())
+
     def assert_not_mine(self) -> None:
-        assert self._owner != threading.get_ident(), "I/O with the pool's lock held"
+        assert not self._is_owned(), "I/O with the pool's lock held"
 
 
 class FakeConnection:
@@ -49,11 +49,10 @@ class FakeConnection:
         self.config = pool.config
         self.number = number
         self.pid = getpid()
-        self.guard = threading.Lock()
         self.lost: BaseException | None = None
         self.opened = self.since = monotonic()
         self.expires = float("inf")
-        self.generation = self.uses = self.holder = self.inside = self.unanswered = 0
+        self.generation = self.uses = self.holder = self.unanswered = 0
         self.alive = self.clean = True
         self.retired = False
         self.is_disconnected = False
@@ -69,6 +68,10 @@ class FakeConnection:
 
     def thread_id(self) -> int:
         return self.number
+
+    def is_answered(self) -> bool:
+        self._io()
+        return not self.unanswered
 
     def is_alive(self) -> bool:
         self._io()
