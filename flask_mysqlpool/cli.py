@@ -108,8 +108,8 @@ def _lines(bind: str, pool: Mapping[str, Any]) -> Iterable[str]:
     if "error" in pool:
         yield f"  cannot connect: {pool['error']}"
     else:
-        yield f"  server {pool['version']}, {pool['connected']} connections of" + (
-            f" {pool['max_connections']}; {len(pool['threads'])} of this app"
+        yield f"  server {pool['version']}, {pool['connected']} connected of" + (
+            f" {pool['max_connections']} allowed; {len(pool['threads'])} of this app"
         )
         yield from _table(pool["threads"])
         if not pool["threads"]:
@@ -129,13 +129,14 @@ def _table(threads: Iterable[Mapping[str, Any]]) -> Iterable[str]:
 
 
 @click.command()
-@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--yes", is_flag=True, help="Do not ask first, as at a terminal.")
 @with_appcontext
 def reset(yes: bool) -> None:
     """End this app's idle connections at the server.
 
-    Workers do not notice: they never hand out a connection that has been closed. A
-    connection that sleeps inside of a transaction looks idle to the server, though; its
+    Workers do not notice: they never hand out a connection that has been closed. But to
+    the server a connection looks idle, too, whose worker is between two statements of a
+    transaction, or has just taken its connection and not yet sent its statement. That
     worker gets an error, and nothing half done is stored.
     """
     if not yes and sys.stdin.isatty():
@@ -148,7 +149,8 @@ def reset(yes: bool) -> None:
         except MySQLError as error:
             click.echo(f"{bind}: cannot connect to {config.server}: {_text(error)}")
             sys.exit(DEGRADED)
-        click.echo(f"{bind}: ended {ended} idle connections on {config.server}")
+        s = "" if ended == 1 else "s"
+        click.echo(f"{bind}: ended {ended} idle connection{s} on {config.server}")
 
 
 def _text(error: MySQLError) -> str:

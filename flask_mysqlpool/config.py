@@ -79,7 +79,12 @@ def _duration(default: float | None, doc: str, *, zero: bool = True) -> Any:
 _SSL_MODES = "DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"
 _RESETS = "auto", "always", "transaction"
 
-URL = _setting(None, convert.url, "All in one; single keys win over it.", secret=True)
+URL = _setting(
+    None,
+    convert.url,
+    "Server, account and database in one; single settings win over it.",
+    secret=True,
+)
 """The setting ``URL``: it becomes others, and so is no field of its own."""
 
 
@@ -91,70 +96,129 @@ class PoolConfig:
     config is built directly or by :meth:`from_mapping`.
     """
 
-    host: str = _setting("localhost", convert.host, "The server's name or address.")
+    host: str = _setting("localhost", convert.host, "The server's name or IP address.")
     port: int = _setting(3306, convert.whole(1, 65535), "The server's TCP port.")
     unix_socket: str | None = _setting(
-        None, convert.path, "Used instead of host and port."
+        None,
+        convert.path,
+        "Path of the server's socket; used instead of HOST and PORT.",
     )
-    user: str | None = _setting(None, convert.label, "The account.")
+    user: str | None = _setting(None, convert.label, "The account's name.")
     password: str | Callable[[], str] | None = _setting(
         None,
         convert.password,
-        "Text, or a callable asked once per connect.",
+        "The account's password, or a callable that is asked for it at each connect.",
         secret=True,
     )
-    database: str | None = _setting(None, convert.label, "The default database.")
-    charset: str = _setting("utf8mb4", convert.charset, "Character set of the session.")
-    collation: str | None = _setting(
-        None, convert.text(r"[A-Za-z0-9_]+", "a collation"), "Of the session."
+    database: str | None = _setting(
+        None, convert.label, "The database that statements use by default."
     )
-    sql_mode: str | None = _setting(None, convert.text(".*", "text"), "Of the session.")
+    charset: str = _setting(
+        "utf8mb4", convert.charset, "Character set of the session and of its texts."
+    )
+    collation: str | None = _setting(
+        None,
+        convert.text(r"[A-Za-z0-9_]+", "a collation"),
+        "Collation of the session; by default the server's for the character set.",
+    )
+    sql_mode: str | None = _setting(
+        None,
+        convert.text(".*", "text"),
+        "SQL mode of the session; by default the server's.",
+    )
     init_command: str | None = _setting(
-        None, convert.statement, "Run after each connect.", quiet=True
+        None,
+        convert.statement,
+        "A statement that is run after each connect.",
+        quiet=True,
     )
     autocommit: bool = _setting(
-        False, convert.flag, "As in PEP 249: off unless asked for."
+        False,
+        convert.flag,
+        "Whether each statement commits by itself; off, as PEP 249 has it.",
     )
     cursorclass: type[Cursor] = _setting(
-        "Cursor", convert.cursorclass, "Of each cursor."
+        "Cursor",
+        convert.cursorclass,
+        "What kind of rows a cursor gives, such as DictCursor.",
     )
-    connect_timeout: float = _duration(10.0, "Bound on the whole connect.", zero=False)
-    read_timeout: float | None = _duration(None, "Bound on one read.", zero=False)
-    write_timeout: float | None = _duration(None, "Bound on one write.", zero=False)
+    connect_timeout: float = _duration(
+        10.0, "How long a connect may take as a whole.", zero=False
+    )
+    read_timeout: float | None = _duration(
+        None,
+        "How long an answer may keep a request waiting; unset, for ever.",
+        zero=False,
+    )
+    write_timeout: float | None = _duration(
+        None, "How long sending may take; unset, for ever.", zero=False
+    )
     ssl_mode: str = _setting(
-        "PREFERRED", convert.choice(*_SSL_MODES), "As the mysql client."
+        "PREFERRED",
+        convert.choice(*_SSL_MODES),
+        "Whether to use TLS, and what to verify; as in the mysql client.",
     )
-    ssl_ca: str | None = _setting(None, convert.file, "Authorities; else the system's.")
-    ssl_cert: str | None = _setting(None, convert.file, "The client's certificate.")
-    ssl_key: str | None = _setting(None, convert.file, "The client's private key.")
+    ssl_ca: str | None = _setting(
+        None, convert.file, "File of the authorities to trust; by default the system's."
+    )
+    ssl_cert: str | None = _setting(
+        None, convert.file, "File of the client's certificate."
+    )
+    ssl_key: str | None = _setting(
+        None, convert.file, "File of the client's private key, not encrypted."
+    )
     connect_args: Mapping[str, Any] = _setting(
-        dict, _connect_args, "Any further ``pymysql.connect`` argument.", secret=True
+        dict,
+        _connect_args,
+        "Any further arguments of ``pymysql.connect``, as a mapping.",
+        secret=True,
     )
-    min_size: int = _setting(0, convert.whole(0), "Connections kept ready.")
-    max_size: int = _setting(10, convert.whole(1), "The hard cap on connections.")
-    timeout: float = _duration(10.0, "Checkout deadline; 0 means now or never.")
+    min_size: int = _setting(
+        0, convert.whole(0), "Connections that a process keeps ready."
+    )
+    max_size: int = _setting(
+        10,
+        convert.whole(1),
+        "The most connections that a process has, those being opened included.",
+    )
+    timeout: float = _duration(
+        10.0, "How long to wait for a connection; 0 means now or never."
+    )
     max_waiting: int = _setting(
-        0, convert.whole(0), "Bound on the queue; 0 means none."
+        0,
+        convert.whole(0),
+        "How many may wait at once, one more is refused; 0 means any number.",
     )
-    max_lifetime: float = _duration(1800.0, "Age at replacement, ±10 %; 0 is off.")
-    max_idle: float = _duration(600.0, "Idle time before it is closed; 0 is off.")
+    max_lifetime: float = _duration(
+        1800.0, "Age at which a connection is replaced, ±10 %; 0 means never."
+    )
+    max_idle: float = _duration(
+        600.0,
+        "How long a connection may lie idle before it is closed; 0 means for ever.",
+    )
     max_usage: int = _setting(
-        0, convert.whole(0), "Checkouts before replacement; 0 is off."
+        0,
+        convert.whole(0),
+        "Checkouts after which a connection is replaced; 0 means never.",
     )
-    ping_after: float = _duration(30.0, "Idle time after which a checkout pings too.")
+    ping_after: float = _duration(
+        30.0, "How long a connection may lie idle and be handed out without a ping."
+    )
     reset_session: str = _setting(
         "auto",
         convert.choice(*_RESETS),
-        "Clean by what was done; or all; or only end it.",
+        "How a returned session is cleaned: auto, always or transaction; see below.",
     )
     setsession: tuple[str, ...] = _setting(
         (),
         convert.statements,
-        "Statements run on every new or cleaned session.",
+        "Statements that are run on every new or cleaned session.",
         quiet=True,
     )
     name: str = _setting(
-        "mysqlpool", convert.label, "For status, metrics and the server."
+        "mysqlpool",
+        convert.label,
+        "What the pool is called in messages, in status and at the server.",
     )
 
     @classmethod
@@ -200,10 +264,12 @@ class AppConfig:
 
     pools: Mapping[str, PoolConfig]
     handle_errors: bool = _setting(
-        True, convert.flag, "An unhandled timeout becomes a 503."
+        True,
+        convert.flag,
+        "Whether a timeout that nobody handles is answered with 503.",
     )
     cli: str | None = _setting(
-        "mysqlpool", convert.command, "Command group; False for none."
+        "mysqlpool", convert.command, "Name of the command group; False for none."
     )
 
     @classmethod
@@ -290,7 +356,7 @@ class _Reader:
             alike = re.fullmatch(r"(?i)(mysqlpool|mysql_pool)_(\w+)", str(key))
             if str(key).startswith(self.prefix):
                 continue
-            if key == self.prefix.rstrip("_") and isinstance(value, Mapping):
+            if str(key).upper() + "_" == self.prefix and isinstance(value, Mapping):
                 text = "write each key of it as a setting, such as {URL}"
                 self.faults.append(f"{key} is not a setting: {self.spell(text)}")
             elif alike and (hint := self.hint(alike[2].lower(), known)):

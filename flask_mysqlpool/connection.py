@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import copy
 import os
-import select
 import socket
-import ssl
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from os import getpid
 from typing import Any
 
 import pymysql
 from dbutils.steady_db import SteadyDBConnection
-from pymysql.constants import COMMAND, CR, ER, SERVER_STATUS
+from pymysql.constants import COMMAND, CR, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .config import PoolConfig
 from .residue import DATABASE, INDELIBLE, NONE, SESSION, TRANSACTION, residue
+from .wire import bounded, dial, watch
 
 #: The DB-API module that the pool is built on.
 DRIVER = pymysql
@@ -62,144 +61,12 @@ class _NeverRaised(Exception):
     """
 
 
-@contextmanager
-def _bounded(raw: Any, deadline: float) -> Iterator[None]:
-    """Let PyMySQL read and write no later than the deadline.
-
-    Its own timeouts cover single reads only, so a server that sends a byte now
-    and then could go on for ever. An attribute of the instance shadows the
-    method, because the many reads that need no deadline must not pay for one.
-    """
-
-    def read_bytes(wanted: int) -> bytes:
-        data = b""
-        while len(data) < wanted:
-            raw._write_timeout = raw._current_timeout = left = _left(deadline)
-            raw._sock.settimeout(left)
-            # read1() alone would ask the socket for no more than it was asked for.
-            raw._rfile.peek(1)
-            chunk = raw._rfile.read1(wanted - len(data))
-            if not chunk:
-                raise ConnectionError("the server closed the connection")
-            data += chunk
-        return data
-
-    write_timeout = raw._write_timeout
-    raw._read_bytes = read_bytes
-    try:
-        raw._write_timeout = _left(deadline)
-        yield
-    except OSError as error:
-        raw._force_close()
-        raise OperationalError(
-            CR.CR_SERVER_LOST, f"Lost connection to MySQL server ({error})"
-        ) from error
-    except BaseException:
-        raw._force_close()
-        raise
-    finally:
-        del raw._read_bytes
-        raw._write_timeout = write_timeout
-        raw._current_timeout = -1.0
-
-
 def _may_be_in_transaction(status: int) -> bool:
     """Judge by the server's last OK; with autocommit off, a SELECT gives none."""
     return bool(
         status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
         or not status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
     )
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("timed out")
-    return left
-
-
-class Connector:
-    """Opens connections as one :class:`PoolConfig` says.
-
-    The TLS context is made once: building it costs more than connecting.
-    """
-
-    def __init__(self, config: PoolConfig) -> None:
-        self.config = config
-        self._tls: ssl.SSLContext | None = None
-
-    def connect(self, deadline: float) -> PhysicalConnection:
-        """Open a connection and set its session up, all before the deadline.
-
-        Raises what PyMySQL raises (2003 unreachable, 1045 refused, 1049 unknown
-        database, …). A deadline that passes on the way is a 2003 or a 2013.
-        """
-        try:
-            return self._open(deadline)
-        except OperationalError as error:
-            rotates = callable(self.config.password)
-            if error.args[0] != ER.ACCESS_DENIED_ERROR or not rotates:
-                raise
-        # It may have been changed between being given out and being used.
-        return self._open(deadline)
-
-    def _open(self, deadline: float) -> PhysicalConnection:
-        password = self.config.password
-        if callable(password):
-            password = password()
-        connection = PhysicalConnection(self.config, self._arguments(password))
-        raw = connection.raw
-        if self._wants_tls():
-            # Not a cached property: that has a lock, which a fork may leave held.
-            self._tls = self._tls or self._make_tls()
-            raw.ssl, raw.ctx = True, self._tls
-            raw._ssl_required = self.config.ssl_mode != "PREFERRED"
-        connection.open(deadline)
-        return connection
-
-    def _arguments(self, password: str | None) -> dict[str, Any]:
-        config = self.config
-        return {
-            "host": config.host,
-            "port": config.port,
-            "unix_socket": config.unix_socket,
-            "user": config.user,
-            # PyMySQL would take text for Latin-1, and the server takes it for UTF-8.
-            "password": (password or "").encode(),
-            "database": config.database,
-            "charset": config.charset,
-            "collation": config.collation,
-            "cursorclass": config.cursorclass,
-            "read_timeout": config.read_timeout,
-            "write_timeout": config.write_timeout,
-            "program_name": config.name,
-            **config.connect_args,
-            # PyMySQL would spend a round trip each on what `setup` does in one,
-            # and build a TLS context for every connection.
-            "autocommit": None,
-            "ssl_disabled": True,
-            "defer_connect": True,
-        }
-
-    def _wants_tls(self) -> bool:
-        config = self.config
-        preferred = config.ssl_mode == "PREFERRED"
-        return config.ssl_mode != "DISABLED" and not (preferred and config.unix_socket)
-
-    def _make_tls(self) -> ssl.SSLContext:
-        """The TLS context for ``SSL_MODE``, which means what it means to ``mysql``."""
-        config = self.config
-        mode = config.ssl_mode
-        context = ssl.create_default_context(cafile=config.ssl_ca)
-        # The certificates that MySQL makes for itself fail the strict check that
-        # Python 3.13 turned on.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        context.check_hostname = mode == "VERIFY_IDENTITY"
-        if mode not in ("VERIFY_CA", "VERIFY_IDENTITY"):
-            context.verify_mode = ssl.CERT_NONE
-        if config.ssl_cert is not None:
-            context.load_cert_chain(config.ssl_cert, config.ssl_key)
-        return context
 
 
 class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
@@ -252,7 +119,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
     def _connect(self, deadline: float) -> None:
         raw = self.raw
         try:
-            sock = _dial(raw, deadline)
+            sock = dial(raw, deadline)
         except OSError as error:
             raise OperationalError(
                 CR.CR_CONN_HOST_ERROR,
@@ -261,11 +128,11 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         # connect() would spend a round trip on SET NAMES alone.
         raw.set_character_set = lambda *_: None
         try:
-            with _bounded(raw, deadline):
+            with bounded(raw, deadline):
                 raw.connect(sock)
         finally:
             del raw.set_character_set
-        self._readable = _watch(raw._sock)
+        self._readable = watch(raw._sock)
 
     def _commands_for_setup(self) -> list[tuple[int, bytes]]:
         """The commands that give a fresh session the settings of this pool."""
@@ -310,11 +177,11 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         raw = self.raw
         patience = max(deadline - time.monotonic(), 0.0)
         try:
-            if not self._readable(patience):
+            if not self._readable(patience * 1000):
                 raise OperationalError(
                     CR.CR_SERVER_LOST, "Lost connection to MySQL server (no answer)"
                 )
-            with _bounded(raw, deadline):
+            with bounded(raw, deadline):
                 while self.unanswered:
                     raw._next_seq_id = 1
                     raw._read_query_result()
@@ -495,56 +362,3 @@ def _tells_of_a_disconnect(error: BaseException) -> bool:
         impatient = isinstance(error.__context__, TimeoutError)
         return bool(error.args) and error.args[0] in LOST and not impatient
     return isinstance(error, ConnectionError)
-
-
-def _watch(sock: socket.socket) -> Callable[[float], Any]:
-    """A function that waits, so many seconds at most, for something to read."""
-    if not hasattr(select, "poll"):  # Windows
-        return lambda seconds: select.select([sock], [], [], seconds)[0]
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return lambda seconds: poll.poll(seconds * 1000)
-
-
-def _dial(raw: Any, deadline: float) -> socket.socket:
-    """Open the socket: all addresses of the name are tried within the deadline."""
-    if raw.unix_socket:
-        raw.host_info, raw._secure = "Localhost via UNIX socket", True
-        return _connected(
-            socket.AF_UNIX,
-            socket.SOCK_STREAM,
-            0,
-            raw.unix_socket,
-            None,
-            _left(deadline),
-        )
-    source = (raw.bind_address, 0) if raw.bind_address is not None else None
-    addresses = socket.getaddrinfo(raw.host, raw.port, type=socket.SOCK_STREAM)
-    raw.host_info = f"socket {raw.host}:{raw.port}"
-    failure: OSError | None = None
-    for index, (family, kind, protocol, _, address) in enumerate(addresses):
-        share = _left(deadline) / (len(addresses) - index)
-        try:
-            sock = _connected(family, kind, protocol, address, source, share)
-        except OSError as error:
-            failure = error
-            continue
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return sock
-    raise failure or OSError(f"no address for {raw.host!r}")
-
-
-def _connected(
-    family: int, kind: int, protocol: int, address: Any, source: Any, timeout: float
-) -> socket.socket:
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.settimeout(timeout)
-        if source is not None:
-            sock.bind(source)
-        sock.connect(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

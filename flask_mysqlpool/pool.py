@@ -30,7 +30,9 @@ from weakref import WeakSet, ref
 from dbutils.pooled_db import PooledDB
 
 from .config import PoolConfig
-from .connection import DRIVER, Connector, PhysicalConnection, without_traceback
+from .connection import DRIVER, PhysicalConnection, without_traceback
+from .connector import Connector
+from .connects import Connect, Connects
 from .errors import PoolClosed, PoolFull, PoolTimeout
 from .handle import PooledConnection
 from .housekeeper import housekeeper
@@ -41,9 +43,6 @@ from .waiters import Waiter, WaiterQueue
 #: of them, or the one connect under way, will serve it; then it starts its own.
 PATIENCE = 0.05
 
-#: Pauses between failing connects: seconds, doubling from the first to the last.
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-
 #: Seconds that the server always has to answer what was asked on the last return.
 GRACE = 0.005
 
@@ -52,18 +51,6 @@ log = logging.getLogger(__name__)
 
 #: What a fork or the end of the process has to be told to.
 _POOLS: WeakSet[Pool] = WeakSet()
-
-
-class _Connect:
-    """A connect under way, and the waiter that it was started for."""
-
-    __slots__ = ("__weakref__", "generation", "waiter")
-
-    def __init__(
-        self, generation: int, waiter: Waiter[PhysicalConnection] | None = None
-    ) -> None:
-        self.generation = generation
-        self.waiter = waiter
 
 
 class Pool(PooledDB):  # type: ignore[misc]
@@ -77,6 +64,8 @@ class Pool(PooledDB):  # type: ignore[misc]
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
         self.name = config.name
+        self._ping_after = config.ping_after
+        self._max_usage = config.max_usage or float("inf")
         self._connector = Connector(config)
         self._births: dict[int, threading.Lock] = {}
         #: Handles that were garbage before they were returned. The one thing that
@@ -97,9 +86,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         #: Who holds which, in order of checkout. A holder that is gone without having
         #: returned anything leaves a dead reference; see :meth:`housekeep`.
         self._in_use: dict[PhysicalConnection, ref[Any]] = {}
-        #: Connects under way. Each takes a place for as long as it is alive, so that
-        #: one which dies in a way that nobody thought of gives its place back.
-        self._connects: WeakSet[_Connect] = WeakSet()
+        #: Connects under way; each takes a place.
+        self._connects = Connects()
         self._waiters: WaiterQueue[PhysicalConnection] = WaiterQueue()
         self._generation = 0
         self._closed = False
@@ -107,11 +95,6 @@ class Pool(PooledDB):  # type: ignore[misc]
         #: Checkouts of the connections that are no more; the others count theirs.
         self._past_uses = 0
         self._discarded: Counter[str] = Counter()
-        #: Of the connects that failed since the last that did not.
-        self._failures = 0
-        self._connect_error: BaseException | None = None
-        #: While connects fail: when the last began, and when the next may.
-        self._tried_at = self._retry_at = 0.0
         self._pid = getpid()
 
     def _begin_in_child(self) -> None:
@@ -225,23 +208,16 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _due_connect(
         self, waiter: Waiter[PhysicalConnection], now: float
-    ) -> _Connect | None:
+    ) -> Connect | None:
         """A place for a connect, if this waiter should have one made. [lock held]"""
         if waiter.served or waiter.connecting or self._places() >= self.config.max_size:
             return None
-        under_way = len(self._connects)
-        if self._failures:
-            # One now and then is enough to find out whether the server is back.
-            if now < self._retry_at or (
-                under_way and now < self._tried_at + LONGEST_PAUSE
-            ):
-                return None
-        elif under_way and self._in_use and now < waiter.since + PATIENCE:
+        may_be_served_soon = self._connects and self._in_use
+        if may_be_served_soon and now < waiter.since + PATIENCE:
             return None
-        connect = _Connect(self._generation, waiter)
-        self._connects.add(connect)
-        waiter.connect = ref(connect)
-        self._tried_at = now
+        if not self._connects.may_begin(now):
+            return None
+        connect = self._connects.begin(self._generation, now, waiter)
         # Whoever takes a chance passes the word on, so that no chance is missed.
         self._ring_next()
         return connect
@@ -250,10 +226,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         """When this waiter has to wake by itself. [lock held]"""
         if waiter.connecting:
             return waiter.deadline
-        moments = [waiter.since + PATIENCE, waiter.deadline]
-        if self._failures:
-            moments += [self._retry_at, self._tried_at + LONGEST_PAUSE]
-        return min(moment for moment in moments if moment > now or moment == moments[1])
+        patient_until = waiter.since + PATIENCE
+        soonest = patient_until if patient_until > now else float("inf")
+        return min(soonest, self._connects.next_chance(now), waiter.deadline)
 
     def _all(self) -> tuple[PhysicalConnection, ...]:
         """Every open connection. [lock held]"""
@@ -286,43 +261,35 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _is_usable(
         self, con: PhysicalConnection, started: float, deadline: float
     ) -> bool:
-        """Whether a connection may be handed out; if not, it is discarded."""
+        """Whether a connection may be handed out; if not, it is discarded.
+
+        A server that is silent for half of the time that is left is given up, so that
+        the other half can serve to find out whether it still accepts a connection.
+        """
         try:
-            fault = self._fault_of(con, started, deadline)
+            if con.generation != self._generation:
+                fault = "invalidated"
+            elif started >= con.expires:
+                fault = "expired"
+            else:
+                if con.unanswered:
+                    con.read_answers(_half_way_to(deadline))
+                fault = "dead"
+                if con.is_alive():
+                    if started - con.since > self._ping_after:
+                        con.ping(_half_way_to(deadline))
+                    con.uses += 1
+                    con.since = max(con.since, started)
+                    con.holder = get_ident()
+                    return True
         except Exception as error:
             fault = "dead" if con.is_disconnected else "reset_failed"
             self._note_refusal(con, error)
         except BaseException:
             self._discard(con, "reset_failed")
             raise
-        if fault is not None:
-            self._discard(con, fault)
-            return False
-        con.uses += 1
-        con.since = max(con.since, started)
-        con.holder = get_ident()
-        return True
-
-    def _fault_of(
-        self, con: PhysicalConnection, started: float, deadline: float
-    ) -> str | None:
-        """Why a connection that was idle cannot be handed out; None if it can.
-
-        Raises what reading the answers to the last reset, or to a ping, raises. A
-        server that is silent for half of the time that is left is given up, so that the
-        other half can serve to find out whether it still accepts a connection.
-        """
-        if con.generation != self._generation:
-            return "invalidated"
-        if started >= con.expires:
-            return "expired"
-        if con.unanswered:
-            con.read_answers(_half_way_to(deadline))
-        if not con.is_alive():
-            return "dead"
-        if started - con.since > self.config.ping_after:
-            con.ping(_half_way_to(deadline))
-        return None
+        self._discard(con, fault)
+        return False
 
     def _note_refusal(self, con: PhysicalConnection, error: Exception) -> None:
         """Say once that the server does not clean sessions: connects are dear."""
@@ -361,7 +328,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             return "invalidated"
         if con.generation != self._generation:
             return "invalidated"
-        if now >= con.expires or 0 < self.config.max_usage <= con.uses:
+        if now >= con.expires or con.uses >= self._max_usage:
             return "expired"
         try:
             return None if con.reset_session() else "reset_failed"
@@ -421,7 +388,7 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     # Connecting
 
-    def _start(self, connect: _Connect) -> None:
+    def _start(self, connect: Connect) -> None:
         """Open a connection on a thread of its own; its place is taken already."""
         thread = threading.Thread(
             target=self._connect,
@@ -434,7 +401,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         except RuntimeError as error:
             self._connect_failed(connect, error)
 
-    def _connect(self, connect: _Connect) -> None:
+    def _connect(self, connect: Connect) -> None:
         try:
             con = self.steady_connection()
         except BaseException as error:
@@ -445,33 +412,17 @@ class Pool(PooledDB):  # type: ignore[misc]
             con.expires = con.opened + lifetime * random.uniform(0.9, 1.1)
         with self._lock:
             self._in_use[con] = ref(connect)
-            self._end(connect)
+            self._connects.succeeded(connect)
             self._opened += 1
-            self._failures = 0
-            self._retry_at = 0.0
-            self._connect_error = None
         self._put_back(con, monotonic())
         with self._lock:
             self._ring_next()
         housekeeper().watch(self)
 
-    def _end(self, connect: _Connect) -> None:
-        """Note that a connect is over, for better or worse. [lock held]"""
-        self._connects.discard(connect)
-        if connect.waiter is not None:
-            # A success serves who is first in line, which need not be this one.
-            connect.waiter.connect = None
-
-    def _connect_failed(self, connect: _Connect, error: BaseException) -> None:
+    def _connect_failed(self, connect: Connect, error: BaseException) -> None:
         kept = without_traceback(error)
-        now = monotonic()
         with self._lock:
-            self._end(connect)
-            self._connect_error = kept
-            if now >= self._retry_at:
-                pause = FIRST_PAUSE * 2.0 ** min(self._failures, 10)
-                self._retry_at = now + min(pause, LONGEST_PAUSE) * _jitter()
-                self._failures += 1
+            self._connects.failed(connect, kept, monotonic())
             refused = self._refused(connect.waiter)
             self._ring_next()
         for waiter in refused:
@@ -548,9 +499,11 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._discard(con, reason)
         with self._lock:
             missing = self.config.min_size - self._places()
-            wanted = not self._closed and not self._failures
-            connects = [_Connect(self._generation) for _ in range(wanted * missing)]
-            self._connects.update(connects)
+            if self._closed or self._connects.failing:
+                missing = 0
+            connects = [
+                self._connects.begin(self._generation, now) for _ in range(missing)
+            ]
             more_to_do = self._places() > 0
         for connect in connects:
             self._start(connect)
@@ -587,7 +540,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 f" in use {len(self._in_use)}/{self.config.max_size},"
                 f" waiting {len(self._waiters)}, connecting {len(self._connects)}"
             )
-            cause = self._connect_error
+            cause = self._connects.error
         error = PoolTimeout(text + (_describe(oldest) if oldest else ""))
         error.__cause__ = cause
         return error
@@ -616,10 +569,6 @@ def _half_way_to(deadline: float) -> float:
     """Half of the time left; a moment of grace even for those who have none."""
     now = monotonic()
     return now + max((deadline - now) / 2, GRACE)
-
-
-def _jitter() -> float:
-    return random.uniform(0.5, 1.0)
 
 
 def _after_fork() -> None:

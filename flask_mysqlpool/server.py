@@ -17,7 +17,8 @@ from pymysql.cursors import Cursor
 from pymysql.err import MySQLError
 
 from .config import PoolConfig
-from .connection import Connector, PhysicalConnection
+from .connection import PhysicalConnection
+from .connector import Connector
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 import flask_mysqlpool.pool
 import flask_mysqlpool.waiters
 from flask_mysqlpool import PoolClosed, PooledConnection, PoolFull, PoolTimeout
+from flask_mysqlpool.connects import FIRST_PAUSE
 from flask_mysqlpool.testing.fake import FakePool
 
 T = TypeVar("T")
@@ -339,8 +340,8 @@ def test_connects_pause_longer_and_longer_while_they_fail() -> None:
         with pytest.raises(pymysql.err.OperationalError, match="2003"):
             pool.connection()
 
-    pause = pool._retry_at - flask_mysqlpool.pool.monotonic()
-    assert 4 * flask_mysqlpool.pool.FIRST_PAUSE * 0.9 < pause
+    pause = pool._connects.next_chance(0) - flask_mysqlpool.pool.monotonic()
+    assert 4 * FIRST_PAUSE * 0.9 < pause
     assert pool.connects == 4
 
 

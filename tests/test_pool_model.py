@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+import flask_mysqlpool.connects
 import flask_mysqlpool.pool
 from flask_mysqlpool import PooledConnection, PoolTimeout
 from flask_mysqlpool.testing import fake
@@ -59,7 +60,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.clock = Clock()
         for module in (flask_mysqlpool.pool, fake):
             self.patch.setattr(module, "monotonic", self.clock)
-        self.patch.setattr(flask_mysqlpool.pool, "FIRST_PAUSE", 0.0)
+        self.patch.setattr(flask_mysqlpool.connects, "FIRST_PAUSE", 0.0)
         self.executor = ThreadPoolExecutor(100)
         self.under_way: list[Connect] = []
         self.size = size

@@ -1,0 +1,93 @@
+"""The connects of a pool: which are under way, and when the next may begin.
+
+While connects fail, they are tried one at a time, with growing pauses, however many
+checkouts wait; what one finds out holds for all. Nothing here does I/O, and everything
+is called with the lock of the pool held.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from weakref import WeakSet, ref
+
+from .waiters import Waiter
+
+#: Pauses between failing connects: seconds, doubling from the first to the last.
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+
+
+class Connect:
+    """A connect under way, and the waiter that it was started for."""
+
+    __slots__ = ("__weakref__", "generation", "waiter")
+
+    def __init__(self, generation: int, waiter: Waiter[Any] | None) -> None:
+        self.generation = generation
+        self.waiter = waiter
+
+
+class Connects:
+    """Each connect takes a place for as long as the object that stands for it lives.
+
+    So one that dies in a way that nobody thought of gives its place back.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: WeakSet[Connect] = WeakSet()
+        #: The error of the last connect, if it failed.
+        self.error: BaseException | None = None
+        #: How often the server was found to be out of reach since it last was not.
+        self._failures = 0
+        self._tried_at = self._retry_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    @property
+    def failing(self) -> bool:
+        return self._failures > 0
+
+    def may_begin(self, now: float) -> bool:
+        """Whether a connect may be made at all."""
+        # One that hangs must not keep others from finding that the server is back.
+        patient = not self._under_way or now >= self._tried_at + LONGEST_PAUSE
+        return not self._failures or (now >= self._retry_at and patient)
+
+    def next_chance(self, now: float) -> float:
+        """When :meth:`may_begin` may change without anything happening."""
+        moments = (self._retry_at, self._tried_at + LONGEST_PAUSE)
+        later = [moment for moment in moments if moment > now]
+        return min(later) if self._failures and later else float("inf")
+
+    def begin(
+        self, generation: int, now: float, waiter: Waiter[Any] | None = None
+    ) -> Connect:
+        """Take a place."""
+        connect = Connect(generation, waiter)
+        self._under_way.add(connect)
+        self._tried_at = now
+        if waiter is not None:
+            waiter.connect = ref(connect)
+        return connect
+
+    def _end(self, connect: Connect) -> None:
+        self._under_way.discard(connect)
+        if connect.waiter is not None:
+            connect.waiter.connect = None
+
+    def succeeded(self, connect: Connect) -> None:
+        """It serves who is first in line, which need not be whom it was made for."""
+        self._end(connect)
+        self.error = None
+        self._failures = 0
+        self._retry_at = 0.0
+
+    def failed(self, connect: Connect, error: BaseException, now: float) -> None:
+        self._end(connect)
+        self.error = error
+        if now < self._retry_at:
+            return  # begun before the failure that this pause is for
+        pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), LONGEST_PAUSE)
+        self._retry_at = now + pause * random.uniform(0.5, 1.0)
+        self._failures += 1

@@ -1,0 +1,114 @@
+"""The network, with an end: sockets opened and read no later than a deadline."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pymysql.constants import CR
+from pymysql.err import OperationalError
+
+
+def dial(raw: Any, deadline: float) -> socket.socket:
+    """Open the socket: all addresses of the name are tried within the deadline."""
+    if raw.unix_socket:
+        raw.host_info, raw._secure = "Localhost via UNIX socket", True
+        return _connected(
+            socket.AF_UNIX,
+            socket.SOCK_STREAM,
+            0,
+            raw.unix_socket,
+            None,
+            time_left(deadline),
+        )
+    source = (raw.bind_address, 0) if raw.bind_address is not None else None
+    addresses = socket.getaddrinfo(raw.host, raw.port, type=socket.SOCK_STREAM)
+    raw.host_info = f"socket {raw.host}:{raw.port}"
+    failure: OSError | None = None
+    for index, (family, kind, protocol, _, address) in enumerate(addresses):
+        share = time_left(deadline) / (len(addresses) - index)
+        try:
+            sock = _connected(family, kind, protocol, address, source, share)
+        except OSError as error:
+            failure = error
+            continue
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return sock
+    raise failure or OSError(f"no address for {raw.host!r}")
+
+
+def _connected(
+    family: int, kind: int, protocol: int, address: Any, source: Any, timeout: float
+) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.settimeout(timeout)
+        if source is not None:
+            sock.bind(source)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@contextmanager
+def bounded(raw: Any, deadline: float) -> Iterator[None]:
+    """Let PyMySQL read and write no later than the deadline.
+
+    Its own timeouts cover single reads only, so a server that sends a byte now
+    and then could go on for ever. An attribute of the instance shadows the
+    method, because the many reads that need no deadline must not pay for one.
+    """
+
+    def read_bytes(wanted: int) -> bytes:
+        data = b""
+        while len(data) < wanted:
+            raw._write_timeout = raw._current_timeout = left = time_left(deadline)
+            raw._sock.settimeout(left)
+            # read1() alone would ask the socket for no more than it was asked for.
+            raw._rfile.peek(1)
+            chunk = raw._rfile.read1(wanted - len(data))
+            if not chunk:
+                raise ConnectionError("the server closed the connection")
+            data += chunk
+        return data
+
+    write_timeout = raw._write_timeout
+    raw._read_bytes = read_bytes
+    try:
+        raw._write_timeout = time_left(deadline)
+        yield
+    except OSError as error:
+        raw._force_close()
+        raise OperationalError(
+            CR.CR_SERVER_LOST, f"Lost connection to MySQL server ({error})"
+        ) from error
+    except BaseException:
+        raw._force_close()
+        raise
+    finally:
+        del raw._read_bytes
+        raw._write_timeout = write_timeout
+        raw._current_timeout = -1.0
+
+
+def time_left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def watch(sock: socket.socket) -> Callable[[float], Any]:
+    """A function that waits, so many milliseconds at most, for something to read."""
+    if not hasattr(select, "poll"):  # Windows
+        return lambda patience: select.select([sock], [], [], patience / 1000)[0]
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return poll.poll
