@@ -19,7 +19,7 @@ from flask_mysqlpool import ConfigError, PoolError
 from flask_mysqlpool.testing import LocalServer, ServerFailed, ServerNotFound
 
 from . import create_app
-from .database import describe, init_db
+from .database import db, describe, init_db
 
 #: Any of these says where a database is; then none is started here.
 PLACES = (
@@ -78,7 +78,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        reason = error.strerror or str(error)
+        # Python repeats the address: "… (while attempting to bind on address …)".
+        reason = (error.strerror or str(error)).partition(" (while ")[0]
         hint = "choose another with --port"
         raise fail(f"cannot listen on {host}, port {port}: {reason}; {hint}") from None
 
@@ -102,12 +103,19 @@ def database() -> Iterator[tuple[dict[str, Any], str]]:
 def prepared_app(config: dict[str, Any]) -> Flask:
     try:
         app = create_app(config)
-        with app.app_context():
-            init_db()
     except ConfigError as error:
         raise fail(describe(error)) from None
-    except (MySQLError, PoolError) as error:
-        raise fail(f"no use can be made of the database: {describe(error)}") from None
+    with app.app_context():
+        try:
+            init_db()
+        except (MySQLError, PoolError) as error:
+            place = db.pool().config.server + "".join(
+                f" ({name})" for name in PLACES if os.environ.get(name)
+            )
+            reason = describe(error)
+            raise fail(
+                f"no use can be made of the database at {place}: {reason}"
+            ) from None
     return app
 
 

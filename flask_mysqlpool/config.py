@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import convert
 from .errors import ConfigError
+from .hints import FOREIGN
 
 if TYPE_CHECKING:
     from pymysql.cursors import Cursor
@@ -47,8 +48,8 @@ def _arguments() -> list[str]:
 def _argument_fault(name: object) -> str | None:
     if not isinstance(name, str):
         return "must have text for its keys, the names of arguments"
-    if name in _POOL or name in _FOREIGN:
-        hint = f"write {{{name.upper()}}}" if name in _POOL else _FOREIGN[name]
+    if name in _POOL or name in FOREIGN:
+        hint = f"write {{{name.upper()}}}" if name in _POOL else FOREIGN[name]
         return f"may not hold {name}: {hint}"
     known = _arguments()
     if name in known:
@@ -341,7 +342,7 @@ class _Reader:
     def hint(self, name: str, known: _Known) -> str:
         bare = re.sub(r"^((mysql|mysqlpool|sqlalchemy|database)_)+", "", name)
         near = difflib.get_close_matches(name, known, 1)
-        hint = _FOREIGN.get(name) or _FOREIGN.get(bare) or ""
+        hint = FOREIGN.get(name) or FOREIGN.get(bare) or ""
         if not hint and bare in known:
             hint = f"write {{{bare.upper()}}}"
         elif not hint and bare in _arguments():
@@ -444,42 +445,3 @@ def _shown(value: Any, secret: bool) -> object:
     if isinstance(value, tuple):
         return list(value)
     return "***" if secret and value is not None else value
-
-
-_INSTEAD = {
-    "write {MAX_SIZE}": "maxconnections pool_size size maxsize max_connections"
-    " connections max_conn maxconn max_pool_size pool_max_size",
-    "write {MAX_SIZE}, the size and the overflow together": "max_overflow",
-    "write {MIN_SIZE}": "mincached pre_create_num minsize minconn min_connections"
-    " min_pool_size",
-    "write {MAX_SIZE} and {MAX_IDLE}, which bound the idle ones": "maxcached",
-    "write {TIMEOUT}, where 0 means never to wait": "blocking",
-    "write {TIMEOUT}": "pool_timeout retry_num retry_interval wait_timeout"
-    " checkout_timeout acquire_timeout",
-    "write {MAX_LIFETIME}": "pool_recycle recycle con_lifetime max_age conn_max_age"
-    " lifetime",
-    "write {MAX_IDLE}": "idle_timeout max_idle_time",
-    "write {MAX_USAGE}": "maxusage",
-    "write {PING_AFTER}": "ping",
-    "write {RESET_SESSION}": "reset pool_reset_on_return",
-    "write {SETSESSION} = [\"SET time_zone = '+00:00'\"]": "time_zone timezone",
-    "write {SETSESSION} = ['SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED']": (
-        "isolation_level transaction_isolation tx_isolation"
-    ),
-    "write {URL}": "uri dsn",
-    "write {HOST}": "hostname server",
-    "write {DATABASE}": "db db_name dbname schema database_name",
-    "write {USER}": "username",
-    "write {PASSWORD}": "passwd pass pwd",
-    "write {CURSORCLASS} = 'DictCursor'": "dict_cursor dictcursor",
-    "write {NAME}": "pool_name program_name",
-    "write {SSL_MODE}": "ssl ssl_disabled ssl_verify_cert ssl_verify_identity",
-    "write each of them as a setting, such as {MAX_SIZE}": "arguments",
-    "leave it out, no dead connection is handed out": "pool_pre_ping pre_ping",
-    "leave it out, it has no counterpart": "maxshared failures backend",
-    "leave it out, the pool decides when to connect": "defer_connect",
-    "leave it out, the key's file may not be encrypted": "ssl_key_password",
-    "leave it out, PyMySQL does not support it": "compress named_pipe",
-}
-_FOREIGN = {name: hint for hint, names in _INSTEAD.items() for name in names.split()}
-"""What other packages call a thing (lower case, no prefix), and what it is here."""

@@ -22,7 +22,7 @@ from pymysql.constants import COMMAND, CR, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .config import PoolConfig
-from .residue import DATABASE, INDELIBLE, NONE, SESSION, TRANSACTION, residue
+from .residue import ELSEWHERE, INDELIBLE, NONE, SESSION, TRANSACTION, residue
 from .wire import bounded, dial, watch
 
 #: The DB-API module that the pool is built on.
@@ -37,12 +37,10 @@ READ_ONLY = frozenset({1290, 1792, 1836})
 #: Not in PyMySQL: makes the session as good as new, at the price of a round trip.
 COM_RESET_CONNECTION = 0x1F
 
-_ROLLBACK = ((COMMAND.COM_QUERY, b"ROLLBACK"),)
-
 #: What the methods of PyMySQL that talk to the server leave behind.
 _RESIDUE_OF = {
     "begin": TRANSACTION,
-    "select_db": SESSION | DATABASE,
+    "select_db": SESSION | ELSEWHERE,
     "autocommit": SESSION,
     "set_character_set": SESSION,
     "set_charset": SESSION,
@@ -59,6 +57,10 @@ class _NeverRaised(Exception):
     Its failover executes the statement again, on a new connection and outside
     the transaction that the first one was in.
     """
+
+
+def _query(statement: bytes) -> tuple[int, bytes]:
+    return COMMAND.COM_QUERY, statement
 
 
 def _may_be_in_transaction(status: int) -> bool:
@@ -107,11 +109,12 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         """Connect and set the session up; see :meth:`Connector.connect`."""
         try:
             self._connect(deadline)
-            self._setup = self._commands_for_setup()
             raw = self.raw
+            self._setup = self._commands_for_setup()
             self._charset = raw.charset, raw.encoding, raw.collation
-            self.write(self._setup)
-            self.read_answers(deadline)
+            raw.autocommit_mode = self.config.autocommit
+            self.write([*self._setup, _query(b"SELECT CURRENT_ROLE()")])
+            [[self._role]] = self.read_answers(deadline)
         except BaseException:
             self.abandon()
             raise
@@ -146,7 +149,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         statements = [names, *config.setsession]
         if config.init_command:
             statements.insert(1, config.init_command)
-        return [(COMMAND.COM_QUERY, text.encode(raw.encoding)) for text in statements]
+        return [_query(text.encode(raw.encoding)) for text in statements]
 
     def write(self, commands: Sequence[tuple[int, bytes]]) -> bool:
         """Send commands in one piece, without waiting for room or for answers.
@@ -169,29 +172,26 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.unanswered += len(commands)
         return complete
 
-    def read_answers(self, deadline: float) -> None:
-        """Read the answers to what :meth:`write` sent.
+    def read_answers(self, deadline: float) -> Any:
+        """Read the answers to what :meth:`write` sent; give the rows of the last.
 
         Raises what the server answers; a 2013 if it has not done so by the deadline.
         """
-        raw = self.raw
         patience = max(deadline - time.monotonic(), 0.0)
-        try:
-            if not self._readable(patience * 1000):
-                raise OperationalError(
-                    CR.CR_SERVER_LOST, "Lost connection to MySQL server (no answer)"
-                )
-            with bounded(raw, deadline):
-                while self.unanswered:
-                    raw._next_seq_id = 1
-                    raw._read_query_result()
-                    while raw._result.has_next:
-                        raw.next_result()
-                    self.unanswered -= 1
-        except MySQLError as error:
-            self.failed(error)
-            raise
-        raw._result = None
+        answered = self._readable(patience * 1000)
+        return self.attempt(self._read_answers if answered else _no_answer, deadline)
+
+    def _read_answers(self, deadline: float) -> Any:
+        raw = self.raw
+        with bounded(raw, deadline):
+            while self.unanswered:
+                raw._next_seq_id = 1
+                raw._read_query_result()
+                while raw._result.has_next:
+                    raw.next_result()
+                self.unanswered -= 1
+        result, raw._result = raw._result, None
+        return result.rows
 
     def is_alive(self) -> bool:
         """Whether the server still holds its end open; costs no round trip.
@@ -254,6 +254,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         code = error.args[0] if error.args else None
         if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
             self.retired = self.retired or code in READ_ONLY
+            self.residue |= SESSION  # SHOW WARNINGS, which the next should not see
             return
         if self.lost is None:
             self.is_disconnected = _tells_of_a_disconnect(error)
@@ -273,7 +274,12 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         Raises a 2013 if it does not do so by the deadline.
         """
         self.write([(COMMAND.COM_PING, b"")])
-        self.read_answers(deadline)
+        try:
+            self.read_answers(deadline)
+        except MySQLError:
+            # That takes the server no time, so it must be out of reach.
+            self.is_disconnected = True
+            raise
 
     def reset_session(self) -> bool:
         """Make the session fit for the next borrower, without waiting.
@@ -281,12 +287,15 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         False if that is not certain to succeed; it must then be discarded.
         """
         raw = self.raw
+        left, self.residue = self.residue, NONE
         result = raw._result
         if result is not None:
             if result.unbuffered_active or result.has_next:
                 return False
+            if result.warning_count:
+                left |= SESSION
             raw._result = None
-        left, self.residue = self.residue, NONE
+        raw._affected_rows = 0
         policy = self.config.reset_session
         if policy == "always":
             left |= SESSION
@@ -294,24 +303,36 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             left &= TRANSACTION
         if left & INDELIBLE:
             return False
-        if left & (SESSION | DATABASE):
-            return self._start_over(change_database=bool(left & DATABASE))
+        if left & (SESSION | ELSEWHERE):
+            return self._start_over(come_back=bool(left & ELSEWHERE))
         if left and _may_be_in_transaction(raw.server_status):
-            return self.write(_ROLLBACK)
+            return self.write([_query(b"ROLLBACK")])
         return True
 
-    def _start_over(self, change_database: bool) -> bool:
-        """Reset all that the server forgets when told to, and set up what it forgot."""
-        raw = self.raw
+    def _start_over(self, come_back: bool) -> bool:
+        """Reset all that the server forgets when told to, and set up what it forgot.
+
+        What it does not forget is where the session went: the database and the role.
+        """
+        raw, database = self.raw, self.config.database
         raw.charset, raw.encoding, raw.collation = self._charset
-        commands = [(COM_RESET_CONNECTION, b""), *self._setup]
-        if change_database:
-            database = self.config.database
+        raw.autocommit_mode = self.config.autocommit
+        commands = [(COM_RESET_CONNECTION, b"")]
+        if come_back:
             if database is None:
                 # There is no command to go back to having none.
                 return False
-            commands.insert(1, (COMMAND.COM_INIT_DB, database.encode(raw.encoding)))
-        return self.write(commands)
+            commands.append((COMMAND.COM_INIT_DB, database.encode(raw.encoding)))
+            commands.append(_query(b"SET ROLE " + self._role_at_first()))
+        return self.write([*commands, *self._setup])
+
+    def _role_at_first(self) -> bytes:
+        role, raw = self._role, self.raw
+        if role is None:
+            return b"NONE"
+        if "MariaDB" in raw.server_version:
+            role = raw.escape(role)
+        return str(role).encode(raw.encoding)
 
     def _close(self) -> None:
         """Say goodbye, without waiting, and close. SteadyDB's close() calls this."""
@@ -355,6 +376,15 @@ def without_traceback(error: BaseException) -> BaseException:
         return copy.copy(error).with_traceback(None)
     except Exception:
         return RuntimeError(repr(error))
+
+
+def _no_answer(deadline: float) -> None:
+    try:
+        raise TimeoutError("no answer")
+    except TimeoutError as error:
+        raise OperationalError(
+            CR.CR_SERVER_LOST, f"Lost connection to MySQL server ({error})"
+        ) from error
 
 
 def _tells_of_a_disconnect(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from typing import Any
 
-from pymysql.constants import ER
+from pymysql.constants import CR, ER
 from pymysql.err import OperationalError
 
 from .config import PoolConfig
@@ -84,13 +84,19 @@ class Connector:
         """The TLS context for ``SSL_MODE``, which means what it means to ``mysql``."""
         config = self.config
         mode = config.ssl_mode
-        context = ssl.create_default_context(cafile=config.ssl_ca)
+        try:
+            context = ssl.create_default_context(cafile=config.ssl_ca)
+            if config.ssl_cert is not None:
+                context.load_cert_chain(config.ssl_cert, config.ssl_key)
+        except OSError as error:
+            raise OperationalError(
+                CR.CR_SSL_CONNECTION_ERROR,
+                f"SSL_CA, SSL_CERT or SSL_KEY cannot be used ({error})",
+            ) from error
         # The certificates that MySQL makes for itself fail the strict check that
         # Python 3.13 turned on.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.check_hostname = mode == "VERIFY_IDENTITY"
         if mode not in ("VERIFY_CA", "VERIFY_IDENTITY"):
             context.verify_mode = ssl.CERT_NONE
-        if config.ssl_cert is not None:
-            context.load_cert_chain(config.ssl_cert, config.ssl_key)
         return context

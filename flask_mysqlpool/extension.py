@@ -101,8 +101,9 @@ class MySQLPool:
     ) -> PooledConnection:
         """A connection of one's own, for ``with``; it has nothing to do with ``g``.
 
-        For threads, generators and jobs. ``timeout`` is in seconds, by default the
-        setting ``TIMEOUT``.
+        For threads, generators and jobs: ``with app.app_context(), db.connection() as
+        conn:``, as a thread has no application context by itself. ``timeout`` is in
+        seconds, by default the setting ``TIMEOUT``.
         """
         return self.pool(bind).connection(timeout=timeout)
 

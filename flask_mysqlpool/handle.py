@@ -284,7 +284,11 @@ class PooledConnection(_Face):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self._peek(), name)
+        con = self._attached()
+        if name in ("decoders", "encoders"):
+            # They can be changed in place, and would be so for everybody.
+            con.retired = True
+        return getattr(con.raw, name)
 
     def __enter__(self) -> PooledConnection:
         return self

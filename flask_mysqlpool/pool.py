@@ -62,6 +62,10 @@ class Pool(PooledDB):  # type: ignore[misc]
     """
 
     def __init__(self, config: PoolConfig) -> None:
+        if not isinstance(config, PoolConfig):
+            raise TypeError(
+                "Pool takes a PoolConfig; write Pool(PoolConfig.from_mapping(...))"
+            )
         self.config = config
         self.name = config.name
         self._ping_after = config.ping_after

@@ -19,24 +19,27 @@ NONE = 0
 TRANSACTION = 1
 #: Variables, temporary tables, locks, prepared statements, LAST_INSERT_ID(), …
 SESSION = 2
-#: Perhaps another current database, which resetting the session does not undo.
-DATABASE = 4
-#: Something that resetting the session is not certain to undo.
+#: Perhaps another current database or role, which resetting the session leaves.
+ELSEWHERE = 4
+#: Something that is not certain to be undone by anything.
 INDELIBLE = 8
 
-_READS = re.compile(rb"\s*(?:select|show)\b")
-_TRANSACTION = re.compile(rb"\s*(?:begin|start\s+transaction|commit|rollback)\s*;?\s*")
+_LEADING_COMMENTS = re.compile(rb"(?:\s|/\*(?![!+m]).*?\*/)+", re.DOTALL)
+_READS = re.compile(rb"(?:select|show)\b")
+_TRANSACTION = re.compile(rb"(?:begin|start\s+transaction|commit|rollback)\s*;?\s*")
 # LAST_INSERT_ID() changes, and triggers may do whatever a stored function may.
-_WRITES = re.compile(rb"\s*(?:insert|update|delete|replace|set)\b")
+_WRITES = re.compile(rb"(?:insert|update|delete|replace|set)\b")
 _INDELIBLE = re.compile(
-    rb"\s*(?:xa|backup|binlog|lock\s+instance|flush|"
-    rb"set\s+(?:default\s+)?role|set\s+resource|set\s+session\s+authorization)\b"
+    rb"(?:xa|backup|binlog|flush|lock\b.*\binstance"
+    rb"|set\b.*\b(?:resource|authorization|profiling))\b",
+    re.DOTALL,
 )
 _USER_VARIABLE = re.compile(rb"(?<!@)@(?!@)")
 _KEPT_BY_KEYWORD = re.compile(rb"\bsql_calc_found_rows\b|\bvalue\s+for\b")
 _SETS_INSERT_ID = re.compile(rb"\blast_insert_id\s*\(\s*[^\s)]")
-# All that cannot be part of a name, quoted or qualified, becomes a comma.
-_PUNCTUATION = bytes.maketrans(b"!%&')*+-/:;<=>?@[]^{|}~\\", b"," * 24)
+# What cannot be part of a name, quoted or qualified, becomes a comma. Not all of it:
+# in some character sets, what looks like a bracket may be half of a letter.
+_PUNCTUATION = bytes.maketrans(b"!%&')*+-/:;<=>?", b"," * 15)
 
 # Words before a parenthesis that call nothing, or nothing that leaves a trace.
 _HARMLESS = frozenset(
@@ -88,17 +91,19 @@ def residue(statement: bytes) -> int:
 
 def _judge(statement: bytes) -> int:
     statement = statement.lower()
+    if comments := _LEADING_COMMENTS.match(statement):
+        statement = statement[comments.end() :]
     if b";" in statement.rstrip(b"; \t\r\n"):
-        return TRANSACTION | SESSION | DATABASE
+        return TRANSACTION | SESSION | ELSEWHERE
     if _READS.match(statement):
         return TRANSACTION if _only_reads(statement) else TRANSACTION | SESSION
     if _TRANSACTION.fullmatch(statement):
         return TRANSACTION
     if _INDELIBLE.match(statement):
         return TRANSACTION | SESSION | INDELIBLE
-    if _WRITES.match(statement):
+    if _WRITES.match(statement) and b"role" not in statement:
         return TRANSACTION | SESSION
-    return TRANSACTION | SESSION | DATABASE
+    return TRANSACTION | SESSION | ELSEWHERE
 
 
 _cached = lru_cache(maxsize=1000)(_judge)
@@ -127,4 +132,6 @@ def _calls_nothing_unknown(text: bytes) -> bool:
     text = text.rstrip()
     if not text or text.endswith(b","):
         return True
-    return text.rsplit(None, 1)[-1].rsplit(b",", 1)[-1] in _HARMLESS
+    name = text.rsplit(None, 1)[-1].rsplit(b",", 1)[-1]
+    qualified = text[: -len(name)].rstrip().endswith(b".")
+    return name in _HARMLESS and not qualified

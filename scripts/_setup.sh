@@ -6,28 +6,67 @@
 say() { printf 'scripts/%s: %s\n' "${0##*/}" "$*"; }
 die() { say "$*" >&2; exit 1; }
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." || exit
 [ -t 0 ] || exec </dev/null
 venv_python=$PWD/.venv/bin/python
+
+# Where scripts/mysql-server puts MySQL, and the tests look for it.
+mysql_folder=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/flask_mysqlpool/mysql
+mysql_folder=${FLASK_MYSQLPOOL_MYSQL_ROOT:-$mysql_folder}
+has_mysql() { [ -x "$1/usr/sbin/mysqld" ]; }
 
 # What the user has set for an app, or for Python, is not meant for ours.
 unset PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONWARNINGS PIP_USER
 
+can_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
 apt_install() {
-    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+    can_apt || return 1
     say "installing $*"
     apt-get update -qq &&
         DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends "$@"
 }
 
-# The programs alone: Debian's package mariadb-server would also start a server.
-ensure_server() {
+# What is not here: Debian's packages, and in words. Said, or installed, all at once.
+missing_packages=()
+missing=
+
+is_missing() {
+    missing=${missing:+$missing, and }$1
+    shift
+    missing_packages+=("$@")
+}
+
+has_server() {
     local PATH=$PATH:/usr/sbin
-    command -v mariadbd >/dev/null && command -v mariadb-install-db >/dev/null ||
-        apt_install mariadb-server-core mariadb-client-core ||
-        die "no MariaDB server found (mariadbd, mariadb-install-db). Install it first:" \
-            "as root 'apt-get install mariadb-server' on Debian or Ubuntu," \
-            "or 'brew install mariadb' on macOS"
+    command -v mariadbd >/dev/null && command -v mariadb-install-db >/dev/null
+}
+
+# The programs alone: Debian's package mariadb-server would also start a server.
+need_server() {
+    has_server || is_missing "MariaDB's programs (mariadbd, mariadb-install-db)" \
+        mariadb-server-core mariadb-client-core
+}
+
+# Debian keeps what venv needs in a package of its own.
+has_venv_module() { "$base_python" -c 'import ensurepip, venv' 2>/dev/null; }
+need_venv_module() {
+    has_venv_module || is_missing "the module venv of $base_python" python3-venv
+}
+
+# What else a user can do who can install nothing; set by the script.
+way_out=
+
+install_missing() {
+    local brew=
+    [ "$missing" ] || return 0
+    if can_apt; then
+        apt_install "${missing_packages[@]}" || die "apt-get failed, see above"
+        return
+    fi
+    has_server || brew=" (macOS: 'brew install mariadb')"
+    die "not found: $missing. Install first: as root" \
+        "'apt-get install ${missing_packages[*]}' on Debian or Ubuntu$brew$way_out"
 }
 
 # The interpreter that PYTHON, by default python3, stands for outside of any virtual
@@ -40,21 +79,54 @@ find_python() {
         die "$base_python is too old; set PYTHON to a Python 3.10 or newer"
 }
 
-# Debian keeps what venv needs in a package of its own.
-ensure_venv_module() {
-    "$base_python" -c 'import ensurepip, venv' 2>/dev/null ||
-        apt_install python3-venv && "$base_python" -c 'import ensurepip, venv' ||
-        die "$base_python has no venv module. Install it first: as root" \
-            "'apt-get install python3-venv' on Debian or Ubuntu"
-}
-
 # A stamp is written when what it stands for is complete, so whatever was interrupted
 # on its way, or copied here from another place, is made again.
 stamped() { [ "$(cat ".venv/$1" 2>/dev/null)" = "$2" ]; }
 
+# Isolated, or everything in the clone would count as installed.
+works() {
+    "$venv_python" -m pip --version && "$venv_python" -I -c '
+import dbutils, flask, importlib.util, pymysql, sys
+sys.exit(importlib.util.find_spec("flask_mysqlpool") is None)'
+} >/dev/null 2>&1
+
+# Ours to delete is only what bears our mark, the first thing in it, or our stamps.
+is_ours() {
+    [ ! -L .venv ] &&
+        { [ -e .venv/ours ] || [ -e .venv/made ] || compgen -G '.venv/installed-*'; }
+} >/dev/null
+
+remove_venv() {
+    [ -e .venv ] || [ -L .venv ] || return 0
+    if is_ours; then
+        rm -rf .venv
+    elif [ -e .venv.old ] || [ -L .venv.old ]; then
+        die "there is a .venv that this script has not made, and a .venv.old as well;" \
+            "move one of them away"
+    else
+        mv .venv .venv.old
+        say ".venv was not made by this script; it is .venv.old now"
+    fi
+}
+
+create_venv() {
+    remove_venv
+    say "creating .venv"
+    mkdir .venv
+    touch .venv/ours
+    "$base_python" -m venv .venv
+    # Dependency groups need pip 25.1.
+    "$venv_python" -m pip install -qq --upgrade 'pip>=25.1'
+}
+
+need_writable() {
+    [ -w . ] && { [ ! -d .venv ] || [ -w .venv ]; } ||
+        die "cannot write into $PWD, where .venv has its place; use a clone of your own"
+}
+
 # ensure_venv NAME [PIP-ARGUMENT...]: .venv, with the project and what NAME needs.
 ensure_venv() {
-    local name=$1 identity wanted
+    local name=$1 identity wanted create=
     shift
     find_python
     identity="$PWD $("$base_python" -c 'import sys; print(sys.base_prefix, sys.version)')"
@@ -62,15 +134,18 @@ ensure_venv() {
     # Two scripts may be started at once; where there is no flock, one after the other.
     exec 9<"$PWD"
     ! command -v flock >/dev/null || flock 9
-    if ! stamped made "$identity" || ! "$venv_python" -c '' 2>/dev/null; then
-        ensure_venv_module
-        say "creating .venv"
-        rm -rf .venv
-        "$base_python" -m venv .venv
-        # Dependency groups need pip 25.1.
-        "$venv_python" -m pip install -qq --upgrade 'pip>=25.1'
+    if ! stamped made "$identity" || ! works; then
+        create=yes
+        need_venv_module
+    fi
+    install_missing
+    if [ "$create" ]; then
+        need_writable
+        has_venv_module || die "$base_python has no module venv; set PYTHON to another"
+        create_venv
     fi
     if ! stamped "installed-$name" "$wanted"; then
+        need_writable
         say "installing into .venv what '$name' needs"
         rm -f .venv/made
         "$venv_python" -m pip install -qq --editable . "$@"

@@ -1,9 +1,14 @@
-"""What all tests share: one throw-away server, and pools that are closed again."""
+"""What all tests share: throw-away servers, and pools that are closed again.
+
+What needs a server runs on MariaDB and on MySQL, if that can be had.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pymysql
@@ -11,13 +16,62 @@ import pytest
 from flask import Flask
 
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig
-from flask_mysqlpool.testing import FaultProxy, LocalServer
+from flask_mysqlpool.testing import FaultProxy, LocalServer, ServerNotFound
+from flask_mysqlpool.testing.engines import find_engine
+
+#: The folder that ``scripts/mysql-server`` filled, unless MySQL is installed.
+MYSQL_ROOT = os.environ.get("FLASK_MYSQLPOOL_MYSQL_ROOT")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_environment() -> Iterator[None]:
+    """Without the settings of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("FLASK_")]:
+            patch.delenv(name)
+        yield
+
+
+def _mysql() -> Any:
+    """The parameter for tests on MySQL, which alone may be missing."""
+    try:
+        find_engine("mysql", MYSQL_ROOT)
+    except ServerNotFound as error:
+        reason, _, _ = str(error).partition(". ")
+        return pytest.param("mysql", marks=pytest.mark.skip(reason=reason))
+    return "mysql"
+
+
+MYSQL = _mysql()
+
+
+@pytest.fixture(scope="session", params=["mariadb", MYSQL])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def local_server(engine: str, **options: Any) -> LocalServer:
+    """A server to be started."""
+    root = MYSQL_ROOT if engine == "mysql" else None
+    return LocalServer(engine=engine, root=root, **options)
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[LocalServer]:
-    with LocalServer() as server:
+def server(engine: str) -> Iterator[LocalServer]:
+    """The server that all tests share: not to be stopped or restarted."""
+    with local_server(engine) as server:
         yield server
+
+
+class MakeServer(Protocol):
+    def __call__(self, **options: Any) -> LocalServer: ...
+
+
+@pytest.fixture
+def make_server(engine: str) -> Iterator[MakeServer]:
+    """Servers of the test's own, started, to be treated badly."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(local_server(engine, **options))
 
 
 @pytest.fixture

@@ -42,10 +42,12 @@ def test_status_shows_settings_server_and_threads(
     assert f"server {server.version}" in output or "MariaDB" in output
     assert "MYSQLPOOL_MAX_SIZE = 7" in output or "MAX_SIZE = 7" in output
     assert f"{connection._pool.name}" == "shop"
-    assert "secret" not in output
+    assert server.password not in output
 
 
-def test_status_as_json_can_be_read_by_a_program(make_app: MakeApp) -> None:
+def test_status_as_json_can_be_read_by_a_program(
+    make_app: MakeApp, server: LocalServer
+) -> None:
     app = make_app(MAX_SIZE=7)
     with connected(app) as connection:
         code, output = run(app, "status", "--json")
@@ -60,7 +62,7 @@ def test_status_as_json_can_be_read_by_a_program(make_app: MakeApp) -> None:
     assert pool["server"].startswith("127.0.0.1:")
     assert pool["max_connections"] >= pool["connected"] >= 1
     assert [t["state"] for t in pool["threads"] if t["thread_id"] == thread] == ["idle"]
-    assert "secret" not in output
+    assert server.password not in output
 
 
 def test_status_with_nobody_connected_says_so(make_app: MakeApp) -> None:
@@ -93,16 +95,24 @@ def test_reset_ends_idle_connections_and_workers_survive(make_app: MakeApp) -> N
     code, output = run(app, "reset", "--yes")
 
     assert code == 0
-    assert "ended 1 idle connections" in output
+    assert "ended 1 idle connection on" in output
     with connected(app) as connection:
         assert connection.thread_id() != before
         connection.ping()
+
+
+def test_reset_with_nobody_connected_ends_nothing(make_app: MakeApp) -> None:
+    code, output = run(make_app(DATABASE="mysql"), "reset", "--yes")
+
+    assert code == 0
+    assert "ended 0 idle connections on 127.0.0.1:" in output
 
 
 def test_reset_without_a_server_gives_its_reason(make_app: MakeApp) -> None:
     code, output = run(make_app(PORT=1), "reset", "--yes")
 
     assert code == 1
+    assert "cannot connect to 127.0.0.1:1/test: 2003" in output
     assert "2003" in output
 
 

@@ -30,6 +30,12 @@ def pool(**keys: Any) -> PoolConfig:
 
 
 def app_config(mapping: dict[str, Any]) -> AppConfig:
+    """What an app gets that says, beside this, where its server is."""
+    mapping = {"MYSQLPOOL_HOST": "db", **mapping}
+    return AppConfig.from_mapping(mapping, name="shop")
+
+
+def bare_app_config(mapping: dict[str, Any]) -> AppConfig:
     return AppConfig.from_mapping(mapping, name="shop")
 
 
@@ -657,6 +663,27 @@ def test_a_url_that_says_something_twice_is_a_fault(query: str) -> None:
     assert "say one thing twice" in the_fault(URL=f"mysql://u@h?{query}")
 
 
+@pytest.mark.parametrize("port", ["", "http", "-1", "1.5"])
+def test_a_url_whose_port_is_no_number_is_told_so(port: str) -> None:
+    fault = the_fault(URL=f"mysql://u:{SECRET}@h:{port}/d")
+    assert fault.endswith("; what stands for the port is no number")
+    assert "the port" not in the_fault(URL="mysql://u:a/b@h:3306/d")
+
+
+def test_a_malformed_url_is_told_what_to_encode_and_not_that_it_is_text() -> None:
+    fault = the_fault(URL=f"mysql://u:{SECRET}#?@h/d")
+    assert fault.endswith("(@ is %40, / is %2F, # is %23, ? is %3F, % is %25)")
+    assert the_fault(URL=5).endswith("(got a value of type int)")
+
+
+def test_beside_a_url_a_fault_names_keys_and_not_parts_of_the_url() -> None:
+    url = "mysql://u:p@h:1/d?max_size=3"
+    assert "a port goes to PORT, " in the_fault(URL=url, HOST="localhost:3306")
+    assert ": write PASSWORD " in the_fault(URL=url, CONNECT_ARGS={"passwd": "x"})
+    assert the_fault(URL=url, POOL_SIZE=3).endswith(": write MAX_SIZE")
+    assert "must be at most URL (max_size)" in the_fault(URL=url, MIN_SIZE=5)
+
+
 def test_an_unknown_parameter_of_a_url_is_a_fault() -> None:
     url = "mysql://u@h/d?pool_recycle=3&zzz=1&url=mysql&CHARSET=latin1"
     assert faults(app_config, {"MYSQLPOOL_URL": url}) == (
@@ -724,6 +751,31 @@ def test_a_wrong_part_of_a_url_is_a_fault_that_does_not_repeat_it() -> None:
         ("MAX_SIEZ", "write MYSQLPOOL_MAX_SIZE"),
         ("HANDLE_ERROR", "write MYSQLPOOL_HANDLE_ERRORS"),
         ("PASWORD", "write MYSQLPOOL_PASSWORD"),
+        ("MAX_CONNECTIONS", "write MYSQLPOOL_MAX_SIZE"),
+        ("CONNECTIONS", "write MYSQLPOOL_MAX_SIZE"),
+        ("MAX_CONN", "write MYSQLPOOL_MAX_SIZE"),
+        ("MAX_POOL_SIZE", "write MYSQLPOOL_MAX_SIZE"),
+        ("MIN_POOL_SIZE", "write MYSQLPOOL_MIN_SIZE"),
+        ("WAIT_TIMEOUT", "write MYSQLPOOL_TIMEOUT"),
+        ("CHECKOUT_TIMEOUT", "write MYSQLPOOL_TIMEOUT"),
+        ("ACQUIRE_TIMEOUT", "write MYSQLPOOL_TIMEOUT"),
+        ("IDLE_TIMEOUT", "write MYSQLPOOL_MAX_IDLE"),
+        ("MAX_AGE", "write MYSQLPOOL_MAX_LIFETIME"),
+        ("CONN_MAX_AGE", "write MYSQLPOOL_MAX_LIFETIME"),
+        ("HOSTNAME", "write MYSQLPOOL_HOST"),
+        ("SERVER", "write MYSQLPOOL_HOST"),
+        ("DB_NAME", "write MYSQLPOOL_DATABASE"),
+        ("DBNAME", "write MYSQLPOOL_DATABASE"),
+        ("DATABASE_NAME", "write MYSQLPOOL_DATABASE"),
+        ("SCHEMA", "write MYSQLPOOL_DATABASE"),
+        ("PWD", "write MYSQLPOOL_PASSWORD"),
+        ("TIME_ZONE", """write MYSQLPOOL_SETSESSION = ["SET time_zone = '+00:00'"]"""),
+        ("TIMEZONE", "write MYSQLPOOL_SETSESSION = ["),
+        ("ISOLATION_LEVEL", "write MYSQLPOOL_SETSESSION = ['SET SESSION TRANSACTION "),
+        ("LOCAL_INFILE", "write MYSQLPOOL_CONNECT_ARGS = {'local_infile': …}"),
+        ("CLIENT_FLAG", "write MYSQLPOOL_CONNECT_ARGS = {'client_flag': …}"),
+        ("MYSQL_USE_UNICODE", "write MYSQLPOOL_CONNECT_ARGS = {'use_unicode': …}"),
+        ("DICT_CURSOR", "write MYSQLPOOL_CURSORCLASS = 'DictCursor'"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_one(name: str, instead: str) -> None:
@@ -741,7 +793,62 @@ def test_any_other_name_is_a_fault_too(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("statement", ["SET time_zone = '+00:00'"])
+def test_the_statements_that_are_suggested_are_taken(statement: str) -> None:
+    assert f'["{statement}"]' in the_fault(TIMEZONE="UTC")
+    assert pool(SETSESSION=[statement]).setsession == (statement,)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("MYSQLPOOL", {"URL": SECRET}, "write each key of it as a setting, such as"),
+        ("mysqlpool", {"url": SECRET}, "write each key of it as a setting, such as"),
+        ("MYSQL_POOL_URL", SECRET, "write MYSQLPOOL_URL"),
+        ("MYSQL_POOL_SIZE", 5, "write MYSQLPOOL_MAX_SIZE"),
+        ("MYSQL_POOL_MAX_SIZE", 5, "write MYSQLPOOL_MAX_SIZE"),
+        ("mysqlpool_url", SECRET, "write MYSQLPOOL_URL"),
+        ("mysqlpool_MAX_SIZE", 5, "write MYSQLPOOL_MAX_SIZE"),
+        ("MysqlPool_db", SECRET, "write MYSQLPOOL_DATABASE"),
+    ],
+)
+def test_a_key_that_means_a_setting_without_our_prefix_is_a_fault(
+    key: str, value: object, instead: str
+) -> None:
+    (fault,) = faults(bare_app_config, {key: value})
+    assert fault.startswith(f"{key} is not a setting: {instead}")
+    assert SECRET not in fault
+
+
 # The settings of an app
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [{}, {"MYSQLPOOL_MAX_SIZE": 3}, {"MYSQLPOOL_URL": None}, {"MYSQL_HOST": "db"}],
+)
+def test_an_app_that_names_no_server_is_told_to(mapping: dict[str, Any]) -> None:
+    assert faults(bare_app_config, mapping) == (
+        "no server is configured: set MYSQLPOOL_URL (or MYSQLPOOL_HOST, …) before"
+        " MySQLPool(app) or init_app(app)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("URL", "mysql://"), ("HOST", "db"), ("PORT", 3307), ("USER", "u")),
+        *(("UNIX_SOCKET", "/run/my.sock"), ("PASSWORD", ""), ("DATABASE", "d")),
+        ("CONNECT_ARGS", {"read_default_file": "/etc/my.cnf"}),
+    ],
+)
+def test_one_setting_about_the_server_is_enough(key: str, value: object) -> None:
+    assert bare_app_config({f"MYSQLPOOL_{key}": value})
+
+
+def test_a_server_under_a_wrong_name_is_one_fault_and_not_two() -> None:
+    (fault,) = faults(bare_app_config, {"MYSQLPOOL_HOSTNAME": "db"})
+    assert fault.endswith("write MYSQLPOOL_HOST")
 
 
 def test_an_app_has_one_pool_named_after_it() -> None:
@@ -759,8 +866,10 @@ def test_other_extensions_keys_are_never_faults() -> None:
         "MYSQL_HOST": True,
         "SQLALCHEMY_POOL_SIZE": None,
         "HOST": 7,
-        "mysqlpool_host": 7,
+        "MYSQLPOOL": object(),
         "MYSQLPOOLING": 1,
+        "MYSQL_POOL": {"HOST": 7},
+        "MYSQL_POOL_OBJECT": 7,
     }
     assert app_config(others) == app_config({})
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 
 import pymysql
 import pytest
+from conftest import MYSQL, MYSQL_ROOT, local_server
 
 from flask_mysqlpool.testing import (
     FaultProxy,
@@ -29,7 +31,6 @@ from flask_mysqlpool.testing import engines as engines_module
 from flask_mysqlpool.testing import server as server_module
 
 DEADLINE = 20.0
-MYSQL_ROOT = os.environ.get("FLASK_MYSQLPOOL_MYSQL_ROOT")
 
 HOLDER = """
 import os, sys, time
@@ -93,6 +94,35 @@ def count_things(server: LocalServer) -> Any:
     return ask_root(server, "SELECT COUNT(*) FROM test.thing")
 
 
+def assert_root_over_tcp(server: LocalServer) -> None:
+    with server, closing(server.connect(host=server.host)) as connection:
+        assert ask(connection, "SELECT CURRENT_USER()") == "root@127.0.0.1"
+
+
+def assert_closed_to_others(server: LocalServer) -> None:
+    with pytest.raises(ValueError, match=r"root_over_tcp=True"):
+        server.connect(port=server.port)
+    for user in ("root", "", server.user):
+        with pytest.raises(pymysql.err.OperationalError, match="1045"):
+            server.connect(host=server.host, user=user, password="")
+    with closing(server.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT user, host FROM mysql.user WHERE host <> 'localhost'")
+        assert cursor.fetchall() == ((server.user, "%"),)
+    assert Path(server.unix_socket).parent.stat().st_mode & 0o077 == 0
+
+
+def assert_confined(server: LocalServer, outside: Path) -> None:
+    outside.chmod(0o777)
+    with closing(login(server, server.port)) as connection:
+        with pytest.raises(pymysql.err.OperationalError, match="secure-file-priv"):
+            ask(connection, f"SELECT 1 INTO OUTFILE '{outside}/written'")
+        assert ask(connection, "SELECT LOAD_FILE('/etc/passwd')") is None
+        with pytest.raises(pymysql.err.MySQLError, match="annot open|an't open"):
+            ask(connection, "INSTALL PLUGIN auth_pam SONAME 'auth_pam.so'")
+        folder = ask(connection, "SELECT @@secure_file_priv")
+        ask(connection, f"SELECT 1 INTO OUTFILE '{folder}written'")
+
+
 @contextmanager
 def holder(
     before: str = "", after: str = HOLD, **options: Any
@@ -124,13 +154,9 @@ def server() -> Iterator[LocalServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def mysql() -> Iterator[LocalServer]:
-    try:
-        server = LocalServer(engine="mysql", root=MYSQL_ROOT)
-    except ServerNotFound as error:
-        pytest.skip(f"{error} (or FLASK_MYSQLPOOL_MYSQL_ROOT names its folder)")
-    with server:
+@pytest.fixture(scope="module", params=[MYSQL])
+def mysql(request: pytest.FixtureRequest) -> Iterator[LocalServer]:
+    with local_server(request.param) as server:
         yield server
 
 
@@ -153,13 +179,41 @@ class TestServer:
                 with pytest.raises(pymysql.err.OperationalError):
                     ask(other, "SELECT 1")
 
-    def test_root_needs_no_password_on_the_port(self, server: LocalServer) -> None:
-        with closing(server.connect(host=server.host)) as connection:
-            assert ask(connection, "SELECT CURRENT_USER()") == "root@127.0.0.1"
+    def test_root_needs_no_password_on_the_port_if_that_is_asked_for(
+        self, server: LocalServer
+    ) -> None:
+        assert_root_over_tcp(LocalServer(root_over_tcp=True))
+
+    def test_other_accounts_of_the_machine_stay_outside(
+        self, server: LocalServer
+    ) -> None:
+        assert_closed_to_others(server)
+
+    def test_no_file_and_no_plugin_is_in_reach(
+        self, server: LocalServer, tmp_path: Path
+    ) -> None:
+        assert_confined(server, tmp_path)
+
+    def test_each_server_has_a_password_of_its_own(self, server: LocalServer) -> None:
+        other = LocalServer()
+        assert len({server.password, other.password, LocalServer().password}) == 3
+        assert len(other.password) >= 32
+        assert LocalServer(password="").password == ""
+
+    def test_names_and_password_may_be_odd(self, server: LocalServer) -> None:
+        with LocalServer(
+            options=["--sql-mode=NO_BACKSLASH_ESCAPES"],
+            database="x`y;",
+            user="o'neil",
+            password="a'b\\c; --\n\"%",
+        ) as other:
+            with closing(login(other, other.port)) as connection:
+                assert ask(connection, "SELECT DATABASE()") == "x`y;"
 
     def test_url_leads_to_the_database(self, server: LocalServer) -> None:
-        assert server.url == f"mysql://app:secret@127.0.0.1:{server.port}/test"
-        assert server.url_at(7) == "mysql://app:secret@127.0.0.1:7/test"
+        begin = f"mysql://app:{server.password}@127.0.0.1"
+        assert server.url == f"{begin}:{server.port}/test"
+        assert server.url_at(7) == f"{begin}:7/test"
 
     def test_url_is_quoted(self, server: LocalServer) -> None:
         odd = LocalServer(user="a@b", password="p:/ %", database=None)
@@ -168,6 +222,7 @@ class TestServer:
     def test_repr_shows_no_password(self, server: LocalServer) -> None:
         expected = f"<LocalServer mariadb {server.version} 127.0.0.1:{server.port}>"
         assert repr(server) == expected
+        assert server.password not in server.log
         assert "not started" in repr(LocalServer())
 
     def test_version_is_what_the_server_says(self, server: LocalServer) -> None:
@@ -360,8 +415,14 @@ class TestEnd:
             assert until(lambda: not folder.exists())
 
     def test_not_by_the_ctrl_c_of_its_user(self, server: LocalServer) -> None:
+        # So that it comes where it is waited for, however early it is sent.
+        before = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+"""
         after = f"""
 try:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(0.1)
@@ -369,7 +430,7 @@ except KeyboardInterrupt:
     print(server.running, flush=True)
     {HOLD}
 """
-        with holder(after=after) as (process, _, _):
+        with holder(before, after) as (process, _, _):
             assert process.stdout is not None
             os.killpg(process.pid, signal.SIGINT)
             assert process.stdout.readline() == "True\n"
@@ -421,13 +482,14 @@ class TestNotFound:
         monkeypatch.setattr(engines_module, "SBIN", str(tmp_path / "sbin"))
 
     def test_mariadb_names_what_to_install(self) -> None:
-        with pytest.raises(ServerNotFound, match="apt-get install mariadb-server"):
+        packages = "apt-get install mariadb-server-core mariadb-client-core"
+        with pytest.raises(ServerNotFound, match=packages):
             LocalServer()
         with pytest.raises(ServerNotFound, match="brew install mariadb"):
             LocalServer()
 
     def test_mysql_names_the_script(self) -> None:
-        with pytest.raises(ServerNotFound, match="scripts/mysql-server"):
+        with pytest.raises(ServerNotFound, match="in a clone.*scripts/mysql-server"):
             LocalServer(engine="mysql")
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")
@@ -468,9 +530,20 @@ class TestMySQL:
         assert ask_root(mysql, plugin) == "caching_sha2_password"
         assert ask_root(mysql, "SELECT VERSION()").startswith(mysql.version)
 
-    def test_root_needs_no_password_on_the_port(self, mysql: LocalServer) -> None:
-        with closing(mysql.connect(host=mysql.host)) as connection:
-            assert ask(connection, "SELECT CURRENT_USER()") == "root@127.0.0.1"
+    def test_root_needs_no_password_on_the_port_if_that_is_asked_for(
+        self, mysql: LocalServer
+    ) -> None:
+        assert_root_over_tcp(local_server("mysql", root_over_tcp=True))
+
+    def test_other_accounts_of_the_machine_stay_outside(
+        self, mysql: LocalServer
+    ) -> None:
+        assert_closed_to_others(mysql)
+
+    def test_no_file_and_no_plugin_is_in_reach(
+        self, mysql: LocalServer, tmp_path: Path
+    ) -> None:
+        assert_confined(mysql, tmp_path)
 
     def test_killed_server_keeps_what_was_committed(self, mysql: LocalServer) -> None:
         make_table(mysql)
@@ -482,7 +555,7 @@ class TestMySQL:
         assert ask_root(mysql, "SELECT @@max_connections") == 17
 
     def test_servers_have_different_identities(self, mysql: LocalServer) -> None:
-        with LocalServer(engine="mysql", root=MYSQL_ROOT) as other:
+        with local_server("mysql") as other:
             question = "SELECT @@server_uuid"
             assert ask_root(mysql, question) != ask_root(other, question)
 
@@ -641,8 +714,12 @@ class TestProxy:
     def test_closed_proxy_leaves_no_thread_and_no_descriptor(
         self, server: LocalServer
     ) -> None:
+        folders = [name for name in ("/dev/fd", "/proc/self/fd") if os.path.isdir(name)]
+        if not folders:
+            pytest.skip("this system does not list a process's descriptors")
+
         def descriptors() -> int:
-            return len(os.listdir("/dev/fd"))
+            return len(os.listdir(folders[0]))
 
         before = descriptors(), threading.active_count()
         proxy = FaultProxy(server.host, server.port)
@@ -656,6 +733,24 @@ class TestProxy:
         assert (descriptors(), threading.active_count()) == before
         with pytest.raises(RuntimeError, match="not running"):
             proxy.hang()
+
+    def test_proxy_may_stop_before_it_is_woken_for_that(
+        self, server: LocalServer
+    ) -> None:
+        class Overheard(deque[Any]):
+            def append(self, call: Any) -> None:
+                super().append(call)
+                socket.create_connection((proxy.host, proxy.port)).close()
+                thread.join(DEADLINE)
+
+        proxy = FaultProxy(server.host, server.port)
+        proxy.start()
+        [thread] = [
+            t for t in threading.enumerate() if t.name.startswith("fault-proxy")
+        ]
+        proxy._calls = Overheard()
+        proxy.close()
+        assert not thread.is_alive()
 
     def test_forked_child_keeps_no_port_open(
         self, server: LocalServer, proxy: FaultProxy

@@ -18,7 +18,13 @@ from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 
 import flask_mysqlpool.pool
 import flask_mysqlpool.waiters
-from flask_mysqlpool import PoolClosed, PooledConnection, PoolFull, PoolTimeout
+from flask_mysqlpool import (
+    Pool,
+    PoolClosed,
+    PooledConnection,
+    PoolFull,
+    PoolTimeout,
+)
 from flask_mysqlpool.connects import FIRST_PAUSE
 from flask_mysqlpool.testing.fake import FakePool
 
@@ -108,6 +114,11 @@ def test_it_is_a_pooled_db_and_keeps_its_face() -> None:
     with pool.connection() as one, pool.dedicated_connection() as two:
         assert number(one) != number(two)
     pool.close()
+
+
+def test_a_plain_mapping_is_refused_with_what_to_write() -> None:
+    with pytest.raises(TypeError, match=r"PoolConfig\.from_mapping"):
+        Pool({"URL": "mysql://localhost"})  # type: ignore[arg-type]
 
 
 def test_it_opens_nothing_before_the_first_checkout() -> None:
@@ -451,7 +462,7 @@ def test_a_disconnect_under_one_connection_replaces_all_older_ones() -> None:
     idle, broken = pool.connection(), pool.connection()
     idle.close()
     broken._con.lost = DOWN  # type: ignore[union-attr]
-    broken._con.is_disconnected = True  # type: ignore[union-attr, misc]
+    broken._con.is_disconnected = True  # type: ignore[union-attr]
     broken.close()
 
     with pool.connection() as connection:

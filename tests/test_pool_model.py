@@ -188,7 +188,8 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def the_pool_is_like_the_model(self) -> None:
         if hasattr(self, "pool"):
-            until(lambda: self.look() == [*map(len, (self.idle, self.held, self.line))])
+            expected = [len(self.idle), len(self.held), len(self.line)]
+            until(lambda: self.look() == expected)
             until(self.helps_those_in_line)
             until(lambda: len(self.under_way) == self.pool.stats().connecting)
             assert self.pool.open_most <= self.size

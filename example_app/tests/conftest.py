@@ -31,7 +31,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def bare_app(server: LocalServer) -> Iterator[Flask]:
+def bare_app(server: LocalServer, plain_environment: None) -> Iterator[Flask]:
     """The app on a database without the table."""
     with server.connect() as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE IF EXISTS people.person")

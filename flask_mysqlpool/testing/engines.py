@@ -23,11 +23,12 @@ COMMON = (
     "--innodb-fast-shutdown=2",
 )
 MARIADB = ("--skip-log-bin", "--innodb-log-file-size=4M")
-MYSQL = (
-    "--disable-log-bin",
-    "--mysqlx=OFF",
-    "--secure-file-priv=NULL",
-    "--innodb-redo-log-capacity=32M",
+MYSQL = ("--disable-log-bin", "--mysqlx=OFF", "--innodb-redo-log-capacity=32M")
+# All accounts of a fresh installation but those that come in by the unix socket:
+# without this, MariaDB's root@127.0.0.1 needs no password.
+MARIADB_TIDY = (
+    "DELETE FROM mysql.global_priv WHERE Host <> 'localhost' OR User = ''",
+    "FLUSH PRIVILEGES",
 )
 # PATH of a plain user often lacks it, and that is where servers are.
 SBIN = "/usr/sbin"
@@ -47,6 +48,7 @@ class Engine:
     program: str
     version: str
     options: tuple[str, ...]
+    tidy: tuple[str, ...] = ()
     installer: str | None = None
     root: str = ""
 
@@ -74,10 +76,19 @@ class Engine:
         return self._command(head, folder, "--innodb-fast-shutdown=1", *tail)
 
     def serve(self, folder: str, port: int, options: Sequence[str]) -> list[str]:
-        """The command that serves what is in the folder."""
+        """The command that serves what is in the folder.
+
+        Whoever has the privilege FILE reaches no file outside of it, and whoever
+        may install a plugin has none to install.
+        """
         inside = self._inside(folder)
         places = [f"--port={port}", f"--socket={inside}/s", f"--pid-file={inside}/pid"]
-        return self._command([self.program], folder, *places, *options)
+        bounds = [f"--secure-file-priv={inside}/files", f"--plugin-dir={inside}/plugin"]
+        return self._command([self.program], folder, *places, *bounds, *options)
+
+    def run_first(self, folder: str) -> str:
+        """The option for the SQL in ``first.sql``: run before anybody can connect."""
+        return f"--init-file={self._inside(folder)}/first.sql"
 
     def _command(self, head: list[str], folder: str, *tail: str) -> list[str]:
         inside = self._inside(folder)
@@ -107,10 +118,12 @@ def _find_mariadb() -> Engine:
         installer = next(_which("mariadb-install-db", "mysql_install_db"), None)
         if "MariaDB" in version and installer:
             number = _number(version)
-            return Engine("mariadb", program, number, MARIADB, installer)
+            own = MARIADB, MARIADB_TIDY, installer
+            return Engine("mariadb", program, number, *own)
     raise ServerNotFound(
         "no MariaDB server: looked for mariadbd and mariadb-install-db in PATH and"
-        f" {SBIN}. Install one with 'apt-get install mariadb-server' (Debian) or"
+        f" {SBIN}. Install one with 'apt-get install mariadb-server-core"
+        " mariadb-client-core' (Debian or Ubuntu; starts no system service) or"
         " 'brew install mariadb' (macOS)"
     )
 
@@ -121,8 +134,9 @@ def _find_mysql(root: str) -> Engine:
             return Engine("mysql", program, _number(version), MYSQL, root=root)
     place = f"{root}{SBIN}" if root else f"PATH and {SBIN}"
     raise ServerNotFound(
-        f"no MySQL server: looked for mysqld in {place}. 'scripts/mysql-server' puts"
-        " one into a folder of its own, to be given as root="
+        f"no MySQL server: looked for mysqld in {place}. Install one; or, in a clone"
+        " of this project, 'scripts/mysql-server' puts one into a folder of its own,"
+        " to be given as root="
     )
 
 

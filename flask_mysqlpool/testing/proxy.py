@@ -98,6 +98,9 @@ class FaultProxy:
             self._call(self._stop)
             self._thread.join()
             self._thread = None
+            # Not before: the thread may have stopped before it was woken for that.
+            self._waker.close()
+            self._woken.close()
 
     def hang(self) -> None:
         """Accept connections, forward nothing: neither bytes nor ends of them."""
@@ -145,7 +148,7 @@ class FaultProxy:
             raise RuntimeError("the proxy is not running")
         done: Future[None] = Future()
         self._calls.append((action, done))
-        with suppress(BlockingIOError):
+        with suppress(OSError):
             self._waker.send(b"!")
         done.result(CALL_SECONDS)
 
@@ -201,8 +204,7 @@ class FaultProxy:
             self._answer_calls()
         self._refuse()
         self._drop_all(reset=False)
-        for thing in (self._selector, self._waker, self._woken):
-            thing.close()
+        self._selector.close()
 
     def _patience(self) -> float | None:
         """Seconds until something that was delayed is due."""
@@ -224,7 +226,7 @@ class FaultProxy:
             done.set_result(None)
 
     def _wake_up(self, woken: socket.socket, events: int) -> None:
-        with suppress(BlockingIOError):
+        with suppress(OSError):
             woken.recv(CHUNK)
 
     def _accept(self, listener: socket.socket, events: int) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -49,21 +50,26 @@ class LocalServer:
     ::
 
         with LocalServer() as server:
-            print(server.url)  # mysql://app:secret@127.0.0.1:45123/test
+            print(server.url)  # mysql://app:8f3c…@127.0.0.1:45123/test
 
     However this process ends, by ``kill -9`` too, server and folder go with it.
     A child forked from it may use the server, and cannot end it. The first start
     of a server version keeps a copy of its fresh data folder in the user's cache
     folder (``$XDG_CACHE_HOME`` or ``~/.cache``), which makes later ones faster.
 
+    Other accounts of the machine get in with the password only, and nobody gets at
+    files outside of the private folder.
+
     :param engine: ``"mariadb"`` or ``"mysql"``.
     :param root: for MySQL, a folder that holds a system with ``mysqld`` in it,
         to be run under ``chroot``, which needs root's rights.
     :param options: more arguments for the server; they win over those here.
     :param database: created at the first start, unless ``None``.
-    :param user: created at the first start, with all privileges; ``root`` has no
-        password.
-    :param password: of that user.
+    :param user: created at the first start, with all privileges.
+    :param password: of that user; by default a random one, see :attr:`password`.
+    :param root_over_tcp: let everybody on this machine be ``root`` on the port,
+        without a password. Otherwise ``root`` comes by the unix socket, which is in
+        the private folder.
     :raises ServerNotFound: there is no such server; says what to install.
     """
 
@@ -77,13 +83,16 @@ class LocalServer:
         options: Sequence[str] = (),
         database: str | None = "test",
         user: str = "app",
-        password: str = "secret",
+        password: str | None = None,
+        root_over_tcp: bool = False,
     ) -> None:
         self._engine = find_engine(engine, root)
         self.options = tuple(options)
         self.database = database
         self.user = user
-        self.password = password
+        #: Of the user.
+        self.password = secrets.token_hex(16) if password is None else password
+        self.root_over_tcp = root_over_tcp
         self.port = 0
         self.pid = 0
         self._supervisor: Supervisor | None = None
@@ -143,11 +152,17 @@ class LocalServer:
     def connect(self, **options: Any) -> pymysql.Connection[Any]:
         """A connection as root, with autocommit, to watch the server with.
 
-        It goes by the unix socket unless ``host`` or ``port`` is given; other
-        options are those of :func:`pymysql.connect`.
+        It goes by the unix socket unless ``host`` or ``port`` is given, which needs
+        ``root_over_tcp`` or another ``user``; other options are those of
+        :func:`pymysql.connect`.
         """
         settings: dict[str, Any] = {"user": "root", "autocommit": True}
         if options.keys() & {"host", "port"}:
+            if not self.root_over_tcp and "user" not in options:
+                raise ValueError(
+                    "root comes by the unix socket only, or with"
+                    " LocalServer(root_over_tcp=True) by the port, without a password"
+                )
             settings |= {"host": self.host, "port": self.port}
         else:
             settings |= {"unix_socket": self.unix_socket, "ssl_disabled": True}
@@ -221,27 +236,31 @@ class LocalServer:
         supervisor = Supervisor(self._engine.base())
         self._supervisor = supervisor
         self._finalizer = weakref.finalize(self, supervisor.close)
+        for name in ("files", "plugin"):
+            Path(supervisor.folder, name).mkdir(mode=0o700)
         _install(self._engine, supervisor)
+        first = Path(supervisor.folder, "first.sql")
+        first.write_text("".join(f"{line};\n" for line in self._furniture()))
         self._serve_on_free_port()
-        with closing(self.connect()) as connection, connection.cursor() as cursor:
-            self._furnish(cursor)
+        first.unlink()
 
-    def _furnish(self, cursor: pymysql.cursors.Cursor) -> None:
+    def _furniture(self) -> Iterator[str]:
+        """The statements of the first start, run before anybody can connect."""
+        # Whatever the options say, a backslash is one.
+        yield "SET SESSION sql_mode = ''"
+        yield from self._engine.tidy
         if self.database:
             name = self.database.replace("`", "``")
-            cursor.execute(f"CREATE DATABASE IF NOT EXISTS `{name}`")
-        # MySQL knows root@localhost only, which is the unix socket.
-        users = [("root", HOST, ""), *self._hosts()]
-        for user, host, password in users:
-            account = (user, host)
-            cursor.execute(
-                "CREATE USER IF NOT EXISTS %s@%s IDENTIFIED BY %s", (*account, password)
-            )
-            cursor.execute("GRANT ALL ON *.* TO %s@%s WITH GRANT OPTION", account)
-
-    def _hosts(self) -> Iterator[tuple[str, str, str]]:
-        for host in ("%", "localhost"):
-            yield self.user, host, self.password
+            yield f"CREATE DATABASE IF NOT EXISTS `{name}`"
+        accounts = [(self.user, host, self.password) for host in ("%", "localhost")]
+        if self.root_over_tcp:
+            # With skip-name-resolve root@localhost is the unix socket only.
+            accounts.append(("root", HOST, ""))
+        for user, host, password in accounts:
+            account = f"{_quoted(user)}@{_quoted(host)}"
+            secret = _quoted(password)
+            yield f"CREATE USER IF NOT EXISTS {account} IDENTIFIED BY {secret}"
+            yield f"GRANT ALL ON *.* TO {account} WITH GRANT OPTION"
 
     def _serve_on_free_port(self) -> None:
         for _ in range(PORT_ATTEMPTS - 1):
@@ -261,7 +280,10 @@ class LocalServer:
         return self._serve()
 
     def _serve(self) -> None:
-        command = self._engine.serve(self.folder, self.port, self.options)
+        first = Path(self.folder, "first.sql").exists()
+        begin = [self._engine.run_first(self.folder)] if first else []
+        options = [*begin, *self.options]
+        command = self._engine.serve(self.folder, self.port, options)
         # What kill -9 left there would be taken for the new server's.
         Path(self.unix_socket).unlink(missing_ok=True)
         self.pid = self._owner().start(command)
@@ -334,6 +356,10 @@ def _is_stopped(pid: int | None) -> bool:
     threads = glob(f"/proc/{pid}/task/*/stat")
     states = {Path(thread).read_text().rpartition(") ")[2][0] for thread in threads}
     return states <= {"T"}
+
+
+def _quoted(text: str) -> str:
+    return f"'{pymysql.converters.escape_string(text)}'"
 
 
 def _free_port() -> int:

@@ -1,0 +1,1 @@
+"""This pool beside others: ``python -m benchmarks --help``."""

@@ -1,0 +1,463 @@
+"""Signals, finalizers and asynchronous exceptions, whenever they can come.
+
+CPython runs a signal's handler between two instructions: on entering a function, after
+a call, and at the end of a loop. A trace function plays the signal at each in turn.
+"""
+
+from __future__ import annotations
+
+import dis
+import gc
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+from conftest import MakePool
+
+import flask_mysqlpool
+from flask_mysqlpool import Pool, PoolClosed, PooledConnection
+from flask_mysqlpool.pool import PATIENCE
+from flask_mysqlpool.testing.fake import FakeConnection, FakePool
+from flask_mysqlpool.waiters import Waiter
+
+GONE = ConnectionResetError("gone")
+
+#: The modules whose every instruction is tried.
+OURS = tuple(
+    str(Path(flask_mysqlpool.__file__).with_name(f"{name}.py"))
+    for name in ("pool", "handle", "waiters", "connection")
+)
+
+pytestmark = [
+    # What is dropped on the way says so, and there it cannot be raised.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+class Interrupt(BaseException):
+    """Like a KeyboardInterrupt, but nobody else's."""
+
+
+class SoftLimit(Exception):
+    """As a job queue's time limit raises it."""
+
+
+class Signals:
+    """Does something at the n-th moment of a call at which a signal could come."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+        self._points: dict[CodeType, frozenset[int]] = {}
+        self._left = 0
+        self.where = ""
+
+    def sent_during(self, call: Callable[[], object], moment: int) -> bool:
+        """Run the call; False if it was over before that moment came."""
+        self._left = moment
+        before = sys.gettrace()
+        sys.settrace(self._called)
+        try:
+            call()
+        except Interrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        return self._left == 0
+
+    def _called(self, frame: FrameType, event: str, arg: object) -> Any:
+        if self._left > 0 and frame.f_code.co_filename in OURS:
+            frame.f_trace_lines, frame.f_trace_opcodes = False, True
+            return self._at_instruction
+        return None
+
+    def _at_instruction(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "opcode" and self._left > 0:
+            if frame.f_lasti in self._points_of(frame.f_code):
+                self._left -= 1
+                if self._left == 0:
+                    self.where = f"{frame.f_code.co_name}, line {frame.f_lineno}"
+                    self._act()
+        return self._at_instruction
+
+    def _points_of(self, code: CodeType) -> frozenset[int]:
+        if code not in self._points:
+            names = ("RESUME", "CALL", "JUMP_BACKWARD")
+            listing = list(dis.get_instructions(code))
+            self._points[code] = frozenset(
+                here.offset
+                for before, here in zip(listing, listing[1:], strict=False)
+                if before.opname.startswith(names)
+            )
+        return self._points[code]
+
+
+def interrupt() -> None:
+    raise Interrupt
+
+
+def until(condition: Callable[[], bool], or_say: Signals | None = None) -> None:
+    """Wait for what other threads do at once; say after which signal they did not."""
+    end = time.monotonic() + 10
+    while not condition():
+        after = f" after a signal in {or_say.where}" if or_say else ""
+        assert time.monotonic() < end, f"waited in vain{after}"
+        time.sleep(0.0005)
+
+
+def at_rest(pool: Pool) -> bool:
+    """Whether nothing is left behind by those who are gone."""
+    pool.housekeep()
+    stats = pool.stats()
+    return stats.in_use == stats.connecting == stats.waiting == 0
+
+
+def use(pool: Pool) -> None:
+    with pool.connection() as connection:
+        connection.thread_id()
+
+
+def use_after_a_loss(pool: Pool) -> None:
+    with pool.connection() as connection:
+        assert connection._con is not None
+        connection._con.lost = GONE
+        connection.rollback()
+        connection.thread_id()
+
+
+def query(pool: Pool) -> None:
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        cursor.fetchall()
+        connection.commit()
+        cursor.execute("SELECT 2")
+
+
+def query_after_a_loss(pool: Pool) -> None:
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        assert connection._con is not None
+        connection._con.interrupt()
+        with suppress(Exception):
+            cursor.execute("SELECT 2")
+        connection.rollback()
+        cursor.execute("SELECT 3")
+
+
+def keep_idle(pool: Pool) -> None:
+    pool.connection().close()
+
+
+def start_anew(pool: Pool) -> None:
+    pool.reset()
+
+
+IDLE_NEW_LOST = ["idle", "new", "lost"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "work"),
+    [(keep_idle, use), (start_anew, use), (keep_idle, use_after_a_loss)],
+    ids=IDLE_NEW_LOST,
+)
+def test_an_interrupt_at_any_moment_leaves_nothing_behind(
+    prepare: Callable[[Pool], None], work: Callable[[Pool], None]
+) -> None:
+    pool = FakePool(MAX_SIZE=2, TIMEOUT=5)
+    signals = Signals(interrupt)
+
+    for moment in count(1):
+        prepare(pool)
+        if not signals.sent_during(lambda: work(pool), moment):
+            break
+        until(lambda: at_rest(pool), or_say=signals)
+
+    assert moment > 30
+    assert pool.open_now == pool.stats().idle
+    assert pool.open_most <= 2
+    use(pool)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "work"),
+    [(keep_idle, query), (start_anew, query), (keep_idle, query_after_a_loss)],
+    ids=IDLE_NEW_LOST,
+)
+def test_an_interrupt_at_any_moment_of_a_query_leaves_nothing_behind(
+    make_pool: MakePool,
+    prepare: Callable[[Pool], None],
+    work: Callable[[Pool], None],
+) -> None:
+    pool = make_pool(MAX_SIZE=2)
+    signals = Signals(interrupt)
+
+    # Every moment would take long; each run begins with another.
+    for moment in count(random.randint(1, 3), 3):
+        prepare(pool)
+        if not signals.sent_during(lambda: work(pool), moment):
+            break
+        until(lambda: at_rest(pool), or_say=signals)
+
+    assert moment > 100
+    query(pool)
+
+
+def test_an_alarm_at_random_moments_costs_no_place(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest's would keep alive what an interrupted Thread.start() leaves.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    pool = make_pool(MAX_SIZE=100)
+    alarms = 0
+
+    def ring(*args: object) -> None:
+        raise SoftLimit
+
+    with alarm_handled_by(ring):
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 8e-4))
+                for _ in range(100):
+                    query(pool)
+            except SoftLimit:
+                alarms += 1
+            except Exception:
+                # What it was in became of no use to the statement after it.
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    gc.collect()
+    assert alarms > 50
+    until(lambda: at_rest(pool))
+    query(pool)
+
+
+@contextmanager
+def alarm_handled_by(handler: Callable[..., object]) -> Iterator[None]:
+    """SIGALRM and its timer, which pytest-timeout uses too."""
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+@pytest.mark.parametrize("ask", [Pool.stats, repr, Pool.reset, Pool.close])
+@pytest.mark.parametrize("work", [use, use_after_a_loss])
+def test_a_signal_handler_may_ask_the_pool_at_any_moment(
+    ask: Callable[[Pool], object], work: Callable[[Pool], None]
+) -> None:
+    for moment in count(1):
+        pool = FakePool(MAX_SIZE=2, TIMEOUT=5, MIN_SIZE=1)
+        if moment % 2:
+            keep_idle(pool)
+        signals = Signals(lambda: ask(pool))  # noqa: B023
+        with suppress(PoolClosed):
+            if not signals.sent_during(lambda: work(pool), moment):  # noqa: B023
+                break
+        until(lambda: at_rest(pool), or_say=signals)  # noqa: B023
+        assert pool.stats().size == pool.open_now <= 2
+        if ask is Pool.close:
+            assert pool.open_now == 0
+        pool.close()
+
+    assert moment > 30
+
+
+def test_closing_the_pool_in_a_signal_handler_disturbs_nobody_in_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool(MAX_SIZE=1)
+    held = pool.connection()
+    with ThreadPoolExecutor() as executor:
+        waiters = [executor.submit(pool.connection) for _ in range(2)]
+        until(lambda: pool.stats().waiting == 2)
+        assert held._con is not None
+        held._con.lost = GONE
+        in_the_line = len(pool._waiters)
+
+        def connecting(waiter: Waiter[Any]) -> bool:
+            if pool._waiters and threading.current_thread() is threading.main_thread():
+                pool.close()
+            return False
+
+        monkeypatch.setattr(Waiter, "connecting", property(connecting))
+        held.close()
+
+        assert in_the_line == 2
+        for waiter in waiters:
+            assert isinstance(waiter.exception(timeout=5), PoolClosed)
+    assert pool.open_now == 0
+
+
+@pytest.mark.parametrize("replace", [Pool.reset, Pool.close])
+def test_an_interrupted_reset_keeps_no_place(
+    replace: Callable[[Pool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = FakePool(MAX_SIZE=3)
+    for connection in [pool.connection() for _ in range(3)]:
+        connection.close()
+    monkeypatch.setattr(FakeConnection, "close", lambda _: interrupt())
+    with pytest.raises(Interrupt):
+        replace(pool)
+    monkeypatch.undo()
+
+    until(lambda: at_rest(pool))
+
+    assert pool.open_now == 0
+
+
+def test_somebody_interrupted_on_joining_the_line_does_not_stand_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool(MAX_SIZE=1, TIMEOUT=30)
+    held = pool.connection()
+    monkeypatch.setattr(Pool, "_wait", lambda *_: interrupt())
+    with pytest.raises(Interrupt):
+        pool.connection()
+    monkeypatch.undo()
+    with ThreadPoolExecutor() as executor:
+        waiter = executor.submit(pool.connection)
+        until(lambda: any(one.owner() for one in tuple(pool._waiters)))
+        time.sleep(2 * PATIENCE)  # until nobody looks around without being told
+        assert held._con is not None
+        held._con.lost = GONE
+        held.close()
+
+        waiter.result(timeout=5).close()
+
+    assert at_rest(pool)
+
+
+def test_an_interrupted_waiter_hands_on_the_ring_that_came_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool(MAX_SIZE=1, TIMEOUT=30)
+    held = pool.connection()
+    wait = Waiter.wait
+    interrupted = threading.Event()
+
+    def wait_and_be_interrupted(waiter: Waiter[Any], seconds: float) -> None:
+        wait(waiter, seconds)
+        if seconds > 1 and not interrupted.is_set():
+            interrupted.set()
+            raise Interrupt
+
+    monkeypatch.setattr(Waiter, "wait", wait_and_be_interrupted)
+    with ThreadPoolExecutor() as executor:
+        waiters = [executor.submit(pool.connection) for _ in range(2)]
+        until(lambda: pool.stats().waiting == 2)
+        time.sleep(2 * PATIENCE)  # until nobody looks around without being told
+        assert held._con is not None
+        held._con.lost = GONE
+        held.close()
+
+        got = [waiter.exception(timeout=5) for waiter in waiters]
+
+        assert sorted(map(type, got), key=str) == [type(None), Interrupt]
+        for waiter, error in zip(waiters, got, strict=True):
+            if error is None:
+                waiter.result().close()
+
+
+def stream(pool: Pool) -> Iterator[PooledConnection]:
+    with pool.connection() as connection:
+        yield connection
+
+
+def test_an_abandoned_stream_may_be_collected_while_its_thread_has_the_lock() -> None:
+    pool = FakePool(MAX_SIZE=1)
+    abandoned = stream(pool)
+    next(abandoned)
+
+    with pool._lock:
+        del abandoned
+        gc.collect()
+
+    until(lambda: at_rest(pool))
+    assert pool.open_now == 0
+    use(pool)
+
+
+def test_a_dropped_handle_may_be_reported_while_its_thread_has_the_lock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool(MAX_SIZE=1)
+    reports: list[str] = []
+    connection = pool.connection()
+    use_of_it = connection.thread_id()
+
+    with warnings.catch_warnings(), pool._lock:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(
+            warnings, "showwarning", lambda *_: reports.append(repr(pool))
+        )
+        del connection
+        gc.collect()
+
+    assert use_of_it == 1
+    assert len(reports) == 1
+    until(lambda: at_rest(pool))
+
+
+def test_what_was_dropped_is_counted_once_however_it_is_found() -> None:
+    pool = FakePool(MAX_SIZE=2)
+    connection = pool.connection()
+    con, connection._con = connection._con, None
+    del connection
+    pool.housekeep()  # finds that its owner is gone
+
+    assert con is not None
+    pool.dropped(con)  # its finalizer was slower
+    pool.housekeep()
+
+    stats = pool.stats()
+    assert (stats.discarded, stats.checkouts, stats.size) == (1, 1, 0)
+
+
+def test_no_frame_of_a_failed_checkout_outlives_it() -> None:
+    down: list[Exception] = []
+
+    def connect() -> None:
+        if down:
+            raise down[0]
+
+    def view(pool: Pool) -> None:
+        rows = stream(pool)
+        next(rows)
+        down.append(OSError("down"))
+        pool.connection()
+
+    pool = FakePool(connect, MAX_SIZE=3)
+    with suppress(OSError):
+        view(pool)
+    down.clear()
+    gc.collect()
+
+    until(lambda: at_rest(pool))
+
+
+def test_a_lost_connection_whose_handle_is_dropped_gives_its_place_back(
+    make_pool: MakePool,
+) -> None:
+    pool = make_pool(MAX_SIZE=1)
+    for _ in range(3):
+        with suppress(Exception):
+            pool.connection().cursor().execute("KILL CONNECTION_ID()")
+        until(lambda: at_rest(pool))
+    query(pool)

@@ -1,0 +1,44 @@
+"""The books balance, whatever breaks while they are kept."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import MakeServer
+from ledger import OPTIONS, Saboteur, keep_ledger
+
+
+@pytest.mark.timeout(200)
+def test_no_transfer_is_lost_doubled_or_halved_whatever_breaks(
+    make_server: MakeServer,
+) -> None:
+    figures = keep_ledger(make_server(options=OPTIONS), "ours")
+
+    print(figures)
+    assert figures.damage == 0, figures
+    assert figures.created == 0, figures
+    # And something has been tried, and has gone wrong.
+    assert figures.transfers >= 10_000, figures
+    assert figures.faults.total() >= 500, figures
+    assert figures.faults.keys() == {*Saboteur.FREQUENT, "restart"}
+    assert figures.outcomes["acknowledged"] > figures.transfers * 0.8, figures
+    assert 0 < figures.unknown_stored < figures.outcomes["unknown"], figures
+    assert figures.errors["ConnectionLost"] > 0, figures
+    assert figures.errors["OperationalError 1213"] > 0, figures
+
+
+@pytest.mark.timeout(120)
+def test_the_same_ledger_shows_the_halves_that_a_plain_pool_makes(
+    make_server: MakeServer,
+) -> None:
+    """Without this, nobody would know that the test above can fail."""
+    figures = keep_ledger(
+        make_server(options=OPTIONS),
+        "dbutils",
+        transfers=1_000,
+        faults=80,
+        restarts=0,
+        manners="plain",
+    )
+
+    print(figures)
+    assert figures.lost + figures.duplicated + figures.halved > 0, figures

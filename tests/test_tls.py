@@ -1,0 +1,389 @@
+"""What ``SSL_MODE`` means, and that everything else is the same over TLS."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+from conftest import MYSQL, MakePool, local_server, until
+
+from flask_mysqlpool import Pool, PooledConnection
+from flask_mysqlpool.testing import FaultProxy, LocalServer
+
+VERIFYING = ["VERIFY_CA", "VERIFY_IDENTITY"]
+numbers = itertools.count()
+ON_MYSQL = pytest.mark.parametrize("engine", [MYSQL], indirect=True, scope="session")
+
+OPENSSL = """
+[req]
+distinguished_name = name
+prompt = no
+x509_extensions = authority
+[name]
+CN = made for a test
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign
+subjectKeyIdentifier = hash
+[server]
+subjectAltName = IP:127.0.0.1
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+[client]
+extendedKeyUsage = clientAuth
+"""
+
+
+class Authority:
+    """Makes certificates; ``ca`` is what to trust it by."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._config = folder / "openssl.cnf"
+        self._config.write_text(OPENSSL)
+        self.ca = folder / "ca.pem"
+        self._request("ca", "-x509", "-days", "2", "-out", str(self.ca))
+
+    def issue(self, kind: str) -> tuple[Path, Path]:
+        """A certificate and its key, for a ``server`` at 127.0.0.1 or a ``client``."""
+        request, certificate = self._folder / f"{kind}.csr", self._folder / f"{kind}"
+        key = self._request(kind, "-new", "-out", str(request))
+        authority = ["-CA", str(self.ca), "-CAkey", str(self._folder / "ca-key.pem")]
+        extensions = ["-extfile", str(self._config), "-extensions", kind]
+        files = ["-in", str(request), "-out", str(certificate), "-CAcreateserial"]
+        _openssl("x509", "-req", "-days", "2", *files, *authority, *extensions)
+        return certificate, key
+
+    def _request(self, name: str, *arguments: str) -> Path:
+        key = self._folder / f"{name}-key.pem"
+        keys = ["-newkey", "rsa:2048", "-nodes", "-keyout", str(key)]
+        _openssl("req", "-config", str(self._config), *keys, *arguments)
+        return key
+
+
+def _openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    if shutil.which("openssl") is None:
+        pytest.skip("certificates need the openssl command")
+    return Authority(tmp_path_factory.mktemp("tls") / "ours")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Path:
+    """What an authority is to be trusted by that vouched for nobody here."""
+    return Authority(tmp_path_factory.mktemp("tls") / "other").ca
+
+
+@pytest.fixture(scope="module")
+def with_tls(engine: str, authority: Authority) -> Iterator[LocalServer]:
+    certificate, key = authority.issue("server")
+    with local_server(engine) as server:
+        # Beside the data, since a server in a folder of its own sees little else.
+        data = Path(server.folder, "data")
+        for source, name in (certificate, "s.pem"), (key, "s.key"), (authority.ca, "c"):
+            shutil.copy(source, data / name)
+        server.kill()
+        server.restart(["--ssl-cert=s.pem", "--ssl-key=s.key", "--ssl-ca=c"])
+        yield server
+
+
+@pytest.fixture(scope="module")
+def without_tls(engine: str) -> Iterator[LocalServer]:
+    options = {"mariadb": ["--skip-ssl"], "mysql": ["--tls-version="]}
+    # MySQL is shown no password without TLS, unless it is encrypted in another way.
+    with local_server(engine, options=options[engine], password="") as server:
+        yield server
+
+
+def cipher(pool: Pool) -> str:
+    """Empty if the connection is not encrypted."""
+    with pool.connection() as connection:
+        [(_, value)] = execute(connection, "SHOW SESSION STATUS LIKE 'Ssl_cipher'")
+        return str(value)
+
+
+def execute(connection: PooledConnection, statement: str) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
+
+
+# The five modes
+
+
+def test_disabled_never_speaks_tls(make_pool: MakePool, with_tls: LocalServer) -> None:
+    assert cipher(make_pool(URL=with_tls.url))
+
+    assert cipher(make_pool(URL=with_tls.url, SSL_MODE="DISABLED")) == ""
+
+
+def test_preferred_speaks_tls_where_it_is_offered(
+    make_pool: MakePool, with_tls: LocalServer
+) -> None:
+    assert cipher(make_pool(URL=with_tls.url))
+
+
+def test_preferred_goes_on_where_tls_is_not_offered(
+    make_pool: MakePool, without_tls: LocalServer
+) -> None:
+    assert cipher(make_pool(URL=without_tls.url)) == ""
+
+
+def test_preferred_does_not_go_on_without_when_tls_fails(
+    make_pool: MakePool, with_tls: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ssl.SSLError("no cipher in common")
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", fail)
+    pool = make_pool(URL=with_tls.url)
+
+    with pytest.raises(pymysql.err.OperationalError, match="no cipher in common"):
+        pool.connection()
+
+
+@pytest.mark.parametrize("mode", ["REQUIRED", *VERIFYING])
+def test_where_tls_is_not_offered_the_stricter_modes_do_not_even_log_in(
+    make_pool: MakePool, without_tls: LocalServer, mode: str
+) -> None:
+    with FaultProxy(without_tls.host, without_tls.port) as proxy:
+        pool = make_pool(URL=without_tls.url_at(proxy.port), SSL_MODE=mode)
+
+        with pytest.raises(pymysql.err.OperationalError, match="2026.*SSL is required"):
+            pool.connection()
+
+        assert proxy.bytes_up == 0
+
+
+def test_required_takes_any_certificate(
+    make_pool: MakePool, with_tls: LocalServer, stranger: Path
+) -> None:
+    assert cipher(make_pool(URL=with_tls.url, SSL_MODE="REQUIRED"))
+    # As with the mysql client, naming an authority alone verifies nothing.
+    assert cipher(make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", SSL_CA=stranger))
+
+
+@pytest.mark.parametrize("mode", VERIFYING)
+@pytest.mark.parametrize("trust", ["the system's", "a stranger"])
+def test_the_verifying_modes_refuse_an_authority_that_is_not_trusted(
+    make_pool: MakePool, with_tls: LocalServer, stranger: Path, mode: str, trust: str
+) -> None:
+    settings = {"SSL_CA": stranger} if trust == "a stranger" else {}
+    pool = make_pool(URL=with_tls.url, SSL_MODE=mode, **settings)
+
+    with pytest.raises(pymysql.err.OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
+        pool.connection()
+
+    assert pool.stats().size == 0
+
+
+def test_verify_ca_does_not_look_at_the_name(
+    make_pool: MakePool, with_tls: LocalServer, authority: Authority
+) -> None:
+    url, ca = with_tls.url, authority.ca
+    pool = make_pool(URL=url, HOST="localhost", SSL_MODE="VERIFY_CA", SSL_CA=ca)
+
+    assert cipher(pool)
+
+
+def test_verify_identity_refuses_another_name(
+    make_pool: MakePool, with_tls: LocalServer, authority: Authority
+) -> None:
+    url, ca = with_tls.url, authority.ca
+    pool = make_pool(URL=url, HOST="localhost", SSL_MODE="VERIFY_IDENTITY", SSL_CA=ca)
+
+    with pytest.raises(pymysql.err.OperationalError, match="'localhost'"):
+        pool.connection()
+
+
+def test_verify_identity_takes_the_right_name_from_the_right_authority(
+    make_pool: MakePool, with_tls: LocalServer, authority: Authority
+) -> None:
+    settings = {"SSL_MODE": "VERIFY_IDENTITY", "SSL_CA": authority.ca}
+
+    assert cipher(make_pool(URL=with_tls.url, **settings))
+
+
+@ON_MYSQL
+def test_the_certificate_that_mysql_makes_for_itself_will_do(
+    make_pool: MakePool, server: LocalServer
+) -> None:
+    ca = f"{server.folder}/data/ca.pem"
+
+    assert cipher(make_pool(SSL_MODE="REQUIRED"))
+    assert cipher(make_pool(SSL_MODE="VERIFY_CA", SSL_CA=ca))
+    with pytest.raises(pymysql.err.OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
+        make_pool(SSL_MODE="VERIFY_IDENTITY", SSL_CA=ca).connection()
+
+
+def test_the_clients_certificate_is_shown(
+    make_pool: MakePool, with_tls: LocalServer, authority: Authority
+) -> None:
+    with closing(with_tls.connect()) as root, root.cursor() as cursor:
+        cursor.execute("CREATE USER IF NOT EXISTS known REQUIRE X509")
+    certificate, key = authority.issue("client")
+    url = f"mysql://known@127.0.0.1:{with_tls.port}"
+
+    with pytest.raises(pymysql.err.OperationalError, match="1045"):
+        make_pool(URL=url).connection()
+
+    assert cipher(make_pool(URL=url, SSL_CERT=certificate, SSL_KEY=key))
+
+
+# Its price
+
+
+def test_a_pool_makes_one_context_for_all_its_connections(
+    make_pool: MakePool, with_tls: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = ssl.create_default_context
+    made = []
+
+    def counted(*args: Any, **kwargs: Any) -> ssl.SSLContext:
+        made.append(make(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    pool = make_pool(URL=with_tls.url, MAX_SIZE=5)
+
+    held = [pool.connection() for _ in range(5)]
+
+    assert pool.stats().opened == 5
+    assert len(made) == 1
+    for connection in held:
+        connection.close()
+
+
+def test_a_server_that_falls_silent_in_the_handshake_costs_no_more_than_the_deadline(
+    make_pool: MakePool, with_tls: LocalServer
+) -> None:
+    with socket.create_connection((with_tls.host, with_tls.port)) as client:
+        greeting = client.recv(4096)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = with_tls.url_at(silent.getsockname()[1])
+        pool = make_pool(URL=url, CONNECT_TIMEOUT=0.4)
+        with ThreadPoolExecutor(1) as thread:
+            started = time.monotonic()
+            outcome = thread.submit(pool.connection)
+            client, _ = silent.accept()
+            with client:
+                client.sendall(greeting)
+                error = outcome.exception()
+
+    assert 0.4 <= time.monotonic() - started < 2
+    assert isinstance(error, pymysql.err.OperationalError)
+    assert "timed out" in str(error)
+
+
+# Everything else is the same
+
+
+def test_a_session_is_cleaned_over_tls(
+    make_pool: MakePool, with_tls: LocalServer
+) -> None:
+    pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", SQL_MODE="ANSI", MAX_SIZE=1)
+    for _ in range(3):
+        with pool.connection() as connection:
+            execute(connection, "SET @a = 1, sql_mode = '', sort_buffer_size = 65536")
+            execute(connection, "CREATE TEMPORARY TABLE x (a INT)")
+
+        with pool.connection() as connection:
+            [(variable, mode)] = execute(connection, "SELECT @a, @@sql_mode")
+            assert variable is None
+            assert "ANSI" in mode
+            with pytest.raises(pymysql.err.ProgrammingError, match="1146"):
+                execute(connection, "SELECT * FROM x")
+
+    assert pool.stats().opened == 1
+
+
+def test_a_large_answer_comes_whole_over_tls(
+    make_pool: MakePool, with_tls: LocalServer
+) -> None:
+    with make_pool(URL=with_tls.url, SSL_MODE="REQUIRED").connection() as connection:
+        [[text]] = execute(connection, "SELECT REPEAT('abcdefg', 1000000)")
+        assert text == "abcdefg" * 1000000
+        assert execute(connection, f"SELECT LENGTH('{text}')") == ((7000000,),)
+
+
+def test_a_connection_that_was_killed_is_not_handed_out_over_tls(
+    make_pool: MakePool, with_tls: LocalServer
+) -> None:
+    pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", MAX_SIZE=1)
+    with pool.connection() as connection:
+        killed = connection.thread_id()
+    [idle] = pool._idle_cache
+    assert idle.is_alive()
+    with closing(with_tls.connect()) as root, root.cursor() as cursor:
+        cursor.execute(f"KILL {killed}")
+    until(lambda: not idle.is_alive())
+
+    with pool.connection() as connection:
+        assert connection.thread_id() != killed
+        assert execute(connection, "SELECT 1") == ((1,),)
+
+
+# The password that MySQL wants to see once
+
+
+@pytest.fixture
+def newcomer(with_tls: LocalServer) -> str:
+    """The URL of a user who has not logged in yet."""
+    user = f"user{next(numbers)}"
+    with closing(with_tls.connect()) as root, root.cursor() as cursor:
+        cursor.execute(f"CREATE USER {user} IDENTIFIED BY 'secret'")
+    return f"mysql://{user}:secret@{with_tls.host}:{with_tls.port}"
+
+
+@ON_MYSQL
+@pytest.mark.parametrize("mode", ["PREFERRED", "REQUIRED"])
+def test_a_password_that_the_server_has_not_seen_yet_goes_by_tls(
+    make_pool: MakePool, newcomer: str, mode: str
+) -> None:
+    assert cipher(make_pool(URL=newcomer, SSL_MODE=mode))
+
+
+@ON_MYSQL
+def test_a_password_that_the_server_has_seen_needs_no_tls(
+    make_pool: MakePool, newcomer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pymysql._auth._have_cryptography", False)
+    assert cipher(make_pool(URL=newcomer))
+
+    assert cipher(make_pool(URL=newcomer, SSL_MODE="DISABLED")) == ""
+
+
+@ON_MYSQL
+def test_a_password_goes_encrypted_by_rsa_where_there_is_no_tls(
+    make_pool: MakePool, newcomer: str
+) -> None:
+    assert cipher(make_pool(URL=newcomer, SSL_MODE="DISABLED")) == ""
+
+
+@ON_MYSQL
+def test_what_rsa_needs_is_said_where_it_is_missing(
+    make_pool: MakePool, newcomer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pymysql._auth._have_cryptography", False)
+    pool = make_pool(URL=newcomer, SSL_MODE="DISABLED")
+
+    with pytest.raises(RuntimeError, match="'cryptography' package is required"):
+        pool.connection()
+
+    assert pool.stats().size == 0
