@@ -110,14 +110,8 @@ class Server:
 
     @contextmanager
     def proxied(self, delay: float = 0.0) -> Iterator[tuple[FaultProxy, Target]]:
-        proxy = FaultProxy(self.target.host, self.target.port, delay=delay)
-        proxy.start()
-        try:
+        with FaultProxy(self.target.host, self.target.port, delay=delay) as proxy:
             yield proxy, self.target.through(proxy)
-        finally:
-            # It may have closed its ear before it was told all that it was to hear.
-            with suppress(OSError):
-                proxy.close()
 
     @contextmanager
     def detour(self) -> Iterator[Detour]:

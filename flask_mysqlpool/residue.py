@@ -41,7 +41,8 @@ _SETS_INSERT_ID = re.compile(rb"\blast_insert_id\s*\(\s*[^\s)]")
 # in some character sets, what looks like a bracket may be half of a letter.
 _PUNCTUATION = bytes.maketrans(b"!%&')*+-/:;<=>?", b"," * 15)
 
-# Words before a parenthesis that call nothing, or nothing that leaves a trace.
+# Words before a parenthesis that call nothing, or nothing that leaves a trace: none of
+# them can be the name of a stored function, on any server that is supported.
 _HARMLESS = frozenset(
     b"""
     all and any as between by case cross distinct div else except exists for
@@ -51,34 +52,34 @@ _HARMLESS = frozenset(
 
     binary char datetime decimal float signed time unsigned varchar year
 
-    abs acos adddate addtime aes_decrypt aes_encrypt any_value ascii asin atan
-    atan2 avg bin bit_and bit_count bit_length bit_or bit_xor cast ceil ceiling
+    abs acos adddate addtime aes_decrypt aes_encrypt ascii asin atan atan2 avg
+    bin bit_and bit_count bit_length bit_or bit_xor cast ceil ceiling
     char_length character_length charset coalesce coercibility collation
     compress concat concat_ws connection_id conv convert convert_tz cos cot
     count crc32 cume_dist curdate current_date current_time current_timestamp
     current_user curtime database date date_add date_format date_sub datediff
     day dayname dayofmonth dayofweek dayofyear degrees dense_rank elt exp
     export_set extract field find_in_set first_value floor format found_rows
-    from_base64 from_days from_unixtime get_format greatest group_concat
-    grouping hex hour ifnull inet6_aton inet6_ntoa inet_aton inet_ntoa insert
-    instr isnull json_array json_array_append json_array_insert json_arrayagg
-    json_contains json_contains_path json_depth json_extract json_insert
-    json_keys json_length json_merge_patch json_merge_preserve json_object
-    json_objectagg json_overlaps json_pretty json_quote json_remove json_replace
-    json_search json_set json_table json_type json_unquote json_valid json_value
-    lag last_day last_insert_id last_value lcase lead least length ln localtime
+    from_base64 from_days from_unixtime get_format greatest group_concat hex
+    hour ifnull inet6_aton inet6_ntoa inet_aton inet_ntoa insert instr isnull
+    json_array json_array_append json_array_insert json_arrayagg json_contains
+    json_contains_path json_depth json_extract json_insert json_keys json_length
+    json_merge_patch json_merge_preserve json_object json_objectagg
+    json_overlaps json_pretty json_quote json_remove json_replace json_search
+    json_set json_type json_unquote json_valid json_value lag last_day
+    last_insert_id last_value lcase lead least length ln localtime
     localtimestamp locate log log10 log2 lower lpad ltrim make_set makedate
-    maketime max md5 microsecond mid min minute month monthname now nth_value
-    ntile nullif oct octet_length ord percent_rank period_add period_diff pi
-    position pow power quarter quote radians rand rank regexp_instr regexp_like
-    regexp_replace regexp_substr repeat reverse round row row_count row_number
-    rpad rtrim schema sec_to_time second session_user sha sha1 sha2 sign sin
-    sleep soundex space sqrt std stddev stddev_pop stddev_samp str_to_date
-    strcmp subdate substr substring substring_index subtime sum sysdate
-    system_user tan time_format time_to_sec timediff timestamp timestampadd
-    timestampdiff to_base64 to_days to_seconds trim truncate ucase uncompress
-    unhex unix_timestamp upper user utc_date utc_time utc_timestamp uuid var_pop
-    var_samp variance version week weekday weekofyear yearweek
+    maketime max microsecond mid min minute month monthname now nth_value ntile
+    nullif oct octet_length ord percent_rank period_add period_diff pi position
+    pow power quarter quote radians rand rank regexp_instr regexp_replace
+    regexp_substr repeat reverse round row row_count row_number rpad rtrim
+    schema sec_to_time second session_user sha2 sign sin sleep soundex space
+    sqrt std stddev stddev_pop stddev_samp str_to_date strcmp subdate substr
+    substring substring_index subtime sum sysdate system_user tan time_format
+    time_to_sec timediff timestamp timestampadd timestampdiff to_base64 to_days
+    to_seconds trim truncate ucase uncompress unhex unix_timestamp upper user
+    utc_date utc_time utc_timestamp uuid var_pop var_samp variance version week
+    weekday weekofyear yearweek
     """.split()
 )
 

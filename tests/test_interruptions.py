@@ -77,7 +77,9 @@ class Signals:
         return self._left == 0
 
     def _called(self, frame: FrameType, event: str, arg: object) -> Any:
-        if self._left > 0 and frame.f_code.co_filename in OURS:
+        code = frame.f_code
+        ours = code.co_filename in OURS or code is threading.Thread.start.__code__
+        if self._left > 0 and ours:
             frame.f_trace_lines, frame.f_trace_opcodes = False, True
             return self._at_instruction
         return None
@@ -292,9 +294,10 @@ def test_closing_the_pool_in_a_signal_handler_disturbs_nobody_in_line(
         in_the_line = len(pool._waiters)
 
         def connecting(waiter: Waiter[Any]) -> bool:
-            if pool._waiters and threading.current_thread() is threading.main_thread():
+            in_the_middle = waiter in pool._waiters
+            if threading.current_thread() is threading.main_thread():
                 pool.close()
-            return False
+            return in_the_middle
 
         monkeypatch.setattr(Waiter, "connecting", property(connecting))
         held.close()
