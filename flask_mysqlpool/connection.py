@@ -22,7 +22,16 @@ from pymysql.constants import COMMAND, CR, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .config import PoolConfig
-from .residue import ELSEWHERE, INDELIBLE, NONE, SESSION, TRANSACTION, residue
+from .residue import (
+    ELSEWHERE,
+    INDELIBLE,
+    MEMORABLE,
+    NONE,
+    SESSION,
+    TRANSACTION,
+    judge,
+    residue,
+)
 from .wire import bounded, dial, watch
 
 #: The DB-API module that the pool is built on.
@@ -36,6 +45,9 @@ READ_ONLY = frozenset({1290, 1792, 1836})
 
 #: Not in PyMySQL: makes the session as good as new, at the price of a round trip.
 COM_RESET_CONNECTION = 0x1F
+
+_IN_TRANSACTION = SERVER_STATUS.SERVER_STATUS_IN_TRANS
+_AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
 
 #: What the methods of PyMySQL that talk to the server leave behind.
 _RESIDUE_OF = {
@@ -65,10 +77,7 @@ def _query(statement: bytes) -> tuple[int, bytes]:
 
 def _may_be_in_transaction(status: int) -> bool:
     """Judge by the server's last OK; with autocommit off, a SELECT gives none."""
-    return bool(
-        status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
-        or not status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
-    )
+    return bool(status & _IN_TRANSACTION or not status & _AUTOCOMMIT)
 
 
 class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
@@ -94,6 +103,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.opened = self.since = time.monotonic()
         self.expires = float("inf")
         self.generation = 0
+        #: Until when it may be handed out without further questions.
+        self.fresh_until = 0.0
         #: How often it was handed out, and the thread that has it now.
         self.uses = 0
         self.holder = 0
@@ -214,8 +225,13 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             statement = bytes(statement)
         if raw._result is not None:
             self.attempt(self._finish_stream)
-        self.residue |= residue(statement)
-        return self.attempt(raw.query, statement, unbuffered)  # type: ignore[no-any-return]
+        short = len(statement) < MEMORABLE
+        self.residue |= residue(statement) if short else judge(statement)
+        try:
+            return raw.query(statement, unbuffered)  # type: ignore[no-any-return]
+        except BaseException as error:
+            self.failed(error)
+            raise
 
     def command(self, name: str, *args: Any) -> Any:
         """Call a method of PyMySQL that talks to the server, likewise."""
@@ -301,13 +317,13 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             left |= SESSION
         elif policy == "transaction":
             left &= TRANSACTION
+        if left <= TRANSACTION:
+            if left and _may_be_in_transaction(raw.server_status):
+                return self.write([_query(b"ROLLBACK")])
+            return True
         if left & INDELIBLE:
             return False
-        if left & (SESSION | ELSEWHERE):
-            return self._start_over(come_back=bool(left & ELSEWHERE))
-        if left and _may_be_in_transaction(raw.server_status):
-            return self.write([_query(b"ROLLBACK")])
-        return True
+        return self._start_over(come_back=bool(left & ELSEWHERE))
 
     def _start_over(self, come_back: bool) -> bool:
         """Reset all that the server forgets when told to, and set up what it forgot.

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import flask.globals
-from flask import Flask, current_app, g
+from flask import Flask, current_app
+from flask.globals import app_ctx
 from werkzeug.exceptions import ServiceUnavailable
 
 from . import cli
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Under this key in ``app.extensions``: ``{MySQLPool: its state for the app}``.
 KEY = "mysqlpool"
+#: Under this one in ``g``: what each of these states has checked out.
+KEY_IN_G = "_mysqlpool"
 
 #: What a client that was refused for lack of connections is told to wait.
 RETRY_AFTER = 1  # second
@@ -184,12 +187,17 @@ class _State:
 
     def _all_held(self) -> dict[Any, _Held]:
         """The connections in ``g``, by request context and bind."""
-        by_state: dict[_State, dict[Any, _Held]] = g.setdefault("_mysqlpool", {})
-        return by_state.setdefault(self, {})
+        # Not through the proxies `g` and `app_ctx`, which look for it at every step.
+        context = app_ctx._get_current_object()  # type: ignore[attr-defined]
+        values: dict[str, Any] = context.g.__dict__
+        by_state = values.get(KEY_IN_G) or values.setdefault(KEY_IN_G, {})
+        held: dict[Any, _Held] = by_state.get(self) or by_state.setdefault(self, {})
+        return held
 
     def release_request(self, error: BaseException | None = None) -> None:
         """Return what the request that ends has taken. Never raises."""
-        _release(self._all_held().pop(_request_context(), {}))
+        if all_held := self._all_held():
+            _release(all_held.pop(_request_context(), {}))
 
     def release_all(self, error: BaseException | None = None) -> None:
         """Return what is left at the end of the application context. Never raises."""
@@ -216,39 +224,41 @@ def _request_context() -> Any:
 
 
 def _states() -> dict[MySQLPool, _State]:
-    if not current_app:
+    if not app_ctx:
         raise RuntimeError(
             "the connection pool belongs to an app, and none is active here; work"
             " inside a view, or a command with @with_appcontext, or use"
             " 'with app.app_context():'"
         )
-    states: dict[MySQLPool, _State] = current_app.extensions.get(KEY, {})
+    app = app_ctx.app
+    states: dict[MySQLPool, _State] = app.extensions.get(KEY, {})
     if not states:
         raise RuntimeError(
-            f"the app {current_app.name!r} has no connection pool; create one with"
+            f"the app {app.name!r} has no connection pool; create one with"
             " MySQLPool(app), or call init_app(app) of the one that you have"
         )
     return states
 
 
-def _only_extension() -> MySQLPool:
-    extensions = list(_states())
-    if len(extensions) > 1:
+def _only_state() -> _State:
+    states = _states()
+    if len(states) > 1:
         raise RuntimeError(
-            f"the app {current_app.name!r} has {len(extensions)} MySQLPool objects;"
+            f"the app {current_app.name!r} has {len(states)} MySQLPool objects;"
             " call get_db() and close_db() of the one that you mean"
         )
-    return extensions[0]
+    [state] = states.values()
+    return state
 
 
 def get_db(bind: str = "default") -> PooledConnection:
     """:meth:`MySQLPool.get_db` of the current app's only :class:`MySQLPool`."""
-    return _only_extension().get_db(bind)
+    return _only_state().get_db(bind)
 
 
 def close_db(bind: str | None = None) -> None:
     """:meth:`MySQLPool.close_db` of the current app's only :class:`MySQLPool`."""
-    _only_extension().close_db(bind)
+    _only_state().close_db(bind)
 
 
 def _unavailable(error: PoolTimeout | PoolFull) -> Any:

@@ -7,14 +7,13 @@ know the session only through it. The session itself goes on to the next handle.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from os import getpid
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor, SSCursor
-from pymysql.err import MySQLError
+from pymysql.err import MySQLError, ProgrammingError
 
 from .connection import PhysicalConnection
 from .errors import ConnectionLost, ConnectionReturned, ConnectionShared, PoolError
@@ -58,6 +57,7 @@ class PooledConnection(_Face):
         "_guard",
         "_inside",
         "_pool",
+        "_result",
         "_returned",
         "cursorclass",
     )
@@ -71,6 +71,8 @@ class PooledConnection(_Face):
         self._guard = Lock()
         self._inside = 0
         self._returned = False
+        #: Of the last statement, for PyMySQL's cursors.
+        self._result: Any = None
         #: For :meth:`cursor`; as in PyMySQL it may be set, here for this handle only.
         self.cursorclass: Any = None
 
@@ -130,19 +132,17 @@ class PooledConnection(_Face):
         Raises :exc:`~flask_mysqlpool.errors.ConnectionShared` if another thread is in
         the middle of a statement on it; the connection is then discarded.
         """
-        con = self._con
-        if con is not None and con.pid != getpid():
-            self._con = None
-            con.abandon()
         already, self._returned = self._returned, True
         if self._give_back() or already:
             return
-        inside = self._inside
-        if inside == get_ident() and con is not None:
+        con, inside = self._con, self._inside
+        if con is None or con.pid != getpid():
+            self._con = None
+        elif inside == get_ident():
             # An interrupt hit this thread when it was in and not yet sure to leave.
             self._guard.release()
             self._give_back(lost=True)
-        elif inside and con is not None:
+        elif inside:
             con.interrupt()
             raise ConnectionShared("returned while another thread was inside")
 
@@ -163,7 +163,9 @@ class PooledConnection(_Face):
         """Call a method of PyMySQL that talks to the server."""
         con = self._enter()
         try:
-            return con.command(name, *args)
+            answer = con.command(name, *args)
+            self._result = con.raw._result
+            return answer
         finally:
             self._leave()
 
@@ -171,7 +173,9 @@ class PooledConnection(_Face):
         """Execute one statement; its result is the connection's until the next."""
         con = self._enter()
         try:
-            return con.execute(sql, unbuffered)
+            affected = con.execute(sql, unbuffered)
+            self._result = con.raw._result
+            return affected
         finally:
             self._leave()
 
@@ -246,7 +250,8 @@ class PooledConnection(_Face):
     def cursor(self, cursor: type[Cursor] | None = None) -> Any:
         """A new cursor of the given class, by default that of ``CURSORCLASS``."""
         con = self._con or self._attached()
-        bound = _bound_cursor(cursor or self.cursorclass or con.raw.cursorclass)
+        cls = cursor or self.cursorclass or con.raw.cursorclass
+        bound = _BOUND.get(cls) or _bound_cursor(cls)
         if con.traced:
             return con.dbapi_connection.cursor(lambda _: bound(self))
         return bound(self)
@@ -316,6 +321,7 @@ class _BoundCursor(Cursor):
     """Makes a cursor end with the checkout of its connection."""
 
     connection: Any
+    _executed: Any
     _result: Any
     _unbuffered = False
 
@@ -326,6 +332,7 @@ class _BoundCursor(Cursor):
         try:
             self._clear_result()  # type: ignore[attr-defined]
             con.execute(q, self._unbuffered)
+            handle._result = con.raw._result
             self._do_get_result()  # type: ignore[attr-defined]
             return self.rowcount
         finally:
@@ -342,6 +349,7 @@ class _BoundCursor(Cursor):
                 return None
             self._clear_result()  # type: ignore[attr-defined]
             con.command("next_result", unbuffered)
+            handle._result = con.raw._result
             self._do_get_result()  # type: ignore[attr-defined]
             return True
         finally:
@@ -351,10 +359,12 @@ class _BoundCursor(Cursor):
         handle = self.connection
         if handle is not None and handle._returned:
             raise handle._refusal()
-        Cursor._check_executed(self)  # type: ignore[attr-defined]
+        if not self._executed:
+            raise ProgrammingError("execute() first")
 
     def close(self) -> None:
-        if self.connection is not None and not self.connection.open:
+        result, handle = self._result, self.connection
+        if result is None or not result.has_next or not (handle and handle.open):
             # Nothing can be left to read, and reading is what closing does.
             self.connection = None
         super().close()
@@ -393,10 +403,8 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
 _BOUND: dict[type[Cursor], type[Cursor]] = {}
 
 
-def _bound_cursor(cls: type[Cursor]) -> Callable[[PooledConnection], Cursor]:
-    bound = _BOUND.get(cls)
-    if bound is None:
-        base = _BoundSSCursor if issubclass(cls, SSCursor) else _BoundCursor
-        names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-        bound = _BOUND[cls] = type(cls.__name__, (base, cls), names)
-    return bound
+def _bound_cursor(cls: type[Cursor]) -> type[Cursor]:
+    base = _BoundSSCursor if issubclass(cls, SSCursor) else _BoundCursor
+    names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    _BOUND[cls] = type(cls.__name__, (base, cls), names)
+    return _BOUND[cls]

@@ -163,7 +163,15 @@ class Pool(PooledDB):  # type: ignore[misc]
                 con = self._wait(waiter)
             elif con.unanswered:
                 con = self._one_that_is_answered(con, owner)
-            if self._is_usable(con, started, deadline):
+            if (
+                started < con.fresh_until
+                and con.generation == self._generation
+                and not con.unanswered
+                and con.is_alive()
+            ) or self._is_usable(con, started, deadline):
+                con.uses += 1
+                con.since = max(con.since, started)
+                con.holder = get_ident()
                 handle._con = con
                 return
             been_served = True
@@ -228,7 +236,7 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _look_again(self, waiter: Waiter[PhysicalConnection], now: float) -> float:
         """When this waiter has to wake by itself. [lock held]"""
-        if waiter.connecting:
+        if waiter.connecting or self._places() >= self.config.max_size:
             return waiter.deadline
         patient_until = waiter.since + PATIENCE
         soonest = patient_until if patient_until > now else float("inf")
@@ -282,9 +290,6 @@ class Pool(PooledDB):  # type: ignore[misc]
                 if con.is_alive():
                     if started - con.since > self._ping_after:
                         con.ping(_half_way_to(deadline))
-                    con.uses += 1
-                    con.since = max(con.since, started)
-                    con.holder = get_ident()
                     return True
         except Exception as error:
             fault = "dead" if con.is_disconnected else "reset_failed"
@@ -314,6 +319,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         now = monotonic()
         fault = self._fault(con, now)
         if fault is None:
+            con.fresh_until = min(con.expires, now + self._ping_after)
             self._put_back(con, now)
         else:
             self._discard(con, fault)
@@ -346,9 +352,9 @@ class Pool(PooledDB):  # type: ignore[misc]
                 return
             con.since = now
             waiter = self._waiters.hand_over(con) if self._waiters else None
-            # Taken out and put in again, so that the oldest holder is the first.
             del self._in_use[con]
             if waiter is not None:
+                # Put in again, so that the oldest holder is the first.
                 self._in_use[con] = waiter.owner
                 return
             self._idle_cache.append(con)

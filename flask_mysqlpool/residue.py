@@ -84,13 +84,12 @@ _HARMLESS = frozenset(
 )
 
 
-def residue(statement: bytes) -> int:
+#: The same statement comes again and again, but one of so many bytes hardly ever does.
+MEMORABLE = 500
+
+
+def judge(statement: bytes) -> int:
     """What may be left in the session after this statement, as a sum of the above."""
-    # The same statement comes again and again, but a long one hardly ever does.
-    return _cached(statement) if len(statement) < 500 else _judge(statement)
-
-
-def _judge(statement: bytes) -> int:
     statement = statement.lower()
     if comments := _LEADING_COMMENTS.match(statement):
         statement = statement[comments.end() :]
@@ -107,7 +106,8 @@ def _judge(statement: bytes) -> int:
     return TRANSACTION | SESSION | ELSEWHERE
 
 
-_cached = lru_cache(maxsize=1000)(_judge)
+#: :func:`judge`, remembering what it said; for statements that are not too long.
+residue = lru_cache(maxsize=1000)(judge)
 
 
 def _only_reads(statement: bytes) -> bool:

@@ -10,6 +10,7 @@ from flask_mysqlpool.residue import (
     NONE,
     SESSION,
     TRANSACTION,
+    judge,
     residue,
 )
 
@@ -117,5 +118,5 @@ def test_what_a_reset_may_not_undo_is_said_so(statement: str) -> None:
 def test_a_long_statement_is_judged_like_a_short_one() -> None:
     statement = "SELECT '" + "x" * 10_000 + "'"
 
-    assert residue(statement.encode()) == TRANSACTION
-    assert residue((statement + ", @a := 1").encode()) & SESSION
+    assert judge(statement.encode()) == TRANSACTION
+    assert judge((statement + ", @a := 1").encode()) & SESSION

@@ -52,6 +52,7 @@ class FakeConnection:
         self.lost: BaseException | None = None
         self.opened = self.since = monotonic()
         self.expires = float("inf")
+        self.fresh_until = 0.0
         self.generation = self.uses = self.holder = self.unanswered = 0
         self.alive = self.clean = True
         self.retired = False
