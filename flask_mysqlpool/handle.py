@@ -90,6 +90,8 @@ class PooledConnection(_Face):
             self._inside = get_ident()
             if self._con is None:
                 self._pool.lend(self)
+                if self._returned:
+                    raise self._refusal()
             con = self._con
             if con is not None and con.lost is None:
                 return con
@@ -212,7 +214,7 @@ class PooledConnection(_Face):
         lost = con is not None and con.lost is not None
         if lost:
             self._con = None
-        self._guard.release()
+        self._leave()
         if con is not None and lost:
             self._pool.cache(con)
         return lost
@@ -377,7 +379,9 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
 
     def read_next(self) -> Any:
         result = self._result
-        if self.connection is None or not result.unbuffered_active:
+        if self.connection is None:
+            return None
+        if not result.unbuffered_active:
             if result.connection is not None:
                 # PyMySQL takes the end of the connection for the end of the rows.
                 raise ConnectionLost("the connection was lost, with rows unread")

@@ -15,6 +15,7 @@ waiter, and serves whoever is first in line when it is done.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import logging
 import os
@@ -51,6 +52,10 @@ log = logging.getLogger(__name__)
 
 #: What a fork or the end of the process has to be told to.
 _POOLS: WeakSet[Pool] = WeakSet()
+
+
+class _Errand:
+    """Holds connections that are about to be closed, for as long as that takes."""
 
 
 class Pool(PooledDB):  # type: ignore[misc]
@@ -207,6 +212,10 @@ class Pool(PooledDB):  # type: ignore[misc]
             if waiter.item is not None:
                 self.cache(waiter.item)
             raise
+        if self._waiters and self._places() < self.config.max_size:
+            # It may have been told of a place before it was served otherwise.
+            with self._lock:
+                self._ring_next()
         if waiter.item is not None:
             return waiter.item
         if waiter.error is not None:
@@ -378,16 +387,20 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._ring_next()
 
     def _discard_idle(self, reason: str) -> None:
+        errand = _Errand()
         with self._lock:
             idle, self._idle_cache = self._idle_cache, []
-            self._in_use.update(dict.fromkeys(idle, ref(self)))
+            self._in_use.update(dict.fromkeys(idle, ref(errand)))
         for con in idle:
             self._discard(con, reason)
 
     def _ring_next(self) -> None:
         """There may be room: let the first without a connect see. [lock held]"""
-        for waiter in self._waiters:
-            if not waiter.connecting:
+        # A copy, for a signal handler may change the line in the middle of this.
+        for waiter in tuple(self._waiters):
+            if waiter.owner() is None:
+                self._waiters.leave(waiter)
+            elif not waiter.connecting:
                 waiter.ring()
                 return
 
@@ -400,14 +413,10 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _start(self, connect: Connect) -> None:
         """Open a connection on a thread of its own; its place is taken already."""
-        thread = threading.Thread(
-            target=self._connect,
-            args=(connect,),
-            name=f"mysqlpool-connect-{self.name}",
-            daemon=True,
-        )
         try:
-            thread.start()
+            # Not a Thread: one whose start is interrupted is never forgotten by the
+            # threading module, nor is what it was to work on.
+            _thread.start_new_thread(self._connect, (connect,))
         except RuntimeError as error:
             self._connect_failed(connect, error)
 
@@ -503,9 +512,11 @@ class Pool(PooledDB):  # type: ignore[misc]
         Called about once a second, on the housekeeper's thread.
         """
         now = monotonic()
+        errand = _Errand()
         with self._lock:
-            stale = self._take_stale(now)
-        for con, reason in stale:
+            stale = self._take_abandoned() | self._take_old(now)
+            self._in_use.update(dict.fromkeys(stale, ref(errand)))
+        for con, reason in stale.items():
             self._discard(con, reason)
         with self._lock:
             missing = self.config.min_size - self._places()
@@ -519,26 +530,34 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._start(connect)
         return more_to_do
 
-    def _take_stale(self, now: float) -> list[tuple[PhysicalConnection, str]]:
-        """Take out what nobody holds any more and what is too old. [lock held]"""
-        stale = [
-            (con, "invalidated") for con, owner in self._in_use.items() if not owner()
-        ]
+    def _take_abandoned(self) -> dict[PhysicalConnection, str]:
+        """What nobody holds any more, and why it must go. [lock held]
+
+        An interrupt may have left it entered twice, as idle and as in use.
+        """
+        for waiter in tuple(self._waiters):
+            if waiter.owner() is None:
+                self._waiters.leave(waiter)
+        entries = tuple(self._in_use.items())
+        abandoned = [con for con, owner in entries if owner() is None]
         while self._dropped:
-            stale.append((self._dropped.popleft(), "invalidated"))
+            abandoned.append(self._dropped.popleft())
+        for con in set(abandoned) & set(self._idle_cache):
+            self._idle_cache.remove(con)
+        return {con: "invalidated" for con in abandoned if con in self._in_use}
+
+    def _take_old(self, now: float) -> dict[PhysicalConnection, str]:
+        """Take out what has been idle, or alive, for too long. [lock held]"""
         max_idle = self.config.max_idle or float("inf")
         spare = self._places() - self.config.min_size
-        for con in tuple(self._idle_cache):
+        old: dict[PhysicalConnection, str] = {}
+        for con in self._idle_cache:
             if now >= con.expires:
-                reason = "expired"
-            elif now - con.since >= max_idle and spare > 0:
-                reason, spare = "idle", spare - 1
-            else:
-                continue
-            self._idle_cache.remove(con)
-            stale.append((con, reason))
-        self._in_use.update((con, ref(self)) for con, _ in stale)
-        return stale
+                old[con] = "expired"
+            elif now - con.since >= max_idle and len(old) < spare:
+                old[con] = "idle"
+        self._idle_cache[:] = [con for con in self._idle_cache if con not in old]
+        return old
 
     def _timed_out(self, started: float) -> PoolTimeout:
         """The error for a checkout that ran out of time; counts it, too."""

@@ -66,8 +66,9 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
         self[waiter] = None
         if not in_order:
             # It has been served before, with something that was of no use.
-            for younger in [other for other in self if other.since > waiter.since]:
-                self.move_to_end(younger)
+            for other in tuple(self):
+                if other.since > waiter.since and other in self:
+                    self.move_to_end(other)
 
     def leave(self, waiter: Waiter[T]) -> bool:
         """Give up; False if it was not in line any more."""

@@ -88,7 +88,7 @@ def test_two_places_freed_in_a_row_wake_two_waiters(
 
     def connect() -> None:
         if next(numbers) == 3:
-            hang.wait(10)
+            hang.wait(60)
 
     pool = FakePool(connect, MAX_SIZE=2, TIMEOUT=30)
     held = [pool.connection(), pool.connection()]
@@ -220,7 +220,7 @@ def test_a_hung_attempt_does_not_hide_that_the_server_is_back(
         if number == 1:
             raise DOWN
         if number == 2:
-            hang.wait(10)
+            hang.wait(60)
 
     pool = FakePool(connect, MAX_SIZE=5)
     with pytest.raises(pymysql.err.OperationalError, match="2003"):

@@ -353,12 +353,12 @@ def test_an_interrupted_waiter_hands_on_the_ring_that_came_for_it(
     pool = FakePool(MAX_SIZE=1, TIMEOUT=30)
     held = pool.connection()
     wait = Waiter.wait
-    interrupted = threading.Event()
+    armed = threading.Event()
 
     def wait_and_be_interrupted(waiter: Waiter[Any], seconds: float) -> None:
         wait(waiter, seconds)
-        if seconds > 1 and not interrupted.is_set():
-            interrupted.set()
+        if armed.is_set():
+            armed.clear()
             raise Interrupt
 
     monkeypatch.setattr(Waiter, "wait", wait_and_be_interrupted)
@@ -368,6 +368,7 @@ def test_an_interrupted_waiter_hands_on_the_ring_that_came_for_it(
         time.sleep(2 * PATIENCE)  # until nobody looks around without being told
         assert held._con is not None
         held._con.lost = GONE
+        armed.set()
         held.close()
 
         got = [waiter.exception(timeout=5) for waiter in waiters]
