@@ -366,13 +366,19 @@ class Pool(PooledDB):  # type: ignore[misc]
                 # Put in again, so that the oldest holder is the first.
                 self._in_use[con] = waiter.owner
                 return
-            self._idle_cache.append(con)
-            closed = self._closed
-        if closed:
-            self._discard_idle("closed")
+            if not self._closed:
+                self._idle_cache.append(con)
+                return
+            errand = _Errand()
+            self._in_use[con] = ref(errand)
+        self._discard(con, "closed")
 
     def _discard(self, con: PhysicalConnection, reason: str) -> None:
         """Close a connection that is in use, and only then free its place."""
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            # A signal handler, in the middle of something that this thread does here.
+            self.dropped(con)
+            return
         con.close()
         with self._lock:
             if con not in self._in_use:
@@ -470,6 +476,8 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Replace all connections: idle ones now, the others as they come back."""
+        if self._pid != getpid():
+            self._begin_in_child()
         with self._lock:
             self._generation += 1
         self._discard_idle("invalidated")
@@ -480,6 +488,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         Checkouts, those waiting too, raise :exc:`~.errors.PoolClosed`; what is in use
         stays usable and is closed when it comes back.
         """
+        if self._pid != getpid():
+            self._begin_in_child()
         with self._lock:
             self._closed = True
             while (waiter := self._waiters.next()) is not None:
@@ -489,6 +499,8 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def stats(self) -> PoolStats:
         """The pool at this instant."""
+        if self._pid != getpid():
+            self._begin_in_child()
         with self._lock:
             return PoolStats(
                 name=self.name,

@@ -41,7 +41,7 @@ class Waiter(Generic[T]):
 
     def wait(self, seconds: float) -> None:
         """Sleep until :meth:`ring`, or for so many seconds. No lock is held."""
-        self._bell.acquire(timeout=max(seconds, 0.0))
+        self._bell.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
 
     def ring(self) -> None:
         """Wake the sleeper, to find itself served or to look around again."""

@@ -6,6 +6,7 @@ The fake asserts in each of its methods that the caller does not hold the pool's
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -546,6 +547,35 @@ def test_min_size_is_filled_after_the_first_checkout() -> None:
 
     until(lambda: pool.stats().idle == 3)
     assert pool.connects == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("ask", [FakePool.stats, FakePool.reset, FakePool.close, repr])
+def test_without_fork_hooks_a_child_can_ask_a_pool_whose_lock_was_held(
+    ask: Callable[[FakePool], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = FakePool()
+    monkeypatch.setattr(flask_mysqlpool.pool, "_POOLS", [])  # nothing for the hook
+    held, fork = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pool._lock:
+            held.set()
+            fork.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        ask(pool)
+        os._exit(0)
+    fork.set()
+    thread.join()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")

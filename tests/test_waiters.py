@@ -80,3 +80,11 @@ def test_a_ring_before_the_wait_is_not_lost() -> None:
 
     waiter.wait(60)  # would make the test time out
     assert not waiter.served
+
+
+def test_who_has_no_deadline_can_be_woken() -> None:
+    waiter = came_at(1)
+    waiter.ring()
+
+    waiter.wait(float("inf"))
+    assert not waiter.served
