@@ -281,7 +281,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def _transaction_ended(self) -> None:
         """Note a COMMIT or ROLLBACK that succeeded."""
-        if not self.raw.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
+        if not self.raw.server_status & _IN_TRANSACTION:
             self.residue &= ~TRANSACTION
 
     def ping(self, deadline: float) -> None:

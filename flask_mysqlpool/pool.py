@@ -107,7 +107,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._pid = getpid()
 
     def _begin_in_child(self) -> None:
-        """Leave everything to the parent process and start anew."""
+        """Leave everything to the parent process and start anew; there, do nothing."""
+        if self._pid == getpid():
+            return
         # The lock was inherited, perhaps held; this one belongs to the child, and
         # setdefault lets exactly one of several threads supply it.
         with self._births.setdefault(getpid(), threading.Lock()):
@@ -343,9 +345,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             return "dead"
         if self._closed:
             return "closed"
-        if con.retired:
-            return "invalidated"
-        if con.generation != self._generation:
+        if con.retired or con.generation != self._generation:
             return "invalidated"
         if now >= con.expires or con.uses >= self._max_usage:
             return "expired"
@@ -476,8 +476,7 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Replace all connections: idle ones now, the others as they come back."""
-        if self._pid != getpid():
-            self._begin_in_child()
+        self._begin_in_child()
         with self._lock:
             self._generation += 1
         self._discard_idle("invalidated")
@@ -488,8 +487,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         Checkouts, those waiting too, raise :exc:`~.errors.PoolClosed`; what is in use
         stays usable and is closed when it comes back.
         """
-        if self._pid != getpid():
-            self._begin_in_child()
+        self._begin_in_child()
         with self._lock:
             self._closed = True
             while (waiter := self._waiters.next()) is not None:
@@ -499,8 +497,7 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def stats(self) -> PoolStats:
         """The pool at this instant."""
-        if self._pid != getpid():
-            self._begin_in_child()
+        self._begin_in_child()
         with self._lock:
             return PoolStats(
                 name=self.name,
