@@ -32,7 +32,7 @@ from .residue import (
     judge,
     residue,
 )
-from .wire import bounded, dial, watch
+from .wire import bounded, dial, glance, watch
 
 #: The DB-API module that the pool is built on.
 DRIVER = pymysql
@@ -147,6 +147,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         finally:
             del raw.set_character_set
         self._readable = watch(raw._sock)
+        self._has_news = glance(raw._sock)
 
     def _commands_for_setup(self) -> list[tuple[int, bytes]]:
         """The commands that give a fresh session the settings of this pool."""
@@ -210,11 +211,11 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         A server says nothing unasked, so an idle connection with something to read
         has been closed, killed, timed out, or is out of step.
         """
-        return self.raw._sock is not None and not self._readable(0)
+        return self.raw._sock is not None and not self._has_news()
 
     def is_answered(self) -> bool:
         """Whether the answers to what was written have begun to come."""
-        return not self.unanswered or bool(self._readable(0))
+        return not self.unanswered or bool(self._has_news())
 
     def execute(self, statement: str | bytes, unbuffered: bool) -> int:
         """Execute, and remember what this leaves behind in the session."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import flask.globals
 from flask import Flask, current_app
+from flask.ctx import AppContext
 from flask.globals import app_ctx
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -75,7 +76,7 @@ class MySQLPool:
             app.cli.add_command(cli.create_group(config.cli))
 
     def _state(self) -> _State:
-        states = _states()
+        states = _states(_app_context())
         if self not in states:
             raise RuntimeError(
                 f"this MySQLPool does not know the app {current_app.name!r}; call"
@@ -167,7 +168,7 @@ class _State:
                 del self._pools[bind]
 
     def get_db(self, bind: str) -> PooledConnection:
-        held = self._all_held().setdefault(_request_context(), {})
+        held = self._all_held(_app_context()).setdefault(_request_context(), {})
         connection = held.get(bind)
         if connection is not None and not connection.returned:
             return connection
@@ -180,15 +181,13 @@ class _State:
         return connection
 
     def close_db(self, bind: str | None) -> None:
-        held = self._all_held().get(_request_context(), {})
+        held = self._all_held(_app_context()).get(_request_context(), {})
         for name in [bind] if bind is not None else list(held):
             if name in held:
                 held.pop(name).close()
 
-    def _all_held(self) -> dict[Any, _Held]:
+    def _all_held(self, context: AppContext) -> dict[Any, _Held]:
         """The connections in ``g``, by request context and bind."""
-        # Not through the proxies `g` and `app_ctx`, which look for it at every step.
-        context = app_ctx._get_current_object()  # type: ignore[attr-defined]
         values: dict[str, Any] = context.g.__dict__
         by_state = values.get(KEY_IN_G) or values.setdefault(KEY_IN_G, {})
         held: dict[Any, _Held] = by_state.get(self) or by_state.setdefault(self, {})
@@ -196,12 +195,12 @@ class _State:
 
     def release_request(self, error: BaseException | None = None) -> None:
         """Return what the request that ends has taken. Never raises."""
-        if all_held := self._all_held():
+        if all_held := self._all_held(_app_context()):
             _release(all_held.pop(_request_context(), {}))
 
     def release_all(self, error: BaseException | None = None) -> None:
         """Return what is left at the end of the application context. Never raises."""
-        all_held = self._all_held()
+        all_held = self._all_held(_app_context())
         while all_held:
             _release(all_held.popitem()[1])
 
@@ -223,25 +222,33 @@ def _request_context() -> Any:
     return context._get_current_object() if context else None
 
 
-def _states() -> dict[MySQLPool, _State]:
-    if not app_ctx:
+def _app_context() -> AppContext:
+    """The context that the proxies ``g``, ``current_app`` and ``app_ctx`` look for.
+
+    They do so at every step, which takes longer than all else that is done here.
+    """
+    try:
+        return app_ctx._get_current_object()  # type: ignore[attr-defined,no-any-return]
+    except RuntimeError:
         raise RuntimeError(
             "the connection pool belongs to an app, and none is active here; work"
             " inside a view, or a command with @with_appcontext, or use"
             " 'with app.app_context():'"
-        )
-    app = app_ctx.app
-    states: dict[MySQLPool, _State] = app.extensions.get(KEY, {})
+        ) from None
+
+
+def _states(context: AppContext) -> dict[MySQLPool, _State]:
+    states: dict[MySQLPool, _State] = context.app.extensions.get(KEY, {})
     if not states:
         raise RuntimeError(
-            f"the app {app.name!r} has no connection pool; create one with"
+            f"the app {context.app.name!r} has no connection pool; create one with"
             " MySQLPool(app), or call init_app(app) of the one that you have"
         )
     return states
 
 
 def _only_state() -> _State:
-    states = _states()
+    states = _states(_app_context())
     if len(states) > 1:
         raise RuntimeError(
             f"the app {current_app.name!r} has {len(states)} MySQLPool objects;"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import select
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pymysql.constants import CR
 from pymysql.err import OperationalError
+
+#: The system's poll(), called without giving up the GIL.
+_POLL = getattr(ctypes.PyDLL(None), "poll", None) if os.name == "posix" else None
 
 
 def dial(raw: Any, deadline: float) -> socket.socket:
@@ -112,3 +118,24 @@ def watch(sock: socket.socket) -> Callable[[float], Any]:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return poll.poll
+
+
+class _PollFD(ctypes.Structure):
+    """``struct pollfd`` of POSIX."""
+
+    _fields_ = (
+        ("fd", ctypes.c_int),
+        ("events", ctypes.c_short),
+        ("revents", ctypes.c_short),
+    )
+
+
+def glance(sock: socket.socket) -> Callable[[], Any]:
+    """A function that says whether there is something to read, and keeps the GIL.
+
+    ``select.poll`` lets another thread have it for the half microsecond that this
+    takes. Where many want it, getting it back takes a hundred times as long.
+    """
+    if _POLL is None:
+        return partial(watch(sock), 0)
+    return partial(_POLL, ctypes.byref(_PollFD(sock.fileno(), select.POLLIN)), 1, 0)
