@@ -33,9 +33,12 @@ from flask_mysqlpool.testing import server as server_module
 DEADLINE = 20.0
 
 HOLDER = """
-import os, sys, time
+import os, signal, sys, time
 from flask_mysqlpool.testing import LocalServer
 
+# Whoever runs the tests under nohup, or in the background, has them ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 server = LocalServer(**{options!r})
 server.start()
 {before}
