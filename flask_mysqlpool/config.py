@@ -216,6 +216,11 @@ class PoolConfig:
         "Statements that are run on every new or cleaned session.",
         quiet=True,
     )
+    max_host_connections: int | None = _setting(
+        None,
+        convert.whole(1),
+        "The most connections that all processes of this host have together.",
+    )
     name: str = _setting(
         "mysqlpool",
         convert.label,
@@ -264,6 +269,12 @@ class AppConfig:
     """What the extension reads from ``app.config``, in one go."""
 
     pools: Mapping[str, PoolConfig]
+    status_dir: str | None = _setting(
+        "mysqlpool",
+        convert.folder,
+        "Folder where workers publish their state, within the instance folder if not"
+        " absolute; False for none.",
+    )
     handle_errors: bool = _setting(
         True,
         convert.flag,
@@ -286,6 +297,8 @@ class AppConfig:
         if not (given.keys() & _PLACES or reader.faults):
             reader.faults.append(_NO_SERVER)
         values = reader.convert(given, own)
+        if "max_host_connections" in given and values.get("status_dir", "") is None:
+            reader.fault("max_host_connections", "needs {STATUS_DIR}, which is False")
         pool = reader.pool(given)
         return cls(pools={"default": PoolConfig(**{"name": name} | pool)}, **values)
 

@@ -97,8 +97,11 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.is_disconnected = False
         #: What its borrower may have left in the session.
         self.residue = NONE
-        #: Whether it should go when it comes back, although it works.
-        self.retired = False
+        #: Why it should go when it comes back, although it works, if it should.
+        self.retired = ""
+        #: Its place among the connections of this host, if they are counted; kept
+        #: for as long as the socket is open.
+        self.slot: object = None
         #: Times in `time.monotonic()` seconds.
         self.opened = self.since = time.monotonic()
         self.expires = float("inf")
@@ -270,7 +273,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         """
         code = error.args[0] if error.args else None
         if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
-            self.retired = self.retired or code in READ_ONLY
+            if code in READ_ONLY:
+                self.retired = self.retired or "invalidated"
             self.residue |= SESSION  # SHOW WARNINGS, which the next should not see
             return
         if self.lost is None:
@@ -374,6 +378,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             raw._rfile = None
             os.close(sock.detach())
         self._closed = True
+        self.slot = None
 
     def interrupt(self) -> None:
         """End the connection under the thread that is reading from it."""

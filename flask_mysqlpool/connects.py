@@ -13,6 +13,9 @@ from weakref import WeakSet, ref
 
 from .waiters import Waiter
 
+#: Seconds until a connect is tried again for which the host had no place left.
+POSTPONEMENT = 0.03
+
 #: Pauses between failing connects: seconds, doubling from the first to the last.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
@@ -40,6 +43,7 @@ class Connects:
         #: How often the server was found to be out of reach since it last was not.
         self._failures = 0
         self._tried_at = self._retry_at = 0.0
+        self._postponed_until = 0.0
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -52,13 +56,16 @@ class Connects:
         """Whether a connect may be made at all."""
         # One that hangs must not keep others from finding that the server is back.
         patient = not self._under_way or now >= self._tried_at + LONGEST_PAUSE
+        if now < self._postponed_until:
+            return False
         return not self._failures or (now >= self._retry_at and patient)
 
     def next_chance(self, now: float) -> float:
         """When :meth:`may_begin` may change without anything happening."""
-        moments = (self._retry_at, self._tried_at + LONGEST_PAUSE)
-        later = [moment for moment in moments if moment > now]
-        return min(later) if self._failures and later else float("inf")
+        moments = [self._postponed_until]
+        if self._failures:
+            moments += self._retry_at, self._tried_at + LONGEST_PAUSE
+        return min((m for m in moments if m > now), default=float("inf"))
 
     def begin(
         self, generation: int, now: float, waiter: Waiter[Any] | None = None
@@ -75,6 +82,15 @@ class Connects:
         self._under_way.discard(connect)
         if connect.waiter is not None:
             connect.waiter.connect = None
+
+    def postponed(self, connect: Connect, now: float) -> None:
+        """It was not even tried."""
+        self._end(connect)
+        self._postponed_until = now + POSTPONEMENT
+
+    def outdated(self, generation: int) -> int:
+        """How many were begun before this generation."""
+        return sum(connect.generation != generation for connect in self._under_way)
 
     def succeeded(self, connect: Connect) -> None:
         """It serves who is first in line, which need not be whom it was made for."""

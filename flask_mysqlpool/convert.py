@@ -107,6 +107,14 @@ def path(value: Any) -> str:
     return word(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
+def folder(value: Any) -> str | None:
+    if value is False or isinstance(value, str) and value.lower() == "false":
+        return None
+    if value is not True and str(value).lower() != "true":
+        return path(value)
+    raise Wrong("must be a folder's path, or False for none")
+
+
 def file(value: Any) -> str:
     if os.path.isfile(name := path(value)):
         return name

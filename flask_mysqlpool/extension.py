@@ -9,6 +9,7 @@ the same thread. Each must get, and give back, a connection of its own.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,10 +20,12 @@ from flask.globals import app_ctx
 from werkzeug.exceptions import ServiceUnavailable
 
 from . import cli
-from .config import AppConfig
+from .board import Board
+from .config import AppConfig, PoolConfig
 from .errors import ConfigError, PoolFull, PoolTimeout
 from .handle import PooledConnection
 from .pool import Pool
+from .presence import Presence
 from .stats import PoolStats
 
 log = logging.getLogger(__name__)
@@ -62,7 +65,8 @@ class MySQLPool:
                 " or not at all after MySQLPool(app)"
             )
         config = AppConfig.from_mapping(app.config, name=app.name)
-        state = states[self] = _State(config)
+        state = _State(config, _board(app, config), app.name, len(states))
+        states[self] = state
         app.teardown_request(state.release_request)
         app.teardown_appcontext(state.release_all)
         if len(states) > 1:
@@ -109,7 +113,8 @@ class MySQLPool:
         conn:``, as a thread has no application context by itself. ``timeout`` is in
         seconds, by default the setting ``TIMEOUT``.
         """
-        return self.pool(bind).connection(timeout=timeout)
+        endpoint = _endpoint(_app_context(), _request_context())
+        return self.pool(bind).connection(timeout=timeout, endpoint=endpoint)
 
     def pool(self, bind: str = "default") -> Pool:
         """The pool of the current app for this bind."""
@@ -144,8 +149,14 @@ class MySQLPool:
 class _State:
     """What one :class:`MySQLPool` has for one app."""
 
-    def __init__(self, config: AppConfig) -> None:
+    def __init__(
+        self, config: AppConfig, board: Board | None, app: str, number: int
+    ) -> None:
         self.config = config
+        self.board = board
+        self._app = app
+        # Commands tell the pools of a second MySQLPool in one app by a number.
+        self._suffix = f"-{number + 1}" if number else ""
         self._pools: dict[str, Pool] = {}
 
     def pool(self, bind: str) -> Pool:
@@ -159,7 +170,17 @@ class _State:
                 raise ConfigError([message]) from None
             # A pool that has opened nothing costs nothing, so whoever comes second
             # here throws his away.
-            pool = self._pools.setdefault(bind, Pool(config))
+            pool = self._pools.setdefault(bind, self._make(bind, config))
+        return pool
+
+    def published(self) -> dict[str, PoolConfig]:
+        """The pools, by what the commands call them."""
+        return {f"{b}{self._suffix}": pool for b, pool in self.config.pools.items()}
+
+    def _make(self, bind: str, config: PoolConfig) -> Pool:
+        pool = Pool(config)
+        if self.board is not None:
+            Presence(pool, self.board, app=self._app, bind=bind + self._suffix)
         return pool
 
     def forget(self, pool: Pool) -> None:
@@ -168,12 +189,13 @@ class _State:
                 del self._pools[bind]
 
     def get_db(self, bind: str) -> PooledConnection:
-        held = self._all_held(_app_context()).setdefault(_request_context(), {})
+        context, key = _app_context(), _request_context()
+        held = self._all_held(context).setdefault(key, {})
         connection = held.get(bind)
         if connection is not None and not connection.returned:
             return connection
         held.pop(bind, None)
-        taken = self.pool(bind).connection()
+        taken = self.pool(bind).connection(endpoint=_endpoint(context, key))
         connection = held.setdefault(bind, taken)
         if connection is not taken:
             # A thread with a copy of this context was faster.
@@ -220,6 +242,22 @@ def _request_context() -> Any:
     """
     context = vars(flask.globals).get("request_ctx")
     return context._get_current_object() if context else None
+
+
+def _endpoint(context: AppContext, request_context: Any) -> str | None:
+    """What the current request is for; None outside of one."""
+    if request_context is None:
+        if not getattr(context, "has_request", False):
+            return None
+        request_context = context
+    endpoint: str | None = request_context.request.endpoint
+    return endpoint
+
+
+def _board(app: Flask, config: AppConfig) -> Board | None:
+    if config.status_dir is None:
+        return None
+    return Board(os.path.join(app.instance_path, config.status_dir))
 
 
 def _app_context() -> AppContext:

@@ -60,9 +60,10 @@ class PooledConnection(_Face):
         "_result",
         "_returned",
         "cursorclass",
+        "endpoint",
     )
 
-    def __init__(self, pool: _Pool) -> None:
+    def __init__(self, pool: _Pool, endpoint: str | None = None) -> None:
         self._pool = pool
         #: Set by the pool. None again after a rollback that gave up a lost one.
         self._con: PhysicalConnection | None = None
@@ -75,6 +76,8 @@ class PooledConnection(_Face):
         self._result: Any = None
         #: For :meth:`cursor`; as in PyMySQL it may be set, here for this handle only.
         self.cursorclass: Any = None
+        #: What the connection was taken for, as status shows it.
+        self.endpoint = endpoint
 
     # Getting in and out
 
@@ -294,7 +297,7 @@ class PooledConnection(_Face):
         con = self._attached()
         if name in ("decoders", "encoders"):
             # They can be changed in place, and would be so for everybody.
-            con.retired = True
+            con.retired = "invalidated"
         return getattr(con.raw, name)
 
     def __enter__(self) -> PooledConnection:

@@ -1,39 +1,46 @@
-"""One thread per process that lets pools do what nobody asks for.
+"""Threads that do what nobody asks for: look after pools, and after their presence.
 
-It starts when there is first something to look after, sleeps for good while there
-is nothing, and knows of a pool only that it has a ``housekeep()``.
+One of each kind for a process. It starts when there is first something to look after,
+sleeps for good while there is nothing, and knows of what it looks after only that it
+has a ``housekeep()``.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import MutableMapping
 from os import getpid
 from queue import Empty, SimpleQueue
 from typing import Protocol
-from weakref import WeakSet, ref
+from weakref import WeakKeyDictionary, ref
 
-#: Seconds between two rounds.
-INTERVAL = 1.0
+#: Seconds until the next round after one that failed.
+RECOVERY = 1.0
 
 log = logging.getLogger(__name__)
 
+_Due = MutableMapping["Kept", float]
+
 
 class Kept(Protocol):
-    def housekeep(self) -> bool: ...
+    def housekeep(self) -> float | None:
+        """Do what is due; seconds until the next time, None for not at all."""
 
 
 class Housekeeper:
-    """Calls ``housekeep()`` of the pools it watches, until they are at rest."""
+    """Calls ``housekeep()`` of what it watches, until that is at rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "housekeeper") -> None:
+        self._kind = kind
         self._mail: SimpleQueue[ref[Kept] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    def watch(self, pool: Kept) -> None:
-        """Look after this pool until it says that nothing is left to do."""
-        self._mail.put(ref(pool))
+    def watch(self, kept: Kept) -> None:
+        """Look after this, from now on, until it says that nothing is left to do."""
+        self._mail.put(ref(kept))
         if self._thread is None or not self._thread.is_alive():
             with self._starting:
                 self._start()
@@ -43,49 +50,68 @@ class Housekeeper:
             return
         thread = threading.Thread(
             target=self._run,
-            name="mysqlpool-housekeeper",
+            name=f"mysqlpool-{self._kind}",
             daemon=True,
         )
         try:
             thread.start()
         except RuntimeError as error:
-            log.warning("no housekeeping until the next connect: %s", error)
+            log.warning("nobody looks after %s until later: %s", self._kind, error)
         else:
             self._thread = thread
 
-    def nudge(self) -> None:
-        """Make a round now. Safe in a finalizer, as ``SimpleQueue.put`` is."""
-        self._mail.put(None)
+    def nudge(self, kept: Kept | None = None) -> None:
+        """Make a round now, with this one in it. Starts no thread.
+
+        Safe in a finalizer and with a lock held, as ``SimpleQueue.put`` is.
+        """
+        self._mail.put(ref(kept) if kept is not None else None)
 
     def _run(self) -> None:
-        pools: WeakSet[Kept] = WeakSet()
+        due: _Due = WeakKeyDictionary()
         while True:
+            soonest = min(due.values(), default=None)
+            left = None if soonest is None else max(soonest - time.monotonic(), 0.0)
             try:
-                mentioned = self._mail.get(timeout=INTERVAL if pools else None)
+                _admit(due, self._mail.get(timeout=left))
             except Empty:
-                mentioned = None
-            pool = mentioned() if mentioned is not None else None
-            if pool is not None:
-                pools.add(pool)
-            for pool in tuple(pools):
-                if not _has_more_to_do(pool):
-                    pools.discard(pool)
-            # The thread must not be what keeps a pool alive while it sleeps.
-            del pool
+                pass
+            _make_round(due)
 
 
-def _has_more_to_do(pool: Kept) -> bool:
-    """Let the pool do what is due."""
+# Functions, as the thread must not be what keeps anything alive while it sleeps.
+
+
+def _admit(due: _Due, newcomer: ref[Kept] | None) -> None:
+    """A newcomer is due at once, and so are all others."""
+    kept = newcomer() if newcomer is not None else None
+    if kept is not None:
+        due[kept] = 0.0
+    due.update(dict.fromkeys(due, 0.0))
+
+
+def _make_round(due: _Due) -> None:
+    now = time.monotonic()
+    for kept in [kept for kept, moment in due.items() if moment <= now]:
+        pause = _housekeep(kept)
+        if pause is None:
+            del due[kept]
+        else:
+            due[kept] = time.monotonic() + pause
+
+
+def _housekeep(kept: Kept) -> float | None:
     try:
-        return pool.housekeep()
+        return kept.housekeep()
     except Exception:
-        log.exception("housekeeping failed; trying again in %s s", INTERVAL)
-        return True
+        log.exception("housekeeping failed; trying again in %s s", RECOVERY)
+        return RECOVERY
 
 
-_OF_PROCESS: dict[int, Housekeeper] = {}
+_OF_PROCESS: dict[tuple[str, int], Housekeeper] = {}
 
 
-def housekeeper() -> Housekeeper:
+def housekeeper(kind: str = "housekeeper") -> Housekeeper:
     """That of this process; its thread, locks and mail do not survive a fork."""
-    return _OF_PROCESS.setdefault(getpid(), Housekeeper())
+    key = kind, getpid()
+    return _OF_PROCESS.get(key) or _OF_PROCESS.setdefault(key, Housekeeper(kind))

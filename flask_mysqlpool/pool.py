@@ -25,7 +25,7 @@ import time
 from collections import Counter, deque
 from os import getpid
 from threading import get_ident
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet, ref
 
 from dbutils.pooled_db import PooledDB
@@ -34,10 +34,10 @@ from .config import PoolConfig
 from .connection import DRIVER, PhysicalConnection, without_traceback
 from .connector import Connector
 from .connects import Connect, Connects
-from .errors import PoolClosed, PoolFull, PoolTimeout
+from .errors import PoolClosed, PoolError, PoolFull, PoolTimeout
 from .handle import PooledConnection
 from .housekeeper import housekeeper
-from .stats import PoolStats
+from .stats import ConnectionStats, PoolStats
 from .waiters import Waiter, WaiterQueue
 
 #: While other connections are open, a waiter trusts for so many seconds that one
@@ -50,8 +50,54 @@ GRACE = 0.005
 monotonic = time.monotonic
 log = logging.getLogger(__name__)
 
+#: Seconds between two rounds of the housekeeper.
+INTERVAL = 1.0
+
 #: What a fork or the end of the process has to be told to.
 _POOLS: WeakSet[Pool] = WeakSet()
+
+
+class Liaison(Protocol):
+    """What keeps a pool in touch with the other processes of a site."""
+
+    def news(self) -> None:
+        """Something changed; called when :attr:`Pool.news_from` lets it."""
+
+    def before_connect(self) -> None:
+        """Called outside the lock, before each connect."""
+
+    def closed(self) -> None:
+        """The pool has been closed for good."""
+
+    def take_slot(self) -> object | None:
+        """A place among this host's connections, given back with its last reference.
+
+        None if there is none left.
+        """
+
+
+class Alone:
+    """In touch with nobody."""
+
+    def __init__(self, config: PoolConfig) -> None:
+        self._config = config
+
+    def news(self) -> None:
+        """Interests nobody."""
+
+    def before_connect(self) -> None:
+        """Needs nothing."""
+
+    def closed(self) -> None:
+        """Neither."""
+
+    def take_slot(self) -> object:
+        if self._config.max_host_connections is None:
+            return True
+        raise PoolError(
+            "MAX_HOST_CONNECTIONS cannot be kept by a pool that is in touch with no"
+            " other process; give it a Presence on a Board"
+        )
 
 
 class _Errand:
@@ -80,6 +126,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         #: Handles that were garbage before they were returned. The one thing that
         #: a finalizer may touch, so it is not under the lock.
         self._dropped: deque[PhysicalConnection] = deque()
+        self.liaison: Liaison = Alone(config)
+        #: From when on, in `time.monotonic()` seconds, the liaison wants to hear news.
+        self.news_from = float("inf")
         super().__init__(DRIVER, maxconnections=config.max_size, ping=0, reset=False)
         self._begin()
         _POOLS.add(self)
@@ -99,8 +148,11 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._connects = Connects()
         self._waiters: WaiterQueue[PhysicalConnection] = WaiterQueue()
         self._generation = 0
-        self._closed = False
+        self._closed = self._paused = self._short = False
+        #: The most connections at present; never more than MAX_SIZE.
+        self._limit = self.config.max_size
         self._timeouts = self._opened = 0
+        self._last_timeout: float | None = None
         #: Checkouts of the connections that are no more; the others count theirs.
         self._past_uses = 0
         self._discarded: Counter[str] = Counter()
@@ -124,19 +176,23 @@ class Pool(PooledDB):  # type: ignore[misc]
     # Checkout
 
     def connection(
-        self, shareable: bool = True, timeout: float | None = None
+        self,
+        shareable: bool = True,
+        timeout: float | None = None,
+        endpoint: str | None = None,
     ) -> PooledConnection:
         """Check a connection out.
 
         ``timeout`` is in seconds, by default the setting ``TIMEOUT``; 0 means now or
         never. It covers everything: waiting, validating and, if need be, connecting.
-        Connections are never shared, whatever ``shareable`` says.
+        Connections are never shared, whatever ``shareable`` says. ``endpoint`` is what
+        status shows it to be taken for; by default, the thread's name.
 
         Raises :exc:`~.errors.PoolTimeout`, :exc:`~.errors.PoolFull`,
         :exc:`~.errors.PoolClosed`, or what the server said to the connect that was
         made for this checkout.
         """
-        handle = PooledConnection(self)
+        handle = PooledConnection(self, endpoint)
         self.lend(handle, timeout)
         return handle
 
@@ -180,6 +236,8 @@ class Pool(PooledDB):  # type: ignore[misc]
                 con.since = max(con.since, started)
                 con.holder = get_ident()
                 handle._con = con
+                if started >= self.news_from:
+                    self.tell()
                 return
             been_served = True
 
@@ -193,6 +251,13 @@ class Pool(PooledDB):  # type: ignore[misc]
         if limit and len(self._waiters) >= limit and not been_served:
             raise PoolFull(f"{self.name}: {limit} checkouts are waiting already")
         self._waiters.join(waiter)
+        if self._paused or waiter.since >= self.news_from:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell the liaison that something changed; not again until it asks."""
+        self.news_from = float("inf")
+        self.liaison.news()
 
     def _wait(self, waiter: Waiter[PhysicalConnection]) -> PhysicalConnection:
         """Sleep until served; start a connect whenever that is due."""
@@ -214,7 +279,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             if waiter.item is not None:
                 self.cache(waiter.item)
             raise
-        if self._waiters and self._places() < self.config.max_size:
+        if self._waiters and self._places() < self._limit:
             # It may have been told of a place before it was served otherwise.
             with self._lock:
                 self._ring_next()
@@ -233,7 +298,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self, waiter: Waiter[PhysicalConnection], now: float
     ) -> Connect | None:
         """A place for a connect, if this waiter should have one made. [lock held]"""
-        if waiter.served or waiter.connecting or self._places() >= self.config.max_size:
+        if waiter.served or waiter.connecting or not self._has_room():
             return None
         may_be_served_soon = self._connects and self._in_use
         if may_be_served_soon and now < waiter.since + PATIENCE:
@@ -247,7 +312,7 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _look_again(self, waiter: Waiter[PhysicalConnection], now: float) -> float:
         """When this waiter has to wake by itself. [lock held]"""
-        if waiter.connecting or self._places() >= self.config.max_size:
+        if waiter.connecting or not self._has_room():
             return waiter.deadline
         patient_until = waiter.since + PATIENCE
         soonest = patient_until if patient_until > now else float("inf")
@@ -256,6 +321,10 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _all(self) -> tuple[PhysicalConnection, ...]:
         """Every open connection. [lock held]"""
         return (*self._idle_cache, *self._in_use)
+
+    def _has_room(self) -> bool:
+        """Whether one more connection is allowed. [lock held]"""
+        return self._places() < self._limit and not self._paused
 
     def _places(self) -> int:
         """How many connections there are or may be. [lock held]"""
@@ -346,7 +415,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         if self._closed:
             return "closed"
         if con.retired or con.generation != self._generation:
-            return "invalidated"
+            return con.retired or "invalidated"
         if now >= con.expires or con.uses >= self._max_usage:
             return "expired"
         try:
@@ -360,6 +429,8 @@ class Pool(PooledDB):  # type: ignore[misc]
             if con not in self._in_use:
                 return
             con.since = now
+            if now >= self.news_from:
+                self.tell()
             waiter = self._waiters.hand_over(con) if self._waiters else None
             del self._in_use[con]
             if waiter is not None:
@@ -392,10 +463,12 @@ class Pool(PooledDB):  # type: ignore[misc]
                 self._generation += 1
             self._ring_next()
 
-    def _discard_idle(self, reason: str) -> None:
+    def _discard_idle(self, reason: str, count: int | None = None) -> None:
+        """Close so many of the idle connections, those first that were idle longest."""
         errand = _Errand()
         with self._lock:
-            idle, self._idle_cache = self._idle_cache, []
+            idle = self._idle_cache[:count]
+            del self._idle_cache[:count]
             self._in_use.update(dict.fromkeys(idle, ref(errand)))
         for con in idle:
             self._discard(con, reason)
@@ -428,10 +501,18 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _connect(self, connect: Connect) -> None:
         try:
+            self.liaison.before_connect()
+            # Whatever was ordered so far does not concern what does not exist yet.
+            connect.generation = self._generation
+            slot = None if self._paused else self.liaison.take_slot()
+            if slot is None:
+                self._postpone(connect)
+                return
             con = self.steady_connection()
         except BaseException as error:
             self._connect_failed(connect, error)
             return
+        con.slot = slot
         con.generation = connect.generation
         if lifetime := self.config.max_lifetime:
             con.expires = con.opened + lifetime * random.uniform(0.9, 1.1)
@@ -439,10 +520,25 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._in_use[con] = ref(connect)
             self._connects.succeeded(connect)
             self._opened += 1
-        self._put_back(con, monotonic())
+            self._short = False
+            outdated = con.generation != self._generation
+        if outdated:
+            self._discard(con, "invalidated")
+        else:
+            self._put_back(con, monotonic())
         with self._lock:
             self._ring_next()
         housekeeper().watch(self)
+
+    def _postpone(self, connect: Connect) -> None:
+        """Give up a connect that may not be made now, for the time being."""
+        with self._lock:
+            self._short = not self._paused
+            self._connects.postponed(connect, monotonic())
+            if connect.waiter is not None:
+                connect.waiter.ring()
+        if self._short:
+            self.tell()
 
     def _connect_failed(self, connect: Connect, error: BaseException) -> None:
         kept = without_traceback(error)
@@ -481,6 +577,40 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._generation += 1
         self._discard_idle("invalidated")
 
+    def pause(self) -> None:
+        """Let new checkouts wait, within their deadlines, until :meth:`resume`.
+
+        What is in use may finish, and is closed when it comes back; idle connections
+        are closed now.
+        """
+        self._begin_in_child()
+        with self._lock:
+            self._paused = True
+            self._generation += 1
+        self._discard_idle("invalidated")
+
+    def resume(self) -> None:
+        """End :meth:`pause`: serve those who wait, in order."""
+        self._begin_in_child()
+        with self._lock:
+            self._paused = False
+            self._ring_next()
+
+    def limit(self, size: int) -> None:
+        """Have at most so many connections from now on, and never above ``MAX_SIZE``.
+
+        What is too much is closed now, if it is idle, or else when it comes back.
+        """
+        self._begin_in_child()
+        with self._lock:
+            self._limit = min(size, self.config.max_size)
+            excess = max(self._places() - self._limit, 0)
+            to_return = max(excess - len(self._idle_cache), 0)
+            for con in [*self._in_use][:to_return]:
+                con.retired = "surplus"
+            self._ring_next()
+        self._discard_idle("surplus", excess)
+
     def close(self) -> None:
         """Close the pool for good.
 
@@ -494,11 +624,15 @@ class Pool(PooledDB):  # type: ignore[misc]
                 waiter.error = PoolClosed(f"{self.name}: the pool has been closed")
                 waiter.ring()
         self._discard_idle("closed")
+        self.liaison.closed()
 
     def stats(self) -> PoolStats:
         """The pool at this instant."""
         self._begin_in_child()
         with self._lock:
+            now, generation = monotonic(), self._generation
+            first = next(iter(self._waiters), None)
+            outdated = sum(con.generation != generation for con in self._all())
             return PoolStats(
                 name=self.name,
                 max_size=self.config.max_size,
@@ -507,18 +641,47 @@ class Pool(PooledDB):  # type: ignore[misc]
                 in_use=len(self._in_use),
                 connecting=len(self._connects),
                 waiting=len(self._waiters),
-                generation=self._generation,
+                waited=now - first.since if first else 0.0,
+                generation=generation,
+                outdated=outdated + self._connects.outdated(generation),
+                paused=self._paused,
+                short=self._short and first is not None,
                 checkouts=self._past_uses + sum(con.uses for con in self._all()),
                 timeouts=self._timeouts,
+                last_timeout=self._last_timeout,
                 opened=self._opened,
                 discarded=self._discarded.total(),
                 discarded_by_reason=dict(self._discarded),
             )
 
-    def housekeep(self) -> bool:
-        """Do what is due without anybody asking; False if nothing ever will be.
+    def connections(self) -> list[ConnectionStats]:
+        """Every open connection: those in use first, the oldest holder at the top."""
+        self._begin_in_child()
+        with self._lock:
+            in_use = [(con, owner()) for con, owner in self._in_use.items()]
+            idle = [*self._idle_cache]
+        now = monotonic()
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
 
-        Called about once a second, on the housekeeper's thread.
+        def describe(con: PhysicalConnection, state: str, who: object) -> Any:
+            return ConnectionStats(
+                thread_id=con.raw.thread_id(),
+                state=state,
+                since=now - con.since,
+                endpoint=getattr(who, "endpoint", None)
+                or (names.get(con.holder) if who else None),
+                age=now - con.opened,
+            )
+
+        return [
+            *(describe(con, "in_use", owner) for con, owner in in_use),
+            *(describe(con, "idle", None) for con in reversed(idle)),
+        ]
+
+    def housekeep(self) -> float | None:
+        """Do what is due without anybody asking, on the housekeeper's thread.
+
+        The seconds until it wants to be called again; None if not before a connect.
         """
         now = monotonic()
         errand = _Errand()
@@ -528,8 +691,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         for con, reason in stale.items():
             self._discard(con, reason)
         with self._lock:
-            missing = self.config.min_size - self._places()
-            if self._closed or self._connects.failing:
+            missing = min(self.config.min_size, self._limit) - self._places()
+            if self._closed or self._paused or self._connects.failing:
                 missing = 0
             connects = [
                 self._connects.begin(self._generation, now) for _ in range(missing)
@@ -537,7 +700,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             more_to_do = self._places() > 0
         for connect in connects:
             self._start(connect)
-        return more_to_do
+        return INTERVAL if more_to_do else None
 
     def _take_abandoned(self) -> dict[PhysicalConnection, str]:
         """What nobody holds any more, and why it must go. [lock held]
@@ -572,15 +735,20 @@ class Pool(PooledDB):  # type: ignore[misc]
         """The error for a checkout that ran out of time; counts it, too."""
         with self._lock:
             self._timeouts += 1
+            self._last_timeout = time.time()
             oldest = next(iter(self._in_use), None)
             text = (
                 f"{self.name}: no connection within {monotonic() - started:.2f} s:"
                 f" in use {len(self._in_use)}/{self.config.max_size},"
                 f" waiting {len(self._waiters)}, connecting {len(self._connects)}"
+                + ", paused"
+                * self._paused
             )
             cause = self._connects.error
         error = PoolTimeout(text + (_describe(oldest) if oldest else ""))
         error.__cause__ = cause
+        if monotonic() >= self.news_from:
+            self.tell()
         return error
 
     def __repr__(self) -> str:

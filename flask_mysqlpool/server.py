@@ -53,12 +53,36 @@ class ServerReport:
     threads: tuple[Thread, ...]
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a doctor wants to know; durations in seconds."""
+
+    version: str
+    #: How long the connect took, and how long an answer takes.
+    connect: float
+    round_trip: float
+    #: Of the TLS connection; None without one.
+    cipher: str | None
+    #: ``user@host`` that the server took us for, and how it made sure.
+    account: str
+    plugin: str
+    read_only: bool
+    wait_timeout: int
+    max_connections: int
+    #: The most that this account may have; 0 if that is not limited.
+    max_user_connections: int
+    #: Connections of all clients, and those of this user, this one not counted.
+    connected: int
+    of_this_user: int
+
+
 class Server:
     """Asks one server over one connection; make it with :func:`connect_to`."""
 
     def __init__(self, config: PoolConfig, connection: PhysicalConnection) -> None:
         self._config = config
         self._raw = connection.raw
+        self._opened_in = time.monotonic() - connection.opened
 
     def _rows(self, statement: str) -> tuple[tuple[Any, ...], ...]:
         with self._raw.cursor(Cursor) as cursor:
@@ -70,6 +94,37 @@ class Server:
         [(version, limit)] = self._rows("SELECT VERSION(), @@max_connections")
         [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
         return ServerReport(version, limit, int(connected), tuple(self._threads()))
+
+    def facts(self) -> Facts:
+        """Ask for all that decides whether this server and a pool will get along."""
+        [(version, account, *numbers)] = self._rows(
+            "SELECT VERSION(), CURRENT_USER(), @@read_only, @@session.wait_timeout,"
+            " @@max_connections, @@max_user_connections"
+        )
+        [(_, cipher)] = self._rows("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
+        [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
+        threads = self._rows("SHOW PROCESSLIST")
+        of_this_user = sum(row[1] == self._config.user for row in threads)
+        read_only, wait_timeout, max_connections, max_user_connections = numbers
+        return Facts(
+            version=version,
+            connect=self._opened_in,
+            round_trip=min(self._round_trip() for _ in range(5)),
+            cipher=cipher or None,
+            account=account,
+            plugin=self._raw._auth_plugin_name or "the server's default plugin",
+            read_only=str(read_only).upper() not in ("0", "OFF"),
+            wait_timeout=int(wait_timeout),
+            max_connections=int(max_connections),
+            max_user_connections=int(max_user_connections),
+            connected=int(connected) - 1,
+            of_this_user=of_this_user - 1,
+        )
+
+    def _round_trip(self) -> float:
+        started = time.monotonic()
+        self._raw.ping(reconnect=False)
+        return time.monotonic() - started
 
     def _threads(self) -> Iterator[Thread]:
         for row in self._rows("SHOW FULL PROCESSLIST"):

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Protocol
 
 import pymysql
@@ -130,12 +131,14 @@ class MakeApp(Protocol):
 
 
 @pytest.fixture
-def make_app(server: LocalServer) -> Iterator[MakeApp]:
+def make_app(server: LocalServer, tmp_path: Path) -> Iterator[MakeApp]:
     made = []
+    status_dir = tmp_path / "board"
 
     def make(**settings: Any) -> Flask:
         app = Flask("shop")
-        settings = {"URL": server.url, "TIMEOUT": 5, **settings}
+        given = {"URL": server.url, "TIMEOUT": 5, "STATUS_DIR": status_dir}
+        settings = given | settings
         app.config.from_mapping({f"MYSQLPOOL_{k}": v for k, v in settings.items()})
         app.config["TESTING"] = True
         MySQLPool(app)

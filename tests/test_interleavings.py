@@ -236,8 +236,8 @@ def test_without_a_thread_for_housekeeping_connections_are_lent_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = threading.Thread.start
-    keeper = flask_mysqlpool.housekeeper.Housekeeper()
-    monkeypatch.setattr(flask_mysqlpool.pool, "housekeeper", lambda: keeper)
+    keeper = flask_mysqlpool.housekeeper.Housekeeper("housekeeper")
+    monkeypatch.setattr(flask_mysqlpool.pool, "housekeeper", lambda *_: keeper)
 
     def start_no_housekeeper(thread: threading.Thread) -> None:
         if thread.name == "mysqlpool-housekeeper":

@@ -55,7 +55,8 @@ class FakeConnection:
         self.fresh_until = 0.0
         self.generation = self.uses = self.holder = self.unanswered = 0
         self.alive = self.clean = True
-        self.retired = False
+        self.retired = ""
+        self.slot: object = None
         self.is_disconnected = False
         self.closed = False
         self.raw: Any = self
@@ -92,6 +93,7 @@ class FakeConnection:
         self._io()
         if not self.closed:
             self.closed = True
+            self.slot = None
             self._pool.count(-1)
 
     abandon = interrupt = close

@@ -1,0 +1,144 @@
+"""How many connections all processes of a host may have together.
+
+A semaphore over processes that no crash can upset: one byte of a file stands for each
+connection, and whoever has locked the byte may have it. The locks are POSIX record
+locks, which end with their process, however it ends, and which a forked child does not
+inherit. Within one process they do not exclude each other, and they all end when the
+process closes the file once; so a process opens it once, and keeps account itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from os import getpid
+from typing import NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+from .board import Board
+from .errors import PoolError
+
+
+class Slot:
+    """The right to one connection; given back with the last reference to it."""
+
+    def __init__(self, file: _File, number: int) -> None:
+        self._file = file
+        self._number = number
+
+    def __del__(self) -> None:
+        self._file.unlock(self._number)
+
+
+class _File:
+    """The file of one budget, as this process has it open."""
+
+    def __init__(self, board: Board, name: str) -> None:
+        self._board, self._name = board, name
+        self._fd = self._open()
+        self._pid = getpid()
+        #: What this process has locked. No lock of its own: a slot may be given back
+        #: by a finalizer, and each step here is one atomic operation of a dict.
+        self._locked: dict[int, object] = {}
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with self._board.opened(create=True) as folder:
+            return os.open(self._name, flags, 0o600, dir_fd=folder)
+
+    def come_back(self) -> None:
+        """If somebody has removed the file, lock the same bytes of a new one.
+
+        So does every other process, and no byte has two that had it locked.
+        """
+        if os.fstat(self._fd).st_nlink == 0:
+            self._fd = self._open()
+            for number in tuple(self._locked):
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+
+    def lock(self, number: int) -> bool:
+        token = object()
+        if self._locked.setdefault(number, token) is not token:
+            return False
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except OSError as error:
+            del self._locked[number]
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            raise
+        return True
+
+    def unlock(self, number: int) -> None:
+        if self._pid == getpid():
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
+            del self._locked[number]
+
+
+#: Never closed, and never forgotten: see above.
+_FILES: dict[tuple[str, int], _File] = {}
+
+
+class Budget:
+    """At most ``size`` slots at once, over all processes that use this name."""
+
+    def __init__(self, board: Board, name: str, size: int) -> None:
+        self.size = size
+        self._board, self._name = board, name
+        self._path = os.path.realpath(os.path.join(board.path, name))
+
+    def take(self) -> Slot | None:
+        """A slot, or None if all are taken.
+
+        Raises :exc:`~.errors.PoolError` if the file cannot be used: a limit that
+        cannot be kept is none.
+        """
+        try:
+            file = self._file()
+            file.come_back()
+            for number in range(self.size):
+                if file.lock(number):
+                    return Slot(file, number)
+        except OSError as error:
+            raise PoolError(f"MAX_HOST_CONNECTIONS cannot be kept: {error}") from error
+        return None
+
+    def _file(self) -> _File:
+        key = self._path, getpid()
+        file = _FILES.get(key)
+        if file is None:
+            # If two threads come here at once, the one that loses leaves it open, too.
+            file = _FILES.setdefault(key, _File(self._board, self._name))
+        return file
+
+
+class Claim(NamedTuple):
+    """What one process would like to have."""
+
+    #: Since when the first of its checkouts waits, or now if none does.
+    since: float
+    worker: str
+    #: Connections that it could use right now.
+    demand: int
+
+
+def fair_shares(size: int, claims: Iterable[Claim]) -> dict[str, int]:
+    """So many connections for each: nobody has two before all that need one have it.
+
+    Who has been waiting for longest comes first, so that those take turns who cannot
+    all have one.
+    """
+    order = sorted(claims)
+    shares = {claim.worker: 0 for claim in order}
+    while unmet := [claim for claim in order if shares[claim.worker] < claim.demand]:
+        for claim in unmet[:size]:
+            shares[claim.worker] += 1
+        size -= len(unmet[:size])
+        if size <= 0:
+            break
+    return shares

@@ -1,0 +1,220 @@
+"""The doctor: connects once, and examines what often goes wrong.
+
+Each finding is one line: what was looked at, what was found and, where it is not well,
+the mend.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pymysql.err import MySQLError
+
+from .config import PoolConfig
+from .fleet import Fleet
+from .server import Facts, connect_to
+
+OK, WARNING, FAILURE = "ok", "warning", "failure"
+
+#: Milliseconds of a round trip from which on it is worth a word.
+SLOW = 20.0
+
+#: The oldest servers that are supported.
+_OLDEST = {"MariaDB": (10, 6), "MySQL": (8, 0)}
+
+_MENDS = {
+    1040: "raise max_connections at the server, or lower MAX_SIZE",
+    1044: "GRANT the account its rights on this database",
+    1045: "correct USER and PASSWORD, or the account at the server",
+    1049: "create the database, or correct DATABASE",
+    1129: "have the server's administrator run FLUSH HOSTS",
+    1203: "raise the account's max_user_connections, or lower MAX_SIZE",
+    2003: "start the server, or correct HOST, PORT or UNIX_SOCKET",
+    2005: "correct HOST: its name cannot be resolved",
+    2026: "correct SSL_CA and SSL_MODE, or the server's certificate",
+    3159: "set SSL_MODE = 'REQUIRED': the server refuses connections without TLS",
+}
+
+
+class Finding(NamedTuple):
+    level: str
+    subject: str
+    text: str
+    mend: str = ""
+
+
+def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
+    """Look at one pool's settings and its server.
+
+    ``workers`` is how many processes use it on this host; None if that is not known.
+    """
+    yield Finding(OK, "settings", f"{config.server} as {config.user or 'nobody'}")
+    try:
+        with connect_to(config) as server:
+            facts = server.facts()
+    except (MySQLError, OSError, RuntimeError) as error:
+        yield _no_connection(error)
+        return
+    yield Finding(OK, "connection", f"opened in {facts.connect * 1000:.1f} ms")
+    yield _latency(facts)
+    yield _version(facts)
+    yield _tls(config, facts)
+    yield _account(facts)
+    yield _read_only(facts)
+    yield _idle_limit(config, facts)
+    yield _capacity(config, facts, workers)
+
+
+def look_at_board(fleet: Fleet | None) -> Iterator[Finding]:
+    """Whether workers can publish, and commands can read, what they do."""
+    mend = "set STATUS_DIR to a folder that the site's user can write to"
+    if fleet is None:
+        yield Finding(
+            WARNING, "workers", "STATUS_DIR is False, so they cannot be seen", mend
+        )
+        return
+    try:
+        with fleet.board.opened(create=True):
+            workers = fleet.workers()
+    except OSError as error:
+        text = error.strerror or str(error)
+        yield Finding(WARNING, "workers", f"{fleet.board.path}: {text}", mend)
+        return
+    pids = {worker["pid"] for some in workers.values() for worker in some}
+    yield Finding(OK, "workers", f"{len(pids)} publish in {fleet.board.path}")
+    for problem in fleet.problems:
+        yield Finding(WARNING, "workers", problem, "remove it")
+    for bind in workers:
+        if fleet.orders(bind).paused:
+            text = f"{bind} is paused: checkouts wait"
+            yield Finding(WARNING, "workers", text, "flask mysqlpool resume")
+
+
+def _no_connection(error: Exception) -> Finding:
+    code = error.args[0] if error.args else None
+    text = ": ".join(map(str, error.args))
+    mend = _MENDS.get(code, "") if isinstance(code, int) else ""
+    if "cryptography" in text:
+        mend = "pip install cryptography, or use TLS (SSL_MODE = 'REQUIRED')"
+    elif "certificate" in text or "SSL" in text:
+        mend = _MENDS[2026]
+    return Finding(FAILURE, "connection", text, mend)
+
+
+def _latency(facts: Facts) -> Finding:
+    milliseconds = facts.round_trip * 1000
+    text = f"{milliseconds:.2f} ms for a round trip"
+    if milliseconds < SLOW:
+        return Finding(OK, "latency", text)
+    return Finding(WARNING, "latency", text, "bring the app nearer to its database")
+
+
+def _version(facts: Facts) -> Finding:
+    brand = "MariaDB" if "MariaDB" in facts.version else "MySQL"
+    number = re.search(r"(\d+)\.(\d+)", facts.version.removeprefix("5.5.5-"))
+    text = f"{brand} {facts.version}"
+    oldest = _OLDEST[brand]
+    if number is not None and (int(number[1]), int(number[2])) < oldest:
+        mend = f"upgrade to {brand} {oldest[0]}.{oldest[1]} or newer"
+        return Finding(WARNING, "version", text, mend)
+    return Finding(OK, "version", text)
+
+
+def _tls(config: PoolConfig, facts: Facts) -> Finding:
+    if facts.cipher is None:
+        if config.unix_socket or _is_loopback(config.host):
+            return Finding(OK, "TLS", "none; nothing leaves this host")
+        return Finding(
+            WARNING,
+            "TLS",
+            "none: whoever is in between can read and change everything",
+            "enable TLS at the server, and set SSL_MODE = 'VERIFY_IDENTITY'",
+        )
+    verified = {
+        "VERIFY_CA": "the certificate is verified, the host's name is not",
+        "VERIFY_IDENTITY": "certificate and host name are verified",
+    }.get(config.ssl_mode)
+    if verified is not None:
+        return Finding(OK, "TLS", f"{facts.cipher}; {verified}")
+    text = f"{facts.cipher}; the server is not verified (SSL_MODE {config.ssl_mode})"
+    if _is_loopback(config.host):
+        return Finding(OK, "TLS", text)
+    mend = "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA"
+    return Finding(WARNING, "TLS", text, mend)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _account(facts: Facts) -> Finding:
+    text = f"{facts.account} by {facts.plugin}"
+    if facts.plugin in ("mysql_native_password", "sha256_password") and (
+        "MariaDB" not in facts.version
+    ):
+        mend = "ALTER USER … IDENTIFIED WITH caching_sha2_password BY …"
+        return Finding(WARNING, "authentication", text, mend)
+    return Finding(OK, "authentication", text)
+
+
+def _read_only(facts: Facts) -> Finding:
+    if not facts.read_only:
+        return Finding(OK, "read_only", "off")
+    return Finding(
+        WARNING,
+        "read_only",
+        "on: every write fails, unless the account may override it",
+        "connect to the primary, or have SET GLOBAL read_only = OFF there",
+    )
+
+
+def _idle_limit(config: PoolConfig, facts: Facts) -> Finding:
+    """The server must not be the one that closes idle connections."""
+    limits = [config.max_idle, config.max_lifetime * 1.1]
+    ours = min((limit for limit in limits if limit), default=float("inf"))
+    text = (
+        f"{facts.wait_timeout} s; MAX_IDLE {config.max_idle:g},"
+        f" MAX_LIFETIME {config.max_lifetime:g}"
+    )
+    if ours < facts.wait_timeout:
+        return Finding(OK, "wait_timeout", text)
+    return Finding(
+        WARNING,
+        "wait_timeout",
+        f"{text}: the server closes idle connections before the pool does",
+        f"set MAX_IDLE to less than {facts.wait_timeout}, or raise wait_timeout",
+    )
+
+
+def _capacity(config: PoolConfig, facts: Facts, workers: int | None) -> Finding:
+    most = (workers or 1) * config.max_size
+    text = f"{workers or 1} worker{'s' * ((workers or 1) != 1)} × MAX_SIZE"
+    text += f" {config.max_size} = {most}"
+    if config.max_host_connections is not None:
+        most = min(most, config.max_host_connections)
+        text += f", MAX_HOST_CONNECTIONS {config.max_host_connections}"
+    text += f"; max_connections {facts.max_connections}"
+    allowed = facts.max_connections
+    if facts.max_user_connections:
+        allowed = min(allowed, facts.max_user_connections)
+        text += f", max_user_connections {facts.max_user_connections}"
+    if workers is None:
+        text += "; the number of workers is not known"
+    others = max(facts.connected - facts.of_this_user, 0)
+    if others:
+        text += f", of which others use {others}"
+    if most <= allowed - others:
+        return Finding(OK, "capacity", text)
+    return Finding(
+        FAILURE,
+        "capacity",
+        text,
+        f"raise max_connections to {most + others} or more, lower MAX_SIZE, or set"
+        f" MAX_HOST_CONNECTIONS to {max(allowed - others, 1)}",
+    )

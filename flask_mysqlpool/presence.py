@@ -1,0 +1,247 @@
+"""A pool's presence on the board: what it publishes, and what it does on orders.
+
+All that takes place on a thread of its own, so that files that cannot be written, or
+that take for ever, are in no request's way. It sleeps while nothing changes; while
+much does, it publishes ten times a second.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+from os import getpid
+from threading import Event
+from typing import Any
+from urllib.parse import quote
+from weakref import WeakSet
+
+from .board import BUDGET, Board, Orders, Sheet
+from .budget import Budget, Claim, fair_shares
+from .housekeeper import housekeeper
+from .pool import Pool
+from .stats import ConnectionStats, PoolStats
+
+#: Seconds between two rounds: while something changes, and while nothing does.
+BUSY, QUIET = 0.1, 0.4
+#: Seconds that a pool without connections waits to be told whether it may connect.
+PATIENCE = 0.25
+#: Seconds after which what others need, and do not repeat, is disregarded.
+STALE = 2.0
+#: Connections that are listed one by one.
+LISTED = 100
+
+log = logging.getLogger(__name__)
+
+_PRESENCES: WeakSet[Presence] = WeakSet()
+
+
+class Presence:
+    """One pool of this process, on the board.
+
+    ``app`` and ``bind`` are what the commands know the pool by. For a pool outside of
+    Flask: ``Presence(pool, Board("/run/jobs"), app="jobs")``.
+    """
+
+    def __init__(
+        self, pool: Pool, board: Board, *, app: str, bind: str = "default"
+    ) -> None:
+        self._pool = pool
+        self._board = board
+        self._about: dict[str, Any] = {"app": app, "bind": bind, "pid": 0}
+        self._key = f"{app}/{bind}"
+        self._budget = self._make_budget()
+        self._begin()
+        pool.liaison = self
+        pool.news_from = 0.0
+        _PRESENCES.add(self)
+
+    def _make_budget(self) -> Budget | None:
+        size = self._pool.config.max_host_connections
+        if size is None:
+            return None
+        return Budget(self._board, BUDGET + quote(self._key, safe=""), size)
+
+    def _begin(self) -> None:
+        self._pid = self._about["pid"] = getpid()
+        self._sheet = Sheet(self._board)
+        self._published: tuple[Any, ...] | None = None
+        self._obeyed: Orders | None = None
+        self._withdrawn = False
+        #: Whether rounds are being made. If not, orders may have been given unheard.
+        self._attended = False
+        self._looked = Event()
+        self._problem = ""
+        self._limit = self._pool.config.max_size
+
+    # What the pool calls
+
+    def news(self) -> None:
+        """Make a round; called with the lock of the pool held."""
+        housekeeper("board").nudge(self)
+
+    def before_connect(self) -> None:
+        """Look for orders, if nobody has for some time.
+
+        Whoever gives orders takes a pool that has published no connection to have
+        none. So this one is published, and only then the orders are read.
+        """
+        if self._pid != getpid():
+            self._sheet.let_go()
+            self._begin()
+        if not self._attended:
+            self._looked.clear()
+            housekeeper("board").watch(self)
+            self._looked.wait(PATIENCE)
+
+    def take_slot(self) -> object | None:
+        """A place among the connections of this host; None if all are taken."""
+        if self._budget is None:
+            return True
+        return self._budget.take()
+
+    # On a thread of its own
+
+    def housekeep(self) -> float | None:
+        """Publish what changed, and obey; what the housekeeper calls."""
+        pool = self._pool
+        if self._withdrawn:
+            return None
+        self._attended = False
+        # From here on every change is news; and what is older is in this snapshot.
+        pool.news_from = 0.0
+        stats = pool.stats()
+        self._attended = bool(stats.size or stats.waiting)
+        changed = self._try_publish(stats)
+        before = self._obeyed
+        self._try_to_obey()
+        self._looked.set()
+        if not self._attended:
+            return None
+        if changed or stats.waiting or self._obeyed != before:
+            pool.news_from = float("inf")
+            return BUSY
+        return QUIET
+
+    def _try_publish(self, stats: PoolStats) -> bool:
+        """Whether something had changed."""
+        obeyed = self._obeyed or Orders()
+        state = (stats, obeyed)
+        if _essence(state) == self._published and not stats.waiting:
+            return False
+        try:
+            self._sheet.write(self._content(stats, obeyed))
+            self._problem = ""
+        except OSError as error:
+            self._note(error)
+            return False
+        self._published = _essence(state)
+        return True
+
+    def _note(self, error: Exception) -> None:
+        """Say once why the board is of no use."""
+        text = f"{type(error).__name__}: {error}"
+        if text != self._problem:
+            log.debug("%s: nothing is published: %s", self._pool.name, text)
+        self._problem = text
+
+    def _content(self, stats: PoolStats, obeyed: Orders) -> dict[str, Any]:
+        now = time.time()
+        return {
+            **self._about,
+            "generation": obeyed.generation,
+            "size": stats.size,
+            "idle": stats.idle,
+            "in_use": stats.in_use,
+            "connecting": stats.connecting,
+            "waiting": stats.waiting,
+            "checkouts": stats.checkouts,
+            "timeouts": stats.timeouts,
+            "opened": stats.opened,
+            "discarded": stats.discarded,
+            "updated": now,
+            "paused": stats.paused,
+            "outdated": stats.outdated,
+            "last_timeout": stats.last_timeout,
+            "waited": stats.waited,
+            "short": stats.short,
+            "connections": [_describe(c) for c in self._pool.connections()[:LISTED]],
+        }
+
+    def _try_to_obey(self) -> None:
+        try:
+            self._obey(self._board.orders(self._key))
+            if self._budget is not None:
+                self._share(self._budget)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._note(error)
+
+    def _obey(self, orders: Orders) -> None:
+        # At the first look there is nothing yet that a reset could replace.
+        before = self._obeyed or Orders(orders.generation)
+        self._obeyed = orders
+        if orders.generation != before.generation:
+            self._pool.reset()
+        if orders.paused and not before.paused:
+            self._pool.pause()
+        elif before.paused and not orders.paused:
+            self._pool.resume()
+
+    def _share(self, budget: Budget) -> None:
+        """Give up what is more than a fair share, if another process needs it."""
+        now = time.time()
+        claims, needed = [], False
+        mine = self._pool.stats()
+        claims.append(_claim("", now, mine.in_use, mine.waiting, mine.waited))
+        for sheet in self._board.read().sheets:
+            same_pool = self._key == f"{sheet['app']}/{sheet['bind']}"
+            if not same_pool or sheet["id"] == self._sheet.id:
+                continue
+            fresh = now - sheet["updated"] < STALE
+            needed = needed or (sheet["short"] and fresh)
+            waiting = sheet["waiting"] if fresh else 0
+            claim = sheet["id"], now, sheet["in_use"], waiting, sheet["waited"]
+            claims.append(_claim(*claim))
+        limit = self._pool.config.max_size
+        if needed:
+            limit = fair_shares(budget.size, claims)[""]
+        if limit != self._limit:
+            self._limit = limit
+            self._pool.limit(limit)
+
+    def closed(self) -> None:
+        """Take the pool off the board."""
+        self._withdrawn = True
+        self._attended = False
+        if self._pid == getpid():
+            self._sheet.withdraw()
+
+
+def _at_exit() -> None:
+    for presence in list(_PRESENCES):
+        presence.closed()
+
+
+atexit.register(_at_exit)
+
+
+def _claim(worker: str, now: float, in_use: int, waiting: int, waited: float) -> Claim:
+    return Claim(now - waited if waiting else now, worker, in_use + waiting)
+
+
+def _essence(state: tuple[PoolStats, Orders]) -> tuple[Any, ...]:
+    """What there is to a state apart from the time that passed."""
+    stats, orders = state
+    about = vars(stats).copy()
+    del about["waited"], about["discarded_by_reason"]
+    return (*about.values(), orders)
+
+
+def _describe(connection: ConnectionStats) -> dict[str, Any]:
+    return {
+        "thread_id": connection.thread_id,
+        "state": connection.state,
+        "for": round(connection.since, 3),
+        "endpoint": connection.endpoint,
+        "age": round(connection.age, 1),
+    }

@@ -1,0 +1,141 @@
+"""What the commands print for people: lines that fit their terminal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+from .check import FAILURE, OK, WARNING, Finding
+
+#: Columns of the table of workers. What is dearest goes last when it gets narrow.
+_COLUMNS = {
+    "pid": "worker",
+    "size": "size",
+    "in_use": "in use",
+    "idle": "idle",
+    "waiting": "waiting",
+    "connecting": "connecting",
+    "checkouts": "checkouts",
+    "timeouts": "timeouts",
+    "opened": "opened",
+    "discarded": "discarded",
+}
+_DROPPED_FIRST = (
+    *("opened", "discarded", "connecting", "checkouts", "timeouts", "idle", "size"),
+)
+_COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "red"}
+
+#: So many holders are listed, and so many threads of the server.
+_LISTED = 10
+
+Row = Sequence[object]
+
+
+def status(report: Mapping[str, Any], terminal: bool) -> Iterator[str]:
+    """The report of ``status``, as lines."""
+    width = shutil.get_terminal_size().columns if terminal else 120
+    yield f"{report['app']} on {report['host']}"
+    yield from report["problems"]
+    for bind, pool in report["pools"].items():
+        yield ""
+        yield _headline(bind, pool)
+        if pool["workers"]:
+            yield from _workers(pool, width)
+            yield from _holders(pool, width)
+        if "seen_by_server" in pool:
+            yield from _server(pool["seen_by_server"], width)
+
+
+def finding(finding: Finding) -> str:
+    """One finding of ``check``, as a line."""
+    level = click.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
+    mend = f" -> {finding.mend}" if finding.mend else ""
+    return f"{level} {finding.subject}: {finding.text}{mend}"
+
+
+def _headline(bind: str, pool: Mapping[str, Any]) -> str:
+    text = f"{bind}: {pool['server']}, at most {pool['max_size']} for each worker"
+    if pool["max_host_connections"] is not None:
+        text += f", {pool['max_host_connections']} for this host"
+    if pool["paused"]:
+        text += ", " + click.style("paused", fg="yellow", bold=True)
+    return text
+
+
+def _workers(pool: Mapping[str, Any], width: int) -> Iterator[str]:
+    columns = dict(_COLUMNS)
+    dropped = iter(_DROPPED_FIRST)
+    total = {**pool["totals"], "pid": "total"}
+    while True:
+        rows = [
+            list(columns.values()),
+            *([worker[key] for key in columns] for worker in pool["workers"]),
+            [total[key] for key in columns],
+        ]
+        lines = _aligned(rows)
+        if len(lines[0]) <= width or not (key := next(dropped, None)):
+            break
+        del columns[key]
+    for line, worker in zip(lines[1:-1], pool["workers"], strict=True):
+        lines[lines.index(line)] = _marked(line, worker)
+    yield from lines
+
+
+def _marked(line: str, worker: Mapping[str, Any]) -> str:
+    return click.style(line, fg="yellow") if worker["waiting"] else line
+
+
+def _holders(pool: Mapping[str, Any], width: int) -> Iterator[str]:
+    held = pool["holders"]
+    if not held:
+        return
+    yield "in use, the oldest first:"
+    rows: list[Row] = [("seconds", "worker", "thread", "holder")]
+    rows += [
+        (f"{one['for']:.3f}", one["pid"], one["thread_id"], one["endpoint"] or "?")
+        for one in held[:_LISTED]
+    ]
+    for line in _aligned(rows):
+        yield line[:width]
+    if len(held) > _LISTED:
+        yield f"  and {len(held) - _LISTED} more"
+
+
+def _server(seen: Mapping[str, Any], width: int) -> Iterator[str]:
+    if "error" in seen:
+        yield click.style(f"server: cannot connect: {seen['error']}", fg="red")
+        return
+    yield (
+        f"server {seen['version']}: {seen['connected']} connected of"
+        f" {seen['max_connections']} allowed; {len(seen['threads'])} of this user,"
+        f" {seen['orphans']} of them claimed by no worker here"
+    )
+    rows: list[Row] = [("thread", "worker", "seconds", "command", "client")]
+    threads = sorted(seen["threads"], key=lambda t: (t["pid"] is not None, -t["for"]))
+    rows += [
+        (t["thread_id"], t["pid"] or "-", t["for"], t["command"], t["client"])
+        for t in threads
+    ]
+    for line in _aligned(rows):
+        yield line[:width]
+
+
+def _aligned(rows: Sequence[Row]) -> list[str]:
+    """Numbers to the right, other things to the left."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    numeric = [
+        all(text.replace(".", "").isdigit() for text in column[1:-1] or column[1:])
+        for column in zip(*texts, strict=True)
+    ]
+    return [
+        "  "
+        + "  ".join(
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in texts
+    ]
