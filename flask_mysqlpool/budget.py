@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from os import getpid
 from typing import NamedTuple
 
@@ -22,6 +24,14 @@ except ImportError:  # Windows
 
 from .board import Board
 from .errors import PoolError
+
+#: Seconds that the server has to notice that a process was killed, whose connection is
+#: one too many until then.
+AFTER_DEATH = 0.25
+
+#: What the byte holds, which its lock does not tell: whether its last owner closed the
+#: connection.
+_TAKEN, _GIVEN_BACK = b"1", b"0"
 
 
 class Slot:
@@ -72,10 +82,15 @@ class _File:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 return False
             raise
+        if os.pread(self._fd, 1, number) == _TAKEN:
+            time.sleep(AFTER_DEATH)
+        os.pwrite(self._fd, _TAKEN, number)
         return True
 
     def unlock(self, number: int) -> None:
         if self._pid == getpid():
+            with suppress(OSError):
+                os.pwrite(self._fd, _GIVEN_BACK, number)
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
             del self._locked[number]
 
