@@ -606,8 +606,9 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._limit = min(size, self.config.max_size)
             excess = max(self._places() - self._limit, 0)
             to_return = max(excess - len(self._idle_cache), 0)
-            for con in [*self._in_use][:to_return]:
-                con.retired = "surplus"
+            # Those that are to go already come first.
+            for con in sorted(self._in_use, key=_stays)[:to_return]:
+                con.retired = con.retired or "surplus"
             self._ring_next()
         self._discard_idle("surplus", excess)
 
@@ -769,6 +770,10 @@ def _describe(con: PhysicalConnection) -> str:
         f"; held longest: {monotonic() - con.since:.2f} s"
         f" by thread {names.get(con.holder, 'that has ended')!r}"
     )
+
+
+def _stays(con: PhysicalConnection) -> bool:
+    return not con.retired
 
 
 def _half_way_to(deadline: float) -> float:

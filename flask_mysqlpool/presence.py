@@ -205,7 +205,7 @@ class Presence:
         limit = self._pool.config.max_size
         if needed:
             limit = fair_shares(budget.size, claims)[""]
-        if limit != self._limit:
+        if limit != self._limit or mine.size > limit:
             self._limit = limit
             self._pool.limit(limit)
 
