@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .config import PoolConfig
 from .errors import (
+    CommitUnknown,
     ConfigError,
     ConnectionLost,
     ConnectionReturned,
@@ -12,6 +13,7 @@ from .errors import (
     PoolError,
     PoolFull,
     PoolTimeout,
+    TransactionError,
 )
 from .extension import MySQLPool, close_db, get_db
 from .handle import PooledConnection
@@ -19,6 +21,7 @@ from .pool import Pool
 from .stats import PoolStats
 
 __all__ = [
+    "CommitUnknown",
     "ConfigError",
     "ConnectionLost",
     "ConnectionReturned",
@@ -32,6 +35,7 @@ __all__ = [
     "PoolStats",
     "PoolTimeout",
     "PooledConnection",
+    "TransactionError",
     "close_db",
     "get_db",
 ]

@@ -18,7 +18,7 @@ from typing import Any
 
 import pymysql
 from dbutils.steady_db import SteadyDBConnection
-from pymysql.constants import COMMAND, CR, SERVER_STATUS
+from pymysql.constants import COMMAND, CR, ER, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .config import PoolConfig
@@ -111,6 +111,10 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         #: How often it was handed out, and the thread that has it now.
         self.uses = 0
         self.holder = 0
+        #: Rows that the open transaction has changed, and how many were ended so far.
+        self.changed = self.transactions = 0
+        #: Whether it was lost with a COMMIT on its way.
+        self.lost_in_commit = False
         #: Commands that were sent and whose answers were not read yet.
         self.unanswered = 0
         super().__init__(pymysql, failures=(_NeverRaised,), ping=0, **arguments)
@@ -232,10 +236,21 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         short = len(statement) < MEMORABLE
         self.residue |= residue(statement) if short else judge(statement)
         try:
-            return raw.query(statement, unbuffered)  # type: ignore[no-any-return]
+            affected: int = raw.query(statement, unbuffered)
         except BaseException as error:
             self.failed(error)
             raise
+        if not raw._result.field_count:
+            self._note_change(affected)
+        return affected
+
+    def _note_change(self, rows: int) -> None:
+        """Note an OK, which tells whether the session is in a transaction now."""
+        if self.raw.server_status & _IN_TRANSACTION:
+            self.changed += rows
+        else:
+            self.changed = 0
+            self.transactions += 1
 
     def command(self, name: str, *args: Any) -> Any:
         """Call a method of PyMySQL that talks to the server, likewise."""
@@ -245,7 +260,22 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         result = self.attempt(getattr(self.raw, name), *args)
         if name in ("commit", "rollback"):
             self._transaction_ended()
+        elif name == "next_result" and not self.raw._result.field_count:
+            self._note_change(0)
         return result
+
+    def commit(self) -> None:
+        """Commit; what is known to be lost before is a 2006, and nothing was sent."""
+        result = self.raw._result
+        unread = result is not None and (result.unbuffered_active or result.has_next)
+        if not unread and not self.is_alive():
+            self.attempt(_gone)
+        try:
+            self.command("commit")
+        except BaseException as error:
+            sent = not error.args or error.args[0] != CR.CR_SERVER_GONE_ERROR
+            self.lost_in_commit = sent and self.lost is not None
+            raise
 
     def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
         """Call into the driver and judge what comes out of it."""
@@ -273,6 +303,10 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         """
         code = error.args[0] if error.args else None
         if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
+            if code == ER.LOCK_DEADLOCK:
+                # The server has rolled back all of it, not just the statement.
+                self.changed = 0
+                self.transactions += 1
             if code in READ_ONLY:
                 self.retired = self.retired or "invalidated"
             self.residue |= SESSION  # SHOW WARNINGS, which the next should not see
@@ -288,6 +322,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         """Note a COMMIT or ROLLBACK that succeeded."""
         if not self.raw.server_status & _IN_TRANSACTION:
             self.residue &= ~TRANSACTION
+            self.changed = 0
+            self.transactions += 1
 
     def ping(self, deadline: float) -> None:
         """Make the server answer, at the price of a round trip.
@@ -309,6 +345,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         """
         raw = self.raw
         left, self.residue = self.residue, NONE
+        self.changed = 0
         result = raw._result
         if result is not None:
             if result.unbuffered_active or result.has_next:
@@ -398,6 +435,13 @@ def without_traceback(error: BaseException) -> BaseException:
         return copy.copy(error).with_traceback(None)
     except Exception:
         return RuntimeError(repr(error))
+
+
+def _gone() -> None:
+    raise OperationalError(
+        CR.CR_SERVER_GONE_ERROR,
+        "MySQL server has gone away (before COMMIT was sent)",
+    )
 
 
 def _no_answer(deadline: float) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dbutils.pooled_db import InvalidConnectionError, TooManyConnectionsError
-from pymysql.err import InterfaceError, OperationalError
+from pymysql.err import InterfaceError, OperationalError, ProgrammingError
 
 
 class PoolError(Exception):
@@ -54,6 +54,17 @@ class ConnectionLost(PoolError, OperationalError):
     ``rollback()`` or returns the connection, so that the second half of a
     transaction is never committed without its first. The error that broke the
     connection is the ``__cause__``.
+    """
+
+
+class TransactionError(PoolError, ProgrammingError):
+    """A transaction was begun, or ended, where that cannot be what was meant."""
+
+
+class CommitUnknown(PoolError, OperationalError):
+    """The connection was lost after COMMIT was sent and before it was answered.
+
+    The work may be there, or not. What broke the connection is the ``__cause__``.
     """
 
 

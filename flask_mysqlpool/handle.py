@@ -6,17 +6,26 @@ know the session only through it. The session itself goes on to the next handle.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from os import getpid
-from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pymysql.connections import Connection
+from pymysql.constants import SERVER_STATUS
 from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import MySQLError, ProgrammingError
 
 from .connection import PhysicalConnection
-from .errors import ConnectionLost, ConnectionReturned, ConnectionShared, PoolError
+from .errors import (
+    ConnectionLost,
+    ConnectionReturned,
+    ConnectionShared,
+    PoolError,
+    TransactionError,
+)
+
+_IN_TRANSACTION = SERVER_STATUS.SERVER_STATUS_IN_TRANS
 
 
 class _Pool(Protocol):
@@ -59,6 +68,7 @@ class PooledConnection(_Face):
         "_pool",
         "_result",
         "_returned",
+        "blocks",
         "cursorclass",
         "endpoint",
     )
@@ -69,7 +79,7 @@ class PooledConnection(_Face):
         self._con: PhysicalConnection | None = None
         # Held by the thread that is inside; and for good by whoever returns it, which
         # is why it can be returned just once, and nobody gets in after that.
-        self._guard = Lock()
+        self._guard = threading.Lock()
         self._inside = 0
         self._returned = False
         #: Of the last statement, for PyMySQL's cursors.
@@ -78,6 +88,8 @@ class PooledConnection(_Face):
         self.cursorclass: Any = None
         #: What the connection was taken for, as status shows it.
         self.endpoint = endpoint
+        #: How many blocks of :func:`~.transaction.transaction` it is in.
+        self.blocks = 0
 
     # Getting in and out
 
@@ -90,7 +102,7 @@ class PooledConnection(_Face):
         if not self._guard.acquire(False):
             raise self._refusal()
         try:
-            self._inside = get_ident()
+            self._inside = threading.get_ident()
             if self._con is None:
                 self._pool.lend(self)
                 if self._returned:
@@ -143,7 +155,7 @@ class PooledConnection(_Face):
         con, inside = self._con, self._inside
         if con is None or con.pid != getpid():
             self._con = None
-        elif inside == get_ident():
+        elif inside == threading.get_ident():
             # An interrupt hit this thread when it was in and not yet sure to leave.
             self._guard.release()
             self._give_back(lost=True)
@@ -193,7 +205,12 @@ class PooledConnection(_Face):
 
     def commit(self) -> None:
         """Make permanent what was done since the last commit or rollback."""
-        self._command("commit")
+        self._refuse_in_block("commit()", "the end of the block commits")
+        con = self._enter()
+        try:
+            con.commit()
+        finally:
+            self._leave()
 
     def rollback(self) -> None:
         """Undo what was done since the last commit or rollback.
@@ -201,6 +218,7 @@ class PooledConnection(_Face):
         On a connection that is lost the server has done so already. This then gives
         up the dead connection; the next statement gets another one.
         """
+        self._refuse_in_block("rollback()", "raise an exception, and let it out")
         if self._con is None and not self._returned:
             return
         try:
@@ -208,6 +226,35 @@ class PooledConnection(_Face):
         except MySQLError:
             if not self._give_up_lost():
                 raise
+
+    def _refuse_in_block(self, what: str, instead: str) -> None:
+        if self.blocks:
+            raise TransactionError(f"{what} inside of transaction(): {instead}")
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether BEGIN, or a statement that changed something, has begun one."""
+        return bool(self._con and self._con.raw.server_status & _IN_TRANSACTION)
+
+    @property
+    def transactions(self) -> int:
+        """How many have been ended here so far, in whatever way."""
+        return self._con.transactions if self._con else -1
+
+    @property
+    def changed(self) -> int:
+        """Rows that the open transaction has changed."""
+        return self._con.changed if self._con and self._con.lost is None else 0
+
+    @property
+    def lost_in_commit(self) -> bool:
+        """Whether it was lost with a COMMIT on its way, which may have been done."""
+        return self._con is not None and self._con.lost_in_commit
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it was lost and rolled back; it takes another one when needed."""
+        return self._con is None and not self._returned
 
     def _give_up_lost(self) -> bool:
         """Let go of a connection that is dead; False if it is not, or not ours."""

@@ -8,11 +8,11 @@ has a ``housekeep()``.
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import MutableMapping
 from os import getpid
-from queue import Empty, SimpleQueue
 from typing import Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -34,7 +34,8 @@ class Housekeeper:
 
     def __init__(self, kind: str = "housekeeper") -> None:
         self._kind = kind
-        self._mail: SimpleQueue[ref[Kept] | None] = SimpleQueue()
+        # Looked up now, since gevent may have replaced it after the import of this.
+        self._mail: queue.SimpleQueue[ref[Kept] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
@@ -74,7 +75,7 @@ class Housekeeper:
             left = None if soonest is None else max(soonest - time.monotonic(), 0.0)
             try:
                 _admit(due, self._mail.get(timeout=left))
-            except Empty:
+            except queue.Empty:
                 pass
             _make_round(due)
 

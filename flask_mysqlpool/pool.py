@@ -24,7 +24,6 @@ import threading
 import time
 from collections import Counter, deque
 from os import getpid
-from threading import get_ident
 from typing import Any, Protocol
 from weakref import WeakSet, ref
 
@@ -234,7 +233,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             ) or self._is_usable(con, started, deadline):
                 con.uses += 1
                 con.since = max(con.since, started)
-                con.holder = get_ident()
+                con.holder = threading.get_ident()
                 handle._con = con
                 if started >= self.news_from:
                     self.tell()

@@ -1,0 +1,205 @@
+"""Many worker processes on one host, seen and steered as one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import until
+
+from flask_mysqlpool.board import Board
+from flask_mysqlpool.fleet import Fleet, Worker, holders, is_degraded, totals
+from flask_mysqlpool.testing import LocalServer
+
+BUDGET, MAX_SIZE, WORKERS = 12, 10, 8
+
+WORKER = """
+import sys, threading
+from flask import Flask
+from flask_mysqlpool import MySQLPool
+
+url, board, max_size, budget = sys.argv[1:]
+app = Flask("shop")
+app.config.update(
+    MYSQLPOOL_URL=url,
+    MYSQLPOOL_STATUS_DIR=board,
+    MYSQLPOOL_MAX_SIZE=int(max_size),
+    MYSQLPOOL_MAX_HOST_CONNECTIONS=int(budget),
+    MYSQLPOOL_TIMEOUT=30,
+)
+db = MySQLPool(app)
+busy = threading.Event()
+
+def work():
+    while busy.wait():
+        with app.app_context(), db.connection() as connection:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT SLEEP(0.005)")
+
+for _ in range(12):
+    threading.Thread(target=work, daemon=True).start()
+for line in sys.stdin:
+    busy.set() if line == "work\\n" else busy.clear()
+"""
+
+
+class Process:
+    """A worker that works, or does not, as it is told."""
+
+    def __init__(self, server: LocalServer, board: Path) -> None:
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", WORKER),
+                *(server.url, str(board), str(MAX_SIZE), str(BUDGET)),
+            ],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+
+    def tell(self, what: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+
+    def kill(self) -> None:
+        with self._process:  # waits, and closes the pipes
+            self._process.kill()
+
+    def end(self) -> str:
+        """What it has complained about."""
+        return self._process.communicate(timeout=30)[1]
+
+
+class Watcher:
+    """The most connections that the server ever had, looked at all the time."""
+
+    def __init__(self, server: LocalServer) -> None:
+        self.most = 0
+        self._server = server
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        count = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = %s"
+        with self._server.connect() as root, root.cursor() as cursor:
+            while not self._enough.is_set():
+                cursor.execute(count, (self._server.user,))
+                [[number]] = cursor.fetchall()
+                self.most = max(self.most, number)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._enough.set()
+        self._thread.join()
+
+
+@contextmanager
+def workers(server: LocalServer, board: Path, count: int) -> Iterator[list[Process]]:
+    processes = [Process(server, board) for _ in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_a_budget_holds_over_all_processes_and_goes_to_who_needs_it(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    board = tmp_path / "board"
+    fleet = Fleet(Board(board), "shop")
+
+    def sizes() -> dict[int, int]:
+        found = fleet.workers().get("default", [])
+        return {worker["pid"]: worker["size"] for worker in found}
+
+    with workers(server, board, WORKERS) as processes, Watcher(server) as watcher:
+        first, second, third, *others = processes
+        for process in processes:
+            process.tell("work")
+        # Nobody starves, and nothing is left over.
+        until(lambda: len(sizes()) == WORKERS and min(sizes().values()) > 0)
+        until(lambda: sum(sizes().values()) == BUDGET)
+
+        for process in processes[1:]:
+            process.tell("rest")
+        until(lambda: sizes()[first.pid] == MAX_SIZE, 2)
+
+        first.kill()
+        second.tell("work")
+        third.tell("work")
+        until(lambda: sizes()[second.pid] == sizes()[third.pid] == BUDGET // 2, 3)
+        for process in (second, third):
+            process.tell("rest")
+        complaints = [process.end() for process in processes[1:]]
+
+    assert watcher.most == BUDGET
+    assert complaints == [""] * (WORKERS - 1)
+
+
+def worker(**about: Any) -> Worker:
+    counts = dict.fromkeys(
+        ("size", "idle", "in_use", "connecting", "waiting"), 0
+    ) | dict.fromkeys(("checkouts", "timeouts", "opened", "discarded"), 0)
+    return {**counts, "pid": 1, "last_timeout": None, "connections": [], **about}
+
+
+def test_totals_of_nobody_are_zero() -> None:
+    assert set(totals([]).values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("about", "degraded"),
+    [
+        ({}, False),
+        ({"waiting": 1}, True),
+        ({"last_timeout": 0.0}, False),
+        ({"last_timeout": float("inf")}, True),
+    ],
+)
+def test_who_waits_or_gave_up_lately_is_degraded(
+    about: dict[str, Any], degraded: bool
+) -> None:
+    assert is_degraded([worker(), worker(**about)]) is degraded
+
+
+def test_the_oldest_holder_comes_first_over_all_workers() -> None:
+    def held(number: int, seconds: float) -> dict[str, Any]:
+        return {"thread_id": number, "state": "in_use", "for": seconds}
+
+    now = {"updated": float("inf")}
+    fleet = [
+        worker(**now, connections=[held(1, 0.5), {**held(2, 9.0), "state": "idle"}]),
+        worker(**now, pid=2, connections=[held(3, 0.7), held(4, 0.1)]),
+    ]
+
+    assert [one["thread_id"] for one in holders(fleet)] == [3, 1, 4]
+
+
+def test_a_reset_is_newer_than_what_workers_have_seen_if_orders_were_lost(
+    tmp_path: Path,
+) -> None:
+    fleet = Fleet(Board(tmp_path / "board"), "shop")
+    for _ in range(2):
+        fleet.reset("default")
+    assert fleet.orders("default").generation == 2
+
+    read: Callable[[], dict[str, list[Worker]]] = lambda: {  # noqa: E731
+        "default": [worker(generation=2)]
+    }
+    (tmp_path / "board" / "orders").unlink()
+    fleet.workers = read  # type: ignore[method-assign]
+    fleet.reset("default")
+
+    assert fleet.orders("default").generation == 3
