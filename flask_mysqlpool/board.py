@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import stat
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,8 @@ _MAGIC = b"mysqlpool1"
 _LOOKS, _PAUSE = 5, 0.002
 #: Sheets are allocated in pieces of so many bytes, and not read if larger than this.
 _PIECE, _MOST = 4096, 1 << 22
+#: Seconds that the end of a process waits for a disk that hangs.
+_PATIENCE = 1.0
 #: Seconds after which something half made is left over from a crash.
 _LEFT_OVER = 60.0
 
@@ -66,7 +69,8 @@ class Board:
     """One folder. Every method raises :exc:`OSError` if it cannot be used."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        # A slash at the end would have a symbolic link followed.
+        self.path = os.fspath(path).rstrip("/") or "/"
         self._orders: tuple[object, dict[str, Orders]] = (None, {})
 
     @contextmanager
@@ -76,11 +80,15 @@ class Board:
             raise OSError("not available on Windows")
         if create:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
+            try:
                 os.mkdir(self.path, 0o700)
+            except FileExistsError:
+                create = False
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         folder = os.open(self.path, flags)
         try:
+            if create:
+                _belong_to(os.stat(Path(self.path).parent), folder)
             about = os.fstat(folder)
             if about.st_uid != os.geteuid() and os.geteuid() != 0:
                 raise PermissionError(f"{self.path} belongs to {_user(about.st_uid)}")
@@ -128,33 +136,34 @@ class Board:
             about = os.stat(ORDERS, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return {}
-        version = about.st_ino, about.st_mtime_ns, about.st_size
+        version = about.st_ino, about.st_mtime_ns, about.st_ctime_ns
         if version != self._orders[0]:
-            self._orders = (
-                version,
-                {
+            content = _load(folder, ORDERS, owners)
+            try:
+                known = {
                     pool: Orders(int(orders["generation"]), bool(orders["paused"]))
-                    for pool, orders in _load(folder, ORDERS, owners).items()
-                },
-            )
+                    for pool, orders in content.items()
+                }
+            except (KeyError, TypeError) as error:
+                raise ValueError("damaged") from error
+            self._orders = version, known
         return self._orders[1]
 
     def order(self, pool: str, change: Callable[[Orders], Orders]) -> Orders:
         """Change what is ordered for this pool; what it is then."""
         with self.opened(create=True) as folder:
-            about = os.fstat(folder)
             with _locked(folder):
+                self._orders = None, {}
                 try:
                     orders = dict(self._read_orders(folder))
-                except ValueError:
-                    orders = {}
+                except (OSError, ValueError):
+                    orders = {}  # no longer in the way of new ones
                 orders[pool] = change(orders.get(pool, Orders()))
                 plain = {name: order._asdict() for name, order in orders.items()}
                 name = secrets.token_hex(8) + NEW
                 fd = _create(folder, name)
                 try:
-                    if os.geteuid() != about.st_uid:
-                        os.fchown(fd, about.st_uid, about.st_gid)
+                    _belong_to(os.fstat(folder), fd)
                     _write(fd, plain)
                 finally:
                     os.close(fd)
@@ -169,23 +178,31 @@ class Sheet:
         self._board = board
         self._fd: int | None = None
         self._name = ""
+        self._withdrawn = False
+        # Another thread that closed the file in the middle of a write could have the
+        # number go to a file of its own, and that be written to.
+        self._lock = threading.Lock()
         _SHEETS.add(self)
 
     def write(self, content: Mapping[str, Any]) -> None:
         """Publish this in place of what was published before."""
-        if self._fd is not None and not os.fstat(self._fd).st_nlink:
-            self.let_go()  # somebody has removed it
-        if self._fd is None:
-            self._create(content)
-        else:
-            _write(self._fd, content)
+        with self._lock:
+            if self._withdrawn:
+                return
+            if self._fd is not None and not os.fstat(self._fd).st_nlink:
+                self._close()  # somebody has removed it
+            if self._fd is None:
+                self._create(content)
+            else:
+                _write(self._fd, content)
 
     def _create(self, content: Mapping[str, Any]) -> None:
         name = secrets.token_hex(8)
         with self._board.opened(create=True) as folder:
             if os.fstat(folder).st_uid != os.geteuid():
                 raise PermissionError(f"{self._board.path} belongs to somebody else")
-            fd = _create(folder, name + NEW)
+            # Noted at once, for a fork in another thread, whose child has to close it.
+            fd = self._fd = _create(folder, name + NEW)
             try:
                 # Locked and filled before anybody can take it for that of a dead one.
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,9 +213,9 @@ class Sheet:
             except BaseException:
                 with suppress(OSError):
                     os.unlink(name + NEW, dir_fd=folder)
-                os.close(fd)
+                self._close()
                 raise
-        self._fd, self._name = fd, name + SHEET
+        self._name = name + SHEET
 
     @property
     def id(self) -> str:
@@ -206,17 +223,25 @@ class Sheet:
         return self._name.removesuffix(SHEET)
 
     def withdraw(self) -> None:
-        """Remove it."""
-        if self._fd is not None:
-            with suppress(OSError), self._board.opened() as folder:
-                os.unlink(self._name, dir_fd=folder)
-            self.let_go()
+        """Remove it, for good."""
+        self._withdrawn = True
+        if not self._lock.acquire(timeout=_PATIENCE):
+            return  # a disk that hangs; with the process, the lock will go
+        try:
+            if self._fd is not None:
+                with suppress(OSError), self._board.opened() as folder:
+                    os.unlink(self._name, dir_fd=folder)
+                self._close()
+        finally:
+            self._lock.release()
 
     def let_go(self) -> None:
-        """Close it and leave it there. In a forked child, it is the parent's.
+        """In a forked child: leave it to the parent."""
+        self._lock = threading.Lock()
+        self._close()
 
-        Closing leaves the lock to the parent; unlocking would not.
-        """
+    def _close(self) -> None:
+        """Close it; which leaves the lock to a parent, as unlocking would not."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
@@ -316,10 +341,17 @@ def _locked(folder: int) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(ORDERS + LOCK, flags, 0o600, dir_fd=folder)
     try:
+        _belong_to(os.fstat(folder), fd)
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)
+
+
+def _belong_to(folder: os.stat_result, file: int) -> None:
+    """What root makes belongs to whoever has to use it."""
+    if os.geteuid() == 0 != folder.st_uid:
+        os.fchown(file, folder.st_uid, folder.st_gid)
 
 
 def _user(number: int) -> str:

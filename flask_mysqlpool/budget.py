@@ -42,7 +42,7 @@ class Slot:
         self._number = number
 
     def __del__(self) -> None:
-        self._file.unlock(self._number)
+        self._file.give_back(self._number)
 
 
 class _File:
@@ -50,7 +50,8 @@ class _File:
 
     def __init__(self, board: Board, name: str) -> None:
         self._board, self._name = board, name
-        self._fd = self._open()
+        #: The file; and those that it was before, if somebody has removed it.
+        self._fds = [self._open()]
         self._pid = getpid()
         #: What this process has locked. No lock of its own: a slot may be given back
         #: by a finalizer, and each step here is one atomic operation of a dict.
@@ -64,35 +65,53 @@ class _File:
     def come_back(self) -> None:
         """If somebody has removed the file, lock the same bytes of a new one.
 
-        So does every other process, and no byte has two that had it locked.
+        So does every other process, within a second. Until then, whoever takes another
+        one has to lock it in the old file, too.
         """
-        if os.fstat(self._fd).st_nlink == 0:
-            self._fd = self._open()
+        if os.fstat(self._fds[-1]).st_nlink == 0:
+            self._fds.append(self._open())
             for number in tuple(self._locked):
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+                self._lock_everywhere(number)
 
     def lock(self, number: int) -> bool:
         token = object()
         if self._locked.setdefault(number, token) is not token:
             return False
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except OSError as error:
+            locked = self._lock_everywhere(number)
+        except OSError:
             del self._locked[number]
+            raise
+        if not locked:
+            self.unlock(number)
+            return False
+        if os.pread(self._fds[-1], 1, number) == _TAKEN:
+            time.sleep(AFTER_DEATH)
+        os.pwrite(self._fds[-1], _TAKEN, number)
+        return True
+
+    def _lock_everywhere(self, number: int) -> bool:
+        try:
+            for fd in self._fds:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 return False
             raise
-        if os.pread(self._fd, 1, number) == _TAKEN:
-            time.sleep(AFTER_DEATH)
-        os.pwrite(self._fd, _TAKEN, number)
         return True
 
     def unlock(self, number: int) -> None:
         if self._pid == getpid():
-            with suppress(OSError):
-                os.pwrite(self._fd, _GIVEN_BACK, number)
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
+            for fd in self._fds:
+                fcntl.lockf(fd, fcntl.LOCK_UN, 1, number)
             del self._locked[number]
+
+    def give_back(self, number: int) -> None:
+        """Unlock it after its connection was closed."""
+        if self._pid == getpid():
+            with suppress(OSError):
+                os.pwrite(self._fds[-1], _GIVEN_BACK, number)
+            self.unlock(number)
 
 
 #: Never closed, and never forgotten: see above.
@@ -122,6 +141,12 @@ class Budget:
         except OSError as error:
             raise PoolError(f"MAX_HOST_CONNECTIONS cannot be kept: {error}") from error
         return None
+
+    def come_back(self) -> None:
+        """If somebody has removed the file, hold the same places in a new one."""
+        file = _FILES.get((self._path, getpid()))
+        if file is not None:
+            file.come_back()
 
     def _file(self) -> _File:
         key = self._path, getpid()

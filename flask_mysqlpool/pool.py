@@ -250,7 +250,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         if limit and len(self._waiters) >= limit and not been_served:
             raise PoolFull(f"{self.name}: {limit} checkouts are waiting already")
         self._waiters.join(waiter)
-        if self._paused or waiter.since >= self.news_from:
+        if waiter.since >= self.news_from:
             self.tell()
 
     def tell(self) -> None:
@@ -499,6 +499,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._connect_failed(connect, error)
 
     def _connect(self, connect: Connect) -> None:
+        slot: object | None = None
         try:
             self.liaison.before_connect()
             # Whatever was ordered so far does not concern what does not exist yet.
@@ -509,6 +510,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 return
             con = self.steady_connection()
         except BaseException as error:
+            slot = None  # whoever keeps the error keeps this frame
             self._connect_failed(connect, error)
             return
         con.slot = slot
@@ -536,7 +538,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._connects.postponed(connect, monotonic())
             if connect.waiter is not None:
                 connect.waiter.ring()
-        if self._short:
+        if monotonic() >= self.news_from:
             self.tell()
 
     def _connect_failed(self, connect: Connect, error: BaseException) -> None:
@@ -645,7 +647,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 generation=generation,
                 outdated=outdated + self._connects.outdated(generation),
                 paused=self._paused,
-                short=self._short and first is not None,
+                short=self._short and first is not None and self._has_room(),
                 checkouts=self._past_uses + sum(con.uses for con in self._all()),
                 timeouts=self._timeouts,
                 last_timeout=self._last_timeout,

@@ -63,7 +63,6 @@ class Presence:
         return Budget(self._board, BUDGET + quote(self._key, safe=""), size)
 
     def _begin(self) -> None:
-        self._pid = self._about["pid"] = getpid()
         self._sheet = Sheet(self._board)
         self._published: tuple[Any, ...] | None = None
         self._obeyed: Orders | None = None
@@ -73,6 +72,7 @@ class Presence:
         self._looked = Event()
         self._problem = ""
         self._limit = self._pool.config.max_size
+        self._pid = self._about["pid"] = getpid()
 
     # What the pool calls
 
@@ -90,9 +90,9 @@ class Presence:
             self._sheet.let_go()
             self._begin()
         if not self._attended:
-            self._looked.clear()
+            looked = self._looked
             housekeeper("board").watch(self)
-            self._looked.wait(PATIENCE)
+            looked.wait(PATIENCE)
 
     def take_slot(self) -> object | None:
         """A place among the connections of this host; None if all are taken."""
@@ -107,36 +107,38 @@ class Presence:
         pool = self._pool
         if self._withdrawn:
             return None
-        self._attended = False
-        # From here on every change is news; and what is older is in this snapshot.
-        pool.news_from = 0.0
+        looked, self._looked = self._looked, Event()
         stats = pool.stats()
-        self._attended = bool(stats.size or stats.waiting)
-        changed = self._try_publish(stats)
-        before = self._obeyed
+        if not stats.size:
+            # A connect that begins after this waits for a round that begins after it;
+            # those before are in the snapshot.
+            self._attended = False
+            stats = pool.stats()
+        before = self._published, self._obeyed
+        self._try_publish(stats)
         self._try_to_obey()
-        self._looked.set()
-        if not self._attended:
-            return None
-        if changed or stats.waiting or self._obeyed != before:
+        self._attended = stats.size > 0
+        looked.set()
+        if not stats.waiting and before == (self._published, self._obeyed):
+            # From here on every change is told; and the last one before is seen here.
+            pool.news_from = 0.0
+            if _essence(pool.stats()) == _essence(stats):
+                return QUIET if stats.size else None
             pool.news_from = float("inf")
-            return BUSY
-        return QUIET
+        return BUSY
 
-    def _try_publish(self, stats: PoolStats) -> bool:
-        """Whether something had changed."""
+    def _try_publish(self, stats: PoolStats) -> None:
+        """Publish what changed; and anything while somebody waits, for it ages."""
         obeyed = self._obeyed or Orders()
-        state = (stats, obeyed)
-        if _essence(state) == self._published and not stats.waiting:
-            return False
+        state = (*_essence(stats), obeyed)
+        if state == self._published and not stats.waiting:
+            return
+        self._published = state
         try:
             self._sheet.write(self._content(stats, obeyed))
             self._problem = ""
         except OSError as error:
             self._note(error)
-            return False
-        self._published = _essence(state)
-        return True
 
     def _note(self, error: Exception) -> None:
         """Say once why the board is of no use."""
@@ -172,6 +174,7 @@ class Presence:
         try:
             self._obey(self._board.orders(self._key))
             if self._budget is not None:
+                self._budget.come_back()
                 self._share(self._budget)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._note(error)
@@ -192,7 +195,9 @@ class Presence:
         now = time.time()
         claims, needed = [], False
         mine = self._pool.stats()
-        claims.append(_claim("", now, mine.in_use, mine.waiting, mine.waited))
+        claims.append(
+            _claim(self._sheet.id, now, mine.in_use, mine.waiting, mine.waited)
+        )
         for sheet in self._board.read().sheets:
             same_pool = self._key == f"{sheet['app']}/{sheet['bind']}"
             if not same_pool or sheet["id"] == self._sheet.id:
@@ -204,7 +209,7 @@ class Presence:
             claims.append(_claim(*claim))
         limit = self._pool.config.max_size
         if needed:
-            limit = fair_shares(budget.size, claims)[""]
+            limit = fair_shares(budget.size, claims)[self._sheet.id]
         if limit != self._limit or mine.size > limit:
             self._limit = limit
             self._pool.limit(limit)
@@ -212,7 +217,6 @@ class Presence:
     def closed(self) -> None:
         """Take the pool off the board."""
         self._withdrawn = True
-        self._attended = False
         if self._pid == getpid():
             self._sheet.withdraw()
 
@@ -229,12 +233,11 @@ def _claim(worker: str, now: float, in_use: int, waiting: int, waited: float) ->
     return Claim(now - waited if waiting else now, worker, in_use + waiting)
 
 
-def _essence(state: tuple[PoolStats, Orders]) -> tuple[Any, ...]:
+def _essence(stats: PoolStats) -> tuple[Any, ...]:
     """What there is to a state apart from the time that passed."""
-    stats, orders = state
     about = vars(stats).copy()
     del about["waited"], about["discarded_by_reason"]
-    return (*about.values(), orders)
+    return tuple(about.values())
 
 
 def _describe(connection: ConnectionStats) -> dict[str, Any]:

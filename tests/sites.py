@@ -1,8 +1,8 @@
 """A small site for the tests of WSGI servers, which start it as ``sites:app``.
 
 It does what is asking for trouble: on import it opens connections, which are the
-master process's where the app is loaded before the fork, and keeps one of them. What it
-needs to know is in the environment.
+master process's where the app is loaded before the fork, and keeps one of them; unless
+it is told to be good. What it needs to know is in the environment.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ def connection_id(connection: Any) -> int:
     return int(number)
 
 
-with app.app_context(), ExitStack() as stack:
-    kept = db.connection()
-    opened = [kept, get_db()]
-    while len(opened) < MAX_SIZE:
-        opened.append(stack.enter_context(db.connection()))
-    #: Who imported this, and the connections opened then.
-    ORIGIN = {"pid": os.getpid(), "ids": [connection_id(each) for each in opened]}
+#: Who imported this, and the connections opened then.
+ORIGIN: dict[str, Any] = {"pid": os.getpid(), "ids": []}
+if "SITE_IS_GOOD" not in os.environ:
+    with app.app_context(), ExitStack() as stack:
+        kept = db.connection()
+        opened = [kept, get_db()]
+        while len(opened) < MAX_SIZE:
+            opened.append(stack.enter_context(db.connection()))
+        ORIGIN["ids"] = [connection_id(each) for each in opened]
 
 
 @app.get("/echo")

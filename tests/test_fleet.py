@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import until
+from conftest import local_server, until
+from test_servers import BOARD, PATIENCE, Load, Site
 
 from flask_mysqlpool.board import Board
 from flask_mysqlpool.fleet import Fleet, Worker, holders, is_degraded, totals
@@ -146,6 +147,68 @@ def test_a_budget_holds_over_all_processes_and_goes_to_who_needs_it(
 
     assert watcher.most == BUDGET
     assert complaints == [""] * (WORKERS - 1)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """Under gunicorn, with a database that only it uses."""
+    pytest.importorskip("gunicorn")
+    monkeypatch.setenv("SITE_IS_GOOD", "yes")
+    with local_server("mariadb") as database:
+        site = Site(BOARD, database, tmp_path)
+        try:
+            yield site
+        finally:
+            site.end()
+
+
+def begin(site: Site, load: Load) -> Fleet:
+    """Wait until all workers are at work."""
+    until(lambda: len(load.workers) == BOARD.workers, PATIENCE)
+    fleet = Fleet(site.board, "sites")
+    until(lambda: len(fleet.workers().get("default", [])) == BOARD.workers, PATIENCE)
+    return fleet
+
+
+def go_on(load: Load) -> None:
+    goal = load.requests + 200
+    until(lambda: load.requests >= goal, PATIENCE)
+
+
+def test_a_reset_under_load_fails_no_request_and_leaves_no_old_connection(
+    site: Site,
+) -> None:
+    load = Load(site.port())
+    with load.running():
+        fleet = begin(site, load)
+        go_on(load)
+        before = site.connections()
+        *_, still_to_follow = fleet.wait("default", fleet.reset("default"), 10)
+        after = site.connections()
+        go_on(load)
+
+    assert still_to_follow == []
+    assert before and not before & after
+    assert load.failures == load.wrong == []
+
+
+def test_the_server_is_restarted_under_load_without_one_failed_request(
+    site: Site,
+) -> None:
+    load = Load(site.port())
+    with load.running():
+        fleet = begin(site, load)
+        *_, still_to_follow = fleet.wait("default", fleet.pause("default"), 10)
+        assert still_to_follow == []
+        assert site.connections() == set()
+        site.database.stop()
+        site.database.start()
+        waiting = totals(fleet.workers()["default"])["waiting"]
+        fleet.resume("default")
+        go_on(load)
+
+    assert waiting > 0
+    assert load.failures == load.wrong == []
 
 
 def worker(**about: Any) -> Worker:

@@ -1,0 +1,539 @@
+"""Sheets and orders in a folder, as processes that live, stop and die leave them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flask_mysqlpool.board
+from flask_mysqlpool.board import NEW, ORDERS, SHEET, Board, Orders, Sheet
+
+WRITER = """
+import itertools, os, resource, signal, sys, time
+from flask_mysqlpool.board import Board, Sheet
+board = Board(sys.argv[1])
+sheet = Sheet(board)
+more = lambda orders: orders._replace(generation=orders.generation + 1)
+def attempt(**content):
+    try:
+        sheet.write(content)
+    except OSError as error:
+        return type(error).__name__
+for line in sys.stdin:
+    print(eval(line), flush=True)
+"""
+
+
+class Worker:
+    """A process that evaluates what it is told, line by line."""
+
+    def __init__(self, script: str, *args: object) -> None:
+        command = [sys.executable, "-c", script, *map(str, args)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        answer = self.process.stdout.readline()
+        assert answer, "the worker has failed"
+        return answer.rstrip("\n")
+
+    def ask(self, line: str) -> str:
+        self.tell(line)
+        return self.hear()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def forked(parent: Worker) -> int:
+    """The number of a child that does nothing, after all that a fork entails."""
+    parent.ask("(pipe := os.pipe())")
+    child = parent.ask("os.fork() or (os.write(pipe[1], b'born'), signal.pause())")
+    parent.ask("os.read(pipe[0], 4)")
+    return int(child)
+
+
+@contextmanager
+def started(script: str, *args: object) -> Iterator[Worker]:
+    worker = Worker(script, *args)
+    with worker.process:
+        try:
+            yield worker
+        finally:
+            worker.process.kill()
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path / "board")
+
+
+@pytest.fixture
+def start(board: Board) -> Iterator[Callable[[], Worker]]:
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(started(WRITER, board.path))
+
+
+def published(board: Board, **content: Any) -> Sheet:
+    sheet = Sheet(board)
+    sheet.write(content)
+    return sheet
+
+
+def numbers(board: Board) -> list[int]:
+    """The ``n`` of every sheet; and that all could be read."""
+    reading = board.read()
+    assert not reading.problems
+    return sorted(sheet["n"] for sheet in reading.sheets)
+
+
+def names(board: Board) -> list[str]:
+    return sorted(os.listdir(board.path))
+
+
+def raised(orders: Orders) -> Orders:
+    return orders._replace(generation=orders.generation + 1)
+
+
+# Sheets
+
+
+def test_what_was_written_is_read(board: Board) -> None:
+    sheet = published(board, n=1, name="Ä", nested=[{"a": None}])
+
+    [found] = board.read().sheets
+
+    assert found == {"id": sheet.id, "n": 1, "name": "Ä", "nested": [{"a": None}]}
+
+
+def test_the_last_state_counts_be_it_longer_or_shorter(board: Board) -> None:
+    sheet = published(board, n=1)
+    for n, text in (2, "x" * 10_000), (3, ""):
+        sheet.write({"n": n, "text": text})
+
+        [found] = board.read().sheets
+        assert (found["n"], found["text"]) == (n, text)
+
+
+def test_nobody_else_may_look_and_no_name_tells_a_process(board: Board) -> None:
+    umask = os.umask(0)
+    try:
+        sheet = published(board, n=1)
+    finally:
+        os.umask(umask)
+
+    [name] = names(board)
+
+    assert stat.S_IMODE(os.stat(board.path).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(os.path.join(board.path, name)).st_mode) == 0o600
+    assert re.fullmatch(r"[0-9a-f]{16}\.worker", name)
+    assert name == sheet.id + SHEET != published(board, n=2).id + SHEET
+
+
+def test_a_withdrawn_sheet_is_gone(board: Board) -> None:
+    sheet = published(board, n=1)
+    kept = published(board, n=2)
+
+    sheet.withdraw()
+
+    assert names(board) == [kept.id + SHEET]
+
+
+def test_the_sheet_of_a_killed_process_is_removed_by_the_next_reader(
+    board: Board, start: Callable[[], Worker]
+) -> None:
+    alive = published(board, n=1)
+    worker = start()
+    worker.ask("sheet.write({'n': 2})")
+    assert numbers(board) == [1, 2]
+
+    worker.kill()
+
+    assert numbers(board) == [1]
+    assert names(board) == [alive.id + SHEET]
+
+
+def test_who_looks_at_the_sheet_of_a_dead_one_does_not_revive_it(board: Board) -> None:
+    sheet = published(board, n=1)
+    path = os.path.join(board.path, sheet.id + SHEET)
+    sheet.let_go()  # as death does
+
+    with open(path) as another_reader:
+        fcntl.flock(another_reader, fcntl.LOCK_SH)
+        assert numbers(board) == []
+
+    assert names(board) == []
+
+
+def test_a_stopped_process_is_not_a_dead_one(
+    board: Board, start: Callable[[], Worker]
+) -> None:
+    worker = start()
+    worker.ask("sheet.write({'n': 1})")
+    worker.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    assert numbers(board) == [1]
+    worker.process.send_signal(signal.SIGCONT)
+    worker.ask("sheet.write({'n': 2})")
+    assert numbers(board) == [2]
+
+
+def test_readers_at_once_do_not_take_a_live_sheet_for_a_dead_one(board: Board) -> None:
+    sheet = published(board, n=1)
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: numbers(Board(board.path)), range(400)))
+
+    assert found == [[1]] * 400
+    assert names(board) == [sheet.id + SHEET]
+
+
+def test_a_child_does_not_keep_the_sheet_of_its_dead_parent_alive(
+    board: Board, start: Callable[[], Worker]
+) -> None:
+    parent = start()
+    parent.ask("sheet.write({'n': 1})")
+    child = forked(parent)
+    try:
+        assert numbers(board) == [1]
+        parent.kill()
+        os.kill(child, 0)  # is alive
+        assert numbers(board) == []
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_nothing_that_a_child_does_takes_the_sheet_from_its_parent(
+    board: Board, start: Callable[[], Worker]
+) -> None:
+    parent = start()
+    parent.ask("sheet.write({'n': 1})")
+    child = parent.ask(
+        "os.fork() or (sheet.withdraw(), sheet.write({'n': 2}),"
+        " sheet.withdraw(), board.read(), os._exit(0))"
+    )
+    parent.ask(f"os.waitpid({child}, 0)")
+
+    assert numbers(board) == [1]
+    parent.ask("sheet.write({'n': 3})")
+    assert numbers(board) == [3]
+
+
+def test_no_reader_meets_a_sheet_half_written(
+    board: Board, start: Callable[[], Worker]
+) -> None:
+    writer = start()
+    content = "{'n': n, 'text': 'x' * (n * 997 % 20000)}"
+    writer.ask("sheet.write({'n': 0, 'text': ''})")
+    writer.tell(
+        f"[(sheet.write({content}), time.sleep(0.0005)) for n in itertools.count()]"
+    )
+    seen = set()
+
+    for _ in range(2000):
+        reading = board.read()
+        assert not reading.problems
+        [sheet] = reading.sheets
+        assert len(sheet["text"]) == sheet["n"] * 997 % 20000
+        seen.add(sheet["n"])
+
+    assert len(seen) > 100
+
+
+def test_a_full_disk_leaves_the_last_state_readable(
+    board: Board, start: Callable[[], Worker]
+) -> None:
+    worker = start()
+    worker.ask("signal.signal(signal.SIGXFSZ, signal.SIG_IGN)")
+    worker.ask("resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))")
+    worker.ask("attempt(n=1)")
+
+    assert worker.ask("attempt(n=2, text='x' * 5000)") == "OSError"
+    assert numbers(board) == [1]
+    assert worker.ask("attempt(n=3)") == "None"
+    assert numbers(board) == [3]
+
+
+def test_a_sheet_for_which_there_is_no_space_leaves_nothing_behind(
+    board: Board, start: Callable[[], Worker]
+) -> None:
+    worker = start()
+    worker.ask("resource.setrlimit(resource.RLIMIT_FSIZE, (100, 4096))")
+
+    assert worker.ask("attempt(n=1)") == "OSError"
+    assert names(board) == []
+    worker.ask("resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))")
+    assert worker.ask("attempt(n=1)") == "None"
+    assert numbers(board) == [1]
+
+
+def test_a_withdrawn_sheet_is_written_into_nobody_elses_file(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheet = published(board, n=1)
+    writing, withdrawn = threading.Event(), threading.Event()
+    write = flask_mysqlpool.board._write
+
+    def write_late(fd: int, content: Any) -> None:
+        writing.set()
+        withdrawn.wait(0.5)
+        write(fd, content)
+
+    monkeypatch.setattr(flask_mysqlpool.board, "_write", write_late)
+    with ThreadPoolExecutor(1) as threads:
+        written = threads.submit(sheet.write, {"n": 2})
+        assert writing.wait(5)
+        sheet.withdraw()
+        with ExitStack() as stack:
+            for name in "abc":  # one of them takes the number of what was closed
+                stack.enter_context((tmp_path / name).open("wb"))
+            withdrawn.set()
+            written.exception()
+
+    assert [(tmp_path / name).read_bytes() for name in "abc"] == [b"", b"", b""]
+
+
+# What is not in order
+
+
+def make_garbage(path: Path) -> None:
+    path.write_bytes(b"\0garbage" * 100)
+
+
+def make_truncated(path: Path) -> None:
+    [whole] = path.parent.glob("*" + SHEET)
+    path.write_bytes(whole.read_bytes()[:25])
+
+
+def make_flipped(path: Path) -> None:
+    [whole] = path.parent.glob("*" + SHEET)
+    path.write_bytes(whole.read_bytes().replace(b'"n":1', b'"n":9'))
+
+
+def make_foreign(path: Path) -> None:
+    path.touch()
+    os.chown(path, 65534, 65534)
+
+
+def make_link(path: Path) -> None:
+    [whole] = path.parent.glob("*" + SHEET)
+    path.symlink_to(whole)
+
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_garbage,
+        make_truncated,
+        make_flipped,
+        pytest.param(make_foreign, marks=AS_ROOT),
+        make_link,
+        os.mkfifo,
+        Path.mkdir,
+        Path.touch,
+    ],
+)
+def test_what_is_no_sheet_is_named_and_the_others_are_read(
+    board: Board, make: Callable[[Path], None]
+) -> None:
+    sheet = published(board, n=1)
+    path = Path(board.path, "0" * 16 + SHEET)
+    make(path)
+
+    with ExitStack() as stack:
+        if path.is_file() and not path.is_symlink():  # or else it is that of a dead one
+            fcntl.flock(stack.enter_context(path.open()), fcntl.LOCK_EX)
+        reading = board.read()
+
+    assert [found["id"] for found in reading.sheets] == [sheet.id]
+    [problem] = reading.problems
+    assert problem.startswith(f"{path.name}: ")
+    assert path.is_symlink() or path.exists()
+
+
+def test_what_is_not_ours_is_named_and_left_there(board: Board) -> None:
+    published(board, n=1)
+    path = Path(board.path, "notes.txt")
+    path.touch()
+
+    reading = board.read()
+
+    assert len(reading.sheets) == 1
+    assert reading.problems == ["notes.txt: not ours"]
+    assert path.exists()
+
+
+def test_what_a_crash_left_half_made_is_removed_after_a_while(board: Board) -> None:
+    published(board, n=1)
+    young, old = (Path(board.path, name + NEW) for name in "ab")
+    for path, age in (young, 0), (old, 3600):
+        path.touch()
+        os.utime(path, times=(path.stat().st_atime, path.stat().st_mtime - age))
+
+    assert numbers(board) == [1]
+    assert (young.exists(), old.exists()) == (True, False)
+
+
+# The folder
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_a_folder_that_others_can_write_to_is_refused(board: Board, mode: int) -> None:
+    os.mkdir(board.path)
+    os.chmod(board.path, mode)
+
+    with pytest.raises(PermissionError, match="by others"):
+        board.read()
+    with pytest.raises(PermissionError):
+        published(board, n=1)
+    with pytest.raises(PermissionError):
+        board.order("shop/default", raised)
+    assert names(board) == []
+
+
+@AS_ROOT
+def test_a_folder_of_somebody_else_is_not_written_to(board: Board) -> None:
+    os.mkdir(board.path, 0o700)
+    os.chown(board.path, 65534, 65534)
+
+    with pytest.raises(PermissionError, match="belongs to"):
+        published(board, n=1)
+    assert names(board) == []
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "",
+        "/",
+    ],
+)
+def test_a_symbolic_link_is_not_followed(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "elsewhere").mkdir(0o700)
+    (tmp_path / "board").symlink_to("elsewhere")
+    board = Board(f"{tmp_path}/board{ending}")
+
+    with pytest.raises(OSError):
+        published(board, n=1)
+    with pytest.raises(OSError):
+        board.order("shop/default", raised)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_folder_that_was_removed_is_made_anew(board: Board) -> None:
+    sheet = published(board, n=1)
+    shutil.rmtree(board.path)
+
+    with pytest.raises(FileNotFoundError):
+        board.read()
+    sheet.write({"n": 2})
+
+    assert numbers(board) == [2]
+    assert stat.S_IMODE(os.stat(board.path).st_mode) == 0o700
+
+
+def test_a_sheet_that_was_removed_is_made_anew(board: Board) -> None:
+    sheet = published(board, n=1)
+    os.unlink(os.path.join(board.path, sheet.id + SHEET))
+    assert numbers(board) == []
+
+    sheet.write({"n": 2})
+
+    assert numbers(board) == [2]
+
+
+# Orders
+
+
+def test_nothing_is_ordered_until_somebody_does(board: Board) -> None:
+    os.mkdir(board.path, 0o700)
+
+    assert board.orders("shop/default") == Orders(0, paused=False)
+
+
+def test_every_pool_has_orders_of_its_own(board: Board) -> None:
+    reader = Board(board.path)
+    assert board.order("shop/default", raised) == Orders(1, False)
+    assert reader.orders("shop/default") == Orders(1, False)
+
+    board.order("shop/reports", lambda orders: orders._replace(paused=True))
+
+    assert reader.orders("shop/default") == Orders(1, False)
+    assert reader.orders("shop/reports") == Orders(0, True)
+    assert stat.S_IMODE(os.stat(os.path.join(board.path, ORDERS)).st_mode) == 0o600
+    assert board.read().problems == []
+
+
+def test_orders_given_at_once_are_all_carried_out(
+    board: Board, start: Callable[[], Worker]
+) -> None:
+    workers = [start() for _ in range(3)]
+    for worker in workers:
+        worker.tell("len([board.order('shop/default', more) for _ in range(200)])")
+    for worker in workers:
+        assert worker.hear() == "200"
+
+    assert board.orders("shop/default").generation == 600
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 4096, b"{}"])
+def test_damaged_orders_are_an_error_until_the_next_are_given(
+    board: Board, damage: bytes
+) -> None:
+    board.order("shop/default", raised)
+    Path(board.path, ORDERS).write_bytes(damage)
+
+    with pytest.raises(ValueError, match="damaged"):
+        Board(board.path).orders("shop/default")
+    board.order("shop/default", raised)
+
+    assert Board(board.path).orders("shop/default").generation == 1
+
+
+def test_a_reader_of_damaged_orders_notices_the_next(board: Board) -> None:
+    reader = Board(board.path)
+    board.order("shop/default", raised)
+    reader.orders("shop/default")
+    Path(board.path, ORDERS).write_bytes(b"damage")
+    with pytest.raises(ValueError):
+        reader.orders("shop/default")
+
+    board.order("shop/default", lambda orders: Orders(7))
+
+    assert reader.orders("shop/default").generation == 7
+
+
+@AS_ROOT
+def test_where_root_has_given_orders_the_owner_still_can(board: Board) -> None:
+    os.mkdir(board.path, 0o700)
+    os.chown(board.path, 65534, 65534)
+    board.order("shop/default", raised)
+
+    owners = {os.stat(os.path.join(board.path, name)).st_uid for name in names(board)}
+
+    assert owners == {65534}
