@@ -22,13 +22,16 @@ from pymysql.constants import COMMAND, CR, ER, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .config import PoolConfig
+from .errors import TransactionError
 from .residue import (
     ELSEWHERE,
     INDELIBLE,
     MEMORABLE,
     NONE,
     SESSION,
+    SNAPSHOT,
     TRANSACTION,
+    ends_transaction,
     judge,
     residue,
 )
@@ -47,6 +50,7 @@ READ_ONLY = frozenset({1290, 1792, 1836})
 COM_RESET_CONNECTION = 0x1F
 
 _IN_TRANSACTION = SERVER_STATUS.SERVER_STATUS_IN_TRANS
+_TRANSACTIONS = SNAPSHOT | TRANSACTION
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
 
 #: What the methods of PyMySQL that talk to the server leave behind.
@@ -113,6 +117,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.holder = 0
         #: Rows that the open transaction has changed, and how many were ended so far.
         self.changed = self.transactions = 0
+        #: Which of them a block is; None outside of blocks.
+        self.block: int | None = None
         #: Whether it was lost with a COMMIT on its way.
         self.lost_in_commit = False
         #: Commands that were sent and whose answers were not read yet.
@@ -233,6 +239,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             statement = bytes(statement)
         if raw._result is not None:
             self.attempt(self._finish_stream)
+        if self.block is not None:
+            self._check_block(statement)
         short = len(statement) < MEMORABLE
         self.residue |= residue(statement) if short else judge(statement)
         try:
@@ -241,16 +249,52 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             self.failed(error)
             raise
         if not raw._result.field_count:
-            self._note_change(affected)
+            self._note_change(affected, more=raw._result.has_next)
         return affected
 
-    def _note_change(self, rows: int) -> None:
+    def _note_change(self, rows: int, more: bool) -> None:
         """Note an OK, which tells whether the session is in a transaction now."""
         if self.raw.server_status & _IN_TRANSACTION:
             self.changed += rows
-        else:
-            self.changed = 0
-            self.transactions += 1
+            return
+        self._transaction_ended()
+        if more:
+            self.residue |= _TRANSACTIONS  # perhaps the next statement begins one
+
+    # Blocks
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open that has done more than to read."""
+        return bool(
+            self.residue & TRANSACTION
+            and _may_be_in_transaction(self.raw.server_status)
+        )
+
+    def begin_block(self) -> None:
+        """Begin a transaction, and refuse from now on what would end it early."""
+        if self.in_transaction:
+            raise TransactionError(
+                "a transaction is open already: a BEGIN, or without AUTOCOMMIT a"
+                " statement that changed or locked something, has begun it; commit() or"
+                " rollback() it first, or begin it with transaction(), which may be"
+                " nested"
+            )
+        self.command("begin")
+        self.block = self.transactions
+
+    def _check_block(self, statement: bytes) -> None:
+        if self.block != self.transactions:
+            raise TransactionError(
+                "the transaction of this block has been ended, by a deadlock or by a"
+                " statement that commits implicitly; let the exception out of the block"
+            )
+        if ends_transaction(statement):
+            raise TransactionError(
+                "a statement that ends the transaction, or commits it implicitly (DDL"
+                " does), was refused inside of transaction(): execute it outside; to"
+                " roll back, let an exception out; to nest, use transaction() again"
+            )
 
     def command(self, name: str, *args: Any) -> Any:
         """Call a method of PyMySQL that talks to the server, likewise."""
@@ -259,9 +303,9 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.residue |= _RESIDUE_OF.get(name, NONE)
         result = self.attempt(getattr(self.raw, name), *args)
         if name in ("commit", "rollback"):
-            self._transaction_ended()
+            self._note_change(0, more=False)
         elif name == "next_result" and not self.raw._result.field_count:
-            self._note_change(0)
+            self._note_change(0, more=self.raw._result.has_next)
         return result
 
     def commit(self) -> None:
@@ -305,8 +349,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
             if code == ER.LOCK_DEADLOCK:
                 # The server has rolled back all of it, not just the statement.
-                self.changed = 0
-                self.transactions += 1
+                self._transaction_ended()
             if code in READ_ONLY:
                 self.retired = self.retired or "invalidated"
             self.residue |= SESSION  # SHOW WARNINGS, which the next should not see
@@ -319,11 +362,9 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.abandon()
 
     def _transaction_ended(self) -> None:
-        """Note a COMMIT or ROLLBACK that succeeded."""
-        if not self.raw.server_status & _IN_TRANSACTION:
-            self.residue &= ~TRANSACTION
-            self.changed = 0
-            self.transactions += 1
+        self.residue &= ~_TRANSACTIONS
+        self.changed = 0
+        self.transactions += 1
 
     def ping(self, deadline: float) -> None:
         """Make the server answer, at the price of a round trip.
@@ -345,7 +386,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         """
         raw = self.raw
         left, self.residue = self.residue, NONE
-        self.changed = 0
+        self.changed, self.block = 0, None
         result = raw._result
         if result is not None:
             if result.unbuffered_active or result.has_next:
@@ -358,8 +399,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         if policy == "always":
             left |= SESSION
         elif policy == "transaction":
-            left &= TRANSACTION
-        if left <= TRANSACTION:
+            left &= _TRANSACTIONS
+        if left <= _TRANSACTIONS:
             if left and _may_be_in_transaction(raw.server_status):
                 return self.write([_query(b"ROLLBACK")])
             return True

@@ -8,10 +8,14 @@ the same thread. Each must get, and give back, a connection of its own.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
 import flask.globals
 from flask import Flask, current_app
@@ -27,6 +31,7 @@ from .handle import PooledConnection
 from .pool import Pool
 from .presence import Presence
 from .stats import PoolStats
+from .transaction import run_in_transaction, transaction
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,9 @@ KEY_IN_G = "_mysqlpool"
 
 #: What a client that was refused for lack of connections is told to wait.
 RETRY_AFTER = 1  # second
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _Held = dict[str, PooledConnection]
 
@@ -49,6 +57,7 @@ class MySQLPool:
     """
 
     def __init__(self, app: Flask | None = None) -> None:
+        self._apps: WeakSet[Flask] = WeakSet()
         if app is not None:
             self.init_app(app)
 
@@ -67,6 +76,7 @@ class MySQLPool:
         config = AppConfig.from_mapping(app.config, name=app.name)
         state = _State(config, _board(app, config), app.name, len(states))
         states[self] = state
+        self._apps.add(app)
         app.teardown_request(state.release_request)
         app.teardown_appcontext(state.release_all)
         if len(states) > 1:
@@ -79,11 +89,12 @@ class MySQLPool:
         if config.cli is not None:
             app.cli.add_command(cli.create_group(config.cli))
 
-    def _state(self) -> _State:
-        states = _states(_app_context())
+    def _state(self, app: Flask | None = None) -> _State:
+        app = app or _app_context().app
+        states = _states(app)
         if self not in states:
             raise RuntimeError(
-                f"this MySQLPool does not know the app {current_app.name!r}; call"
+                f"this MySQLPool does not know the app {app.name!r}; call"
                 " init_app(app) when the app is created"
             )
         return states[self]
@@ -105,16 +116,108 @@ class MySQLPool:
         self._state().close_db(bind)
 
     def connection(
-        self, bind: str = "default", timeout: float | None = None
+        self,
+        bind: str = "default",
+        timeout: float | None = None,
+        *,
+        app: Flask | None = None,
     ) -> PooledConnection:
         """A connection of one's own, for ``with``; it has nothing to do with ``g``.
 
-        For threads, generators and jobs: ``with app.app_context(), db.connection() as
-        conn:``, as a thread has no application context by itself. ``timeout`` is in
-        seconds, by default the setting ``TIMEOUT``.
+        For generators, threads and jobs. A thread has no application context by itself:
+        name the ``app``, or write ``with app.app_context():`` around it. ``timeout`` is
+        in seconds, by default the setting ``TIMEOUT``.
         """
+        if app is not None:
+            return self._state(app).pool(bind).connection(timeout=timeout)
         endpoint = _endpoint(_app_context(), _request_context())
         return self.pool(bind).connection(timeout=timeout, endpoint=endpoint)
+
+    @contextmanager
+    def transaction(
+        self, bind: str = "default", *, app: Flask | None = None
+    ) -> Iterator[PooledConnection]:
+        """All of a block or nothing, on the connection that :meth:`get_db` gives.
+
+        Commits at the end; rolls back after any exception. Inside of another such
+        block it is a savepoint. With ``app``, it works outside of contexts, too, and
+        has a connection of its own.
+
+        Raises :exc:`~flask_mysqlpool.TransactionError` where a transaction is open
+        already that has changed or locked something and is no such block, and for
+        whatever would end this one early: ``commit()``, ``rollback()``, DDL.
+        :exc:`~flask_mysqlpool.CommitUnknown` if the connection is lost between the
+        COMMIT and its answer.
+        """
+        with ExitStack() as stack:
+            if app is not None:
+                stack.enter_context(app.app_context())
+            yield stack.enter_context(transaction(self.get_db(bind)))
+
+    def run_in_transaction(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        retries: int = 3,
+        bind: str = "default",
+    ) -> T:
+        """Call ``function(connection, *args)`` in a transaction; what it returns.
+
+        All of the function is called again, after a short pause, if the transaction
+        was rolled back by a deadlock or a lock wait timeout, or if the connection was
+        lost before COMMIT was sent; at most ``retries`` times. So it should have no
+        other effects than on the database.
+
+        Raises what the last call raised. After a COMMIT of unknown outcome nothing is
+        called again: that is a :exc:`~flask_mysqlpool.CommitUnknown`.
+        """
+        connection = self.get_db(bind)
+        return run_in_transaction(connection, function, *args, retries=retries)
+
+    def auto_close_db(self, function: F) -> F:
+        """Decorate a function: what it takes by :meth:`get_db` is returned at its end.
+
+        However it ends; what was taken before the call stays. For threads, daemons and
+        jobs: where no application context is active, the function gets one, of the
+        only app that this object was initialised for. Coroutine functions, too.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(
+            function
+        ):
+            raise TypeError(
+                "auto_close_db cannot tell when a generator ends; use"
+                " 'with db.connection() as conn:' inside of it"
+            )
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with self._closing():
+                    return await function(*args, **kwargs)
+
+        else:
+
+            @functools.wraps(function)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with self._closing():
+                    return function(*args, **kwargs)
+
+        return cast(F, wrapper)
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        if app_ctx:
+            with self._state().closing():
+                yield
+            return
+        apps = list(self._apps)
+        if len(apps) != 1:
+            raise RuntimeError(
+                f"no application context is active, and this MySQLPool has {len(apps)}"
+                " apps; use 'with app.app_context():' around the call"
+            )
+        with apps[0].app_context():
+            yield
 
     def pool(self, bind: str = "default") -> Pool:
         """The pool of the current app for this bind."""
@@ -215,24 +318,48 @@ class _State:
         held: dict[Any, _Held] = by_state.get(self) or by_state.setdefault(self, {})
         return held
 
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """A block at whose end is returned what it has taken."""
+        all_held, key = self._all_held(_app_context()), _request_context()
+        before = set(all_held.get(key, ()))
+        try:
+            yield
+        finally:
+            held = all_held.get(key, {})
+            _release({bind: held.pop(bind) for bind in held.keys() - before})
+
     def release_request(self, error: BaseException | None = None) -> None:
         """Return what the request that ends has taken. Never raises."""
         if all_held := self._all_held(_app_context()):
-            _release(all_held.pop(_request_context(), {}))
+            _release(all_held.pop(_request_context(), {}), error)
 
     def release_all(self, error: BaseException | None = None) -> None:
         """Return what is left at the end of the application context. Never raises."""
         all_held = self._all_held(_app_context())
         while all_held:
-            _release(all_held.popitem()[1])
+            _release(all_held.popitem()[1], error)
 
 
-def _release(held: _Held) -> None:
+def _release(held: _Held, error: BaseException | None = None) -> None:
     for connection in held.values():
         try:
+            if connection.changed and error is None:
+                _warn_of_rollback(connection)
             connection.close()
         except Exception as error:
             log.warning("a connection was discarded instead of returned: %s", error)
+
+
+def _warn_of_rollback(connection: PooledConnection) -> None:
+    app = _app_context().app
+    if app.debug:
+        app.logger.warning(
+            "%s changed %d rows and did not commit: they are rolled back; call"
+            " commit(), or use 'with db.transaction():'",
+            connection.endpoint or "outside of a request, something",
+            connection.changed,
+        )
 
 
 def _request_context() -> Any:
@@ -275,18 +402,18 @@ def _app_context() -> AppContext:
         ) from None
 
 
-def _states(context: AppContext) -> dict[MySQLPool, _State]:
-    states: dict[MySQLPool, _State] = context.app.extensions.get(KEY, {})
+def _states(app: Flask) -> dict[MySQLPool, _State]:
+    states: dict[MySQLPool, _State] = app.extensions.get(KEY, {})
     if not states:
         raise RuntimeError(
-            f"the app {context.app.name!r} has no connection pool; create one with"
+            f"the app {app.name!r} has no connection pool; create one with"
             " MySQLPool(app), or call init_app(app) of the one that you have"
         )
     return states
 
 
 def _only_state() -> _State:
-    states = _states(_app_context())
+    states = _states(_app_context().app)
     if len(states) > 1:
         raise RuntimeError(
             f"the app {current_app.name!r} has {len(states)} MySQLPool objects;"

@@ -12,7 +12,6 @@ from os import getpid
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pymysql.connections import Connection
-from pymysql.constants import SERVER_STATUS
 from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import MySQLError, ProgrammingError
 
@@ -24,8 +23,6 @@ from .errors import (
     PoolError,
     TransactionError,
 )
-
-_IN_TRANSACTION = SERVER_STATUS.SERVER_STATUS_IN_TRANS
 
 
 class _Pool(Protocol):
@@ -201,6 +198,7 @@ class PooledConnection(_Face):
 
     def begin(self) -> None:
         """Begin a transaction."""
+        self._refuse_in_block("begin()", "nest transaction(), for a savepoint")
         self._command("begin")
 
     def commit(self) -> None:
@@ -231,15 +229,33 @@ class PooledConnection(_Face):
         if self.blocks:
             raise TransactionError(f"{what} inside of transaction(): {instead}")
 
-    @property
-    def in_transaction(self) -> bool:
-        """Whether BEGIN, or a statement that changed something, has begun one."""
-        return bool(self._con and self._con.raw.server_status & _IN_TRANSACTION)
+    def begin_block(self) -> None:
+        """Begin a transaction that :meth:`commit` and :meth:`rollback` may not end.
+
+        They may after :meth:`end_block`. What :func:`~.transaction.transaction` uses.
+        """
+        con = self._enter()
+        try:
+            con.begin_block()
+        finally:
+            self._leave()
+            # With nothing uncommitted before, there is nothing to tell of.
+            self._give_up_lost()
+        self.blocks = 1
+
+    def end_block(self) -> bool:
+        """Whether the transaction of the block was still open."""
+        con, self.blocks = self._con, 0
+        if con is None:
+            return False
+        block, con.block = con.block, None
+        return block == con.transactions
 
     @property
-    def transactions(self) -> int:
-        """How many have been ended here so far, in whatever way."""
-        return self._con.transactions if self._con else -1
+    def block_is_open(self) -> bool:
+        """Whether the transaction of the block can still go on."""
+        con = self._con
+        return con is not None and con.lost is None and con.block == con.transactions
 
     @property
     def changed(self) -> int:
@@ -281,6 +297,7 @@ class PooledConnection(_Face):
         self._command("select_db", db)
 
     def autocommit(self, value: bool) -> None:
+        self._refuse_in_block("autocommit()", "call it before")
         self._command("autocommit", value)
 
     def set_character_set(self, charset: str, collation: str | None = None) -> None:

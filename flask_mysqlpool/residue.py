@@ -15,14 +15,16 @@ from functools import lru_cache
 
 #: Nothing.
 NONE = 0
-#: At most an open transaction or a snapshot.
-TRANSACTION = 1
+#: At most a snapshot: a transaction that was opened by reading, and only read.
+SNAPSHOT = 1
+#: A transaction that was begun by a statement of its own, or that may hold locks.
+TRANSACTION = 2
 #: Variables, temporary tables, locks, prepared statements, LAST_INSERT_ID(), …
-SESSION = 2
+SESSION = 4
 #: Perhaps another current database or role, which resetting the session leaves.
-ELSEWHERE = 4
+ELSEWHERE = 8
 #: Something that is not certain to be undone by anything.
-INDELIBLE = 8
+INDELIBLE = 16
 
 _LEADING_COMMENTS = re.compile(rb"(?:\s|/\*(?![!+m]).*?\*/)+", re.DOTALL)
 _READS = re.compile(rb"(?:select|show)\b")
@@ -33,6 +35,13 @@ _INDELIBLE = re.compile(
     rb"(?:xa|backup|binlog|flush|lock\b.*\binstance"
     rb"|set\b.*\b(?:resource|authorization|profiling))\b",
     re.DOTALL,
+)
+_LOCKING = re.compile(rb"\bfor\s+(?:update|share)\b|\block\s+in\s+share\b")
+_ENDS = re.compile(
+    rb"(?:begin(?!\s+not)|start\s+transaction|commit"
+    rb"|rollback(?!\s+(?:work\s+)?to)|set\s+(?:session\s+|@@(?:session\.)?)?autocommit"
+    rb"|(?:create(?:\s+or\s+replace)?|drop)(?!\s+temporary|\s+or)|alter|truncate|rename"
+    rb"|lock\s+tables?|grant|revoke|analyze|optimize|repair|flush|install|uninstall|xa)\b"
 )
 _USER_VARIABLE = re.compile(rb"(?<!@)@(?!@)")
 _KEPT_BY_KEYWORD = re.compile(rb"\bsql_calc_found_rows\b|\bvalue\s+for\b")
@@ -90,13 +99,12 @@ MEMORABLE = 500
 
 def judge(statement: bytes) -> int:
     """What may be left in the session after this statement, as a sum of the above."""
-    statement = statement.lower()
-    if comments := _LEADING_COMMENTS.match(statement):
-        statement = statement[comments.end() :]
+    statement = _normalize(statement)
     if b";" in statement.rstrip(b"; \t\r\n"):
         return TRANSACTION | SESSION | ELSEWHERE
     if _READS.match(statement):
-        return TRANSACTION if _only_reads(statement) else TRANSACTION | SESSION
+        left = TRANSACTION if _LOCKING.search(statement) else SNAPSHOT
+        return left if _only_reads(statement) else TRANSACTION | SESSION
     if _TRANSACTION.fullmatch(statement):
         return TRANSACTION
     if _INDELIBLE.match(statement):
@@ -104,6 +112,19 @@ def judge(statement: bytes) -> int:
     if _WRITES.match(statement) and b"role" not in statement:
         return TRANSACTION | SESSION
     return TRANSACTION | SESSION | ELSEWHERE
+
+
+@lru_cache(maxsize=1000)
+def ends_transaction(statement: bytes) -> bool:
+    """Whether its text begins or ends a transaction, or is known to commit one."""
+    return _ENDS.match(_normalize(statement)) is not None
+
+
+def _normalize(statement: bytes) -> bytes:
+    statement = statement.lower()
+    if comments := _LEADING_COMMENTS.match(statement):
+        return statement[comments.end() :]
+    return statement
 
 
 #: :func:`judge`, remembering what it said; for statements that are not too long.

@@ -21,9 +21,10 @@ from .handle import PooledConnection
 
 T = TypeVar("T")
 
-#: Errors after which the whole transaction may be tried again: a deadlock, of which the
-#: server has rolled back all, and a lock wait timeout, of which we do.
-CONFLICTS = frozenset({ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT})
+#: Errors after which all of it may be tried again, since it is rolled back: by the
+#: server after a deadlock, or when the members of a group disagree (3101); by the block
+#: after a lock wait timeout, or after a change since the snapshot (1020, MariaDB).
+CONFLICTS = frozenset({ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.CHECKREAD, 3101})
 
 #: Pauses before another try: seconds, doubling from the first to the last, jittered.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
@@ -42,57 +43,52 @@ def transaction(connection: PooledConnection) -> Iterator[PooledConnection]:
         with _savepoint(connection):
             yield connection
         return
-    if connection.in_transaction:
-        raise TransactionError(
-            "a transaction is open already, which BEGIN or, without AUTOCOMMIT, a"
-            " statement has begun; commit() or rollback() first, or begin it with"
-            " transaction(), which may be nested"
-        )
-    connection.begin()
-    connection.blocks += 1
-    transactions = connection.transactions
+    connection.begin_block()
     try:
         yield connection
     except BaseException:
-        connection.blocks -= 1
-        connection.rollback()
+        connection.end_block()
+        _roll_back(connection)
         raise
-    connection.blocks -= 1
-    if connection.transactions != transactions:
-        connection.rollback()
+    if connection.end_block():
+        _commit(connection)
+    else:
+        _roll_back(connection)
         raise TransactionError(
-            "the transaction was ended inside of its block: by a statement that commits"
-            " implicitly (CREATE, ALTER, DROP, TRUNCATE, LOCK TABLES, …), by a COMMIT"
-            " or ROLLBACK, or by a deadlock that was caught; what came before that is"
-            " committed or lost, and what came after is not one with it"
+            "the transaction was ended inside of its block, by a deadlock that was"
+            " caught, by returning the connection, or by something that commits (a"
+            " procedure may); what came before that is committed or lost, and what came"
+            " after is not one with it"
         )
-    _commit(connection)
 
 
 @contextmanager
 def _savepoint(connection: PooledConnection) -> Iterator[None]:
     name = f"mysqlpool_{connection.blocks}"
-    transactions = connection.transactions
     connection.query(f"SAVEPOINT {name}")
     connection.blocks += 1
     try:
         yield
     except BaseException:
-        if connection.open and connection.transactions == transactions:
+        if connection.block_is_open:
             connection.query(f"ROLLBACK TO SAVEPOINT {name}")
         raise
     finally:
         connection.blocks -= 1
-    if connection.transactions == transactions:
-        connection.query(f"RELEASE SAVEPOINT {name}")
+    connection.query(f"RELEASE SAVEPOINT {name}")
+
+
+def _roll_back(connection: PooledConnection) -> None:
+    if not connection.returned:
+        connection.rollback()
 
 
 def _commit(connection: PooledConnection) -> None:
     try:
         connection.commit()
     except BaseException as error:
-        unknown = connection.lost_in_commit
-        connection.rollback()
+        unknown = connection.lost_in_commit and isinstance(error, Exception)
+        _roll_back(connection)
         if unknown:
             raise CommitUnknown(
                 "the connection was lost after COMMIT was sent and before it was"
@@ -129,10 +125,8 @@ def run_in_transaction(
 
 
 def _may_be_repeated(error: MySQLError, connection: PooledConnection) -> bool:
-    code = error.args[0] if error.args else None
-    if code in CONFLICTS or isinstance(error, ConnectionLost):
-        return True
-    if isinstance(error, PoolError):
+    if isinstance(error, PoolError) and not isinstance(error, ConnectionLost):
         return False
-    # After a rollback of the block, a connection that was lost has been given up.
-    return connection.given_up
+    # A connection that was lost has been given up by the rollback of the block; if
+    # not, it was lost before, with work that is nobody's here to repeat.
+    return connection.given_up or bool(error.args and error.args[0] in CONFLICTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -452,3 +453,78 @@ def test_without_request_contexts_of_their_own_requests_still_return(
 
     assert add_view(app, lambda: str(fetch(get_db()))).get("/").text == "((1,),)"
     assert in_use(app) == 0
+
+
+def test_a_decorated_function_returns_what_it_took(make_app: MakeApp) -> None:
+    app = make_app()
+    db = database(app)
+    taken: list[PooledConnection] = []
+
+    @db.auto_close_db
+    def job(fail: bool = False) -> str:
+        """Work."""
+        taken.append(get_db())
+        if fail:
+            raise SystemExit
+        return "done"
+
+    with app.app_context():
+        kept = db.get_db()
+        assert job() == "done"
+        assert taken.pop() is kept and not kept.returned
+        close_db()
+        assert job() == "done"
+        with pytest.raises(SystemExit):
+            job(fail=True)
+        assert in_use(app) == 0
+    assert [connection.returned for connection in taken] == [True, True]
+    assert (job.__name__, job.__doc__) == ("job", "Work.")
+
+
+def test_a_decorated_function_needs_no_context_where_there_is_one_app(
+    make_app: MakeApp, server: LocalServer
+) -> None:
+    app = make_app()
+    db = database(app)
+    rows: list[Any] = []
+    thread = threading.Thread(
+        target=db.auto_close_db(lambda: rows.extend(fetch(db.get_db())))
+    )
+    thread.start()
+    thread.join()
+
+    assert rows == [(1,)]
+    assert in_use(app) == 0
+
+    other = Flask("other")
+    other.config["MYSQLPOOL_URL"] = server.url
+    db.init_app(other)
+    with pytest.raises(RuntimeError, match="has 2 apps; use 'with app.app_context"):
+        db.auto_close_db(db.get_db)()
+
+
+def test_a_decorated_coroutine_returns_what_it_took(make_app: MakeApp) -> None:
+    app = make_app()
+    db = database(app)
+
+    @db.auto_close_db
+    async def job() -> int:
+        await asyncio.sleep(0)
+        db.get_db()
+        return db.stats().in_use
+
+    async def all_jobs() -> tuple[int, int]:
+        return await asyncio.gather(job(), job())
+
+    assert max(asyncio.run(all_jobs())) >= 1
+    assert in_use(app) == 0
+
+
+def test_generators_are_not_decorated(make_app: MakeApp) -> None:
+    db = database(make_app())
+
+    def rows() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(TypeError, match=r"with db.connection\(\) as conn"):
+        db.auto_close_db(rows)

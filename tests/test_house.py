@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "board",
         "presence",
         "cli",
+        "transaction",
     },
 }
 WITHOUT_FLASK = set(MAY_IMPORT) - {"extension", "cli"}

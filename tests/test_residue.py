@@ -7,14 +7,14 @@ import pytest
 from flask_mysqlpool.residue import (
     ELSEWHERE,
     INDELIBLE,
-    NONE,
     SESSION,
+    SNAPSHOT,
     TRANSACTION,
     judge,
     residue,
 )
 
-HARMLESS = [
+ONLY_READS = [
     "SELECT 1",
     "select 1;",
     "  SELECT * FROM t WHERE a IN (1, 2) AND (b OR c)",
@@ -25,10 +25,16 @@ HARMLESS = [
     "SHOW TABLES",
     "/* traced */ SELECT 1",
     "SELECT a - (b), a * (b), 'a' IN ('b')",
+]
+IS_NO_MORE_THAN_A_TRANSACTION = [
     "BEGIN",
     "START TRANSACTION",
     "COMMIT",
     "rollback ;",
+    "SELECT a FROM t FOR UPDATE",
+    "SELECT a FROM t for  share",
+    "SELECT a FROM t LOCK IN\nSHARE MODE",
+    "SELECT a FROM t FOR UPDATE NOWAIT",
 ]
 LEAVES_SOMETHING = [
     "SELECT @a := 1",
@@ -95,9 +101,14 @@ CANNOT_BE_UNDONE = [
 ]
 
 
-@pytest.mark.parametrize("statement", HARMLESS)
-def test_what_only_reads_leaves_at_most_a_transaction(statement: str) -> None:
-    assert residue(statement.encode()) == TRANSACTION != NONE
+@pytest.mark.parametrize("statement", ONLY_READS)
+def test_what_only_reads_leaves_at_most_a_snapshot(statement: str) -> None:
+    assert residue(statement.encode()) == SNAPSHOT
+
+
+@pytest.mark.parametrize("statement", IS_NO_MORE_THAN_A_TRANSACTION)
+def test_what_is_undone_by_a_rollback_is_known(statement: str) -> None:
+    assert residue(statement.encode()) == TRANSACTION
 
 
 @pytest.mark.parametrize("statement", LEAVES_SOMETHING)
@@ -118,5 +129,5 @@ def test_what_a_reset_may_not_undo_is_said_so(statement: str) -> None:
 def test_a_long_statement_is_judged_like_a_short_one() -> None:
     statement = "SELECT '" + "x" * 10_000 + "'"
 
-    assert judge(statement.encode()) == TRANSACTION
+    assert judge(statement.encode()) == SNAPSHOT
     assert judge((statement + ", @a := 1").encode()) & SESSION
