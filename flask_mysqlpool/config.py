@@ -221,6 +221,11 @@ class PoolConfig:
         convert.whole(1),
         "The most connections that all processes of this host have together.",
     )
+    leak_threshold: float = _duration(
+        0.0,
+        "How long a connection may be in use before its holder is logged with the"
+        " stack that took it; 0 means for ever.",
+    )
     name: str = _setting(
         "mysqlpool",
         convert.label,

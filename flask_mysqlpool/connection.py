@@ -23,6 +23,7 @@ from pymysql.err import MySQLError, OperationalError
 
 from .config import PoolConfig
 from .errors import TransactionError
+from .leaks import Stack
 from .residue import (
     ELSEWHERE,
     INDELIBLE,
@@ -115,6 +116,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         #: How often it was handed out, and the thread that has it now.
         self.uses = 0
         self.holder = 0
+        #: Of the handle that vanished without returning it: endpoint and stack.
+        self.dropped_by: tuple[str | None, Stack] | None = None
         #: Rows that the open transaction has changed, and how many were ended so far.
         self.changed = self.transactions = 0
         #: Which of them a block is; None outside of blocks.

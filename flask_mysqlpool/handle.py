@@ -23,6 +23,7 @@ from .errors import (
     PoolError,
     TransactionError,
 )
+from .leaks import Stack
 
 
 class _Pool(Protocol):
@@ -68,6 +69,7 @@ class PooledConnection(_Face):
         "blocks",
         "cursorclass",
         "endpoint",
+        "stack",
     )
 
     def __init__(self, pool: _Pool, endpoint: str | None = None) -> None:
@@ -85,6 +87,8 @@ class PooledConnection(_Face):
         self.cursorclass: Any = None
         #: What the connection was taken for, as status shows it.
         self.endpoint = endpoint
+        #: Where it was taken, if that is asked for.
+        self.stack: Stack = ()
         #: How many blocks of :func:`~.transaction.transaction` it is in.
         self.blocks = 0
 
@@ -382,6 +386,7 @@ class PooledConnection(_Face):
         if con is not None and con.pid == getpid():
             message = f"{self!r} was never returned"
             self._con = None
+            con.dropped_by = self.endpoint, self.stack
             self._pool.dropped(con)
             warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
 

@@ -36,6 +36,7 @@ from .connects import Connect, Connects
 from .errors import PoolClosed, PoolError, PoolFull, PoolTimeout
 from .handle import PooledConnection
 from .housekeeper import housekeeper
+from .leaks import describe, stack
 from .stats import ConnectionStats, PoolStats
 from .waiters import Waiter, WaiterQueue
 
@@ -143,6 +144,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         #: Who holds which, in order of checkout. A holder that is gone without having
         #: returned anything leaves a dead reference; see :meth:`housekeep`.
         self._in_use: dict[PhysicalConnection, ref[Any]] = {}
+        #: Handles that were logged as leaks.
+        self._leaks: WeakSet[PooledConnection] = WeakSet()
         #: Connects under way; each takes a place.
         self._connects = Connects()
         self._waiters: WaiterQueue[PhysicalConnection] = WaiterQueue()
@@ -192,6 +195,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         made for this checkout.
         """
         handle = PooledConnection(self, endpoint)
+        if self.config.leak_threshold:
+            handle.stack = stack()
         self.lend(handle, timeout)
         return handle
 
@@ -662,10 +667,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         with self._lock:
             in_use = [(con, owner()) for con, owner in self._in_use.items()]
             idle = [*self._idle_cache]
-        now = monotonic()
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        now, names = monotonic(), _thread_names()
 
-        def describe(con: PhysicalConnection, state: str, who: object) -> Any:
+        def about(con: PhysicalConnection, state: str, who: object) -> ConnectionStats:
             return ConnectionStats(
                 thread_id=con.raw.thread_id(),
                 state=state,
@@ -676,8 +680,8 @@ class Pool(PooledDB):  # type: ignore[misc]
             )
 
         return [
-            *(describe(con, "in_use", owner) for con, owner in in_use),
-            *(describe(con, "idle", None) for con in reversed(idle)),
+            *(about(con, "in_use", owner) for con, owner in in_use),
+            *(about(con, "idle", None) for con in reversed(idle)),
         ]
 
     def housekeep(self) -> float | None:
@@ -690,8 +694,12 @@ class Pool(PooledDB):  # type: ignore[misc]
         with self._lock:
             stale = self._take_abandoned() | self._take_old(now)
             self._in_use.update(dict.fromkeys(stale, ref(errand)))
+            held = [*self._in_use.items()] if self.config.leak_threshold else []
         for con, reason in stale.items():
+            self._report_dropped(con)
             self._discard(con, reason)
+        for con, owner in held:
+            self._report_leak(con, owner(), now)
         with self._lock:
             missing = min(self.config.min_size, self._limit) - self._places()
             if self._closed or self._paused or self._connects.failing:
@@ -702,7 +710,30 @@ class Pool(PooledDB):  # type: ignore[misc]
             more_to_do = self._places() > 0
         for connect in connects:
             self._start(connect)
-        return INTERVAL if more_to_do else None
+        pause = min(INTERVAL, self.config.leak_threshold or INTERVAL)
+        return pause if more_to_do else None
+
+    def _report_dropped(self, con: PhysicalConnection) -> None:
+        if con.dropped_by is not None:
+            who = describe(
+                con.dropped_by[0], _thread_names().get(con.holder), con.dropped_by[1]
+            )
+            text = "%s: a connection was dropped without being returned; %s"
+            log.warning(text, self.name, who)
+
+    def _report_leak(self, con: PhysicalConnection, handle: Any, now: float) -> None:
+        """Report a holder that has had its connection for too long, once."""
+        if not isinstance(handle, PooledConnection) or handle in self._leaks:
+            return
+        held = now - con.since
+        if held > self.config.leak_threshold:
+            self._leaks.add(handle)
+            who = describe(
+                handle.endpoint, _thread_names().get(con.holder), handle.stack
+            )
+            log.warning(
+                "%s: a connection is in use for %.1f s; %s", self.name, held, who
+            )
 
     def _take_abandoned(self) -> dict[PhysicalConnection, str]:
         """What nobody holds any more, and why it must go. [lock held]
@@ -747,7 +778,16 @@ class Pool(PooledDB):  # type: ignore[misc]
                 * self._paused
             )
             cause = self._connects.error
-        error = PoolTimeout(text + (_describe(oldest) if oldest else ""))
+            in_use = len(self._in_use) or None
+            mine = sum(c.holder == threading.get_ident() for c in self._in_use)
+        if oldest:
+            text += f"; held longest: {monotonic() - oldest.since:.2f} s by thread"
+            text += f" {_thread_names().get(oldest.holder, 'that has ended')!r}"
+        if mine:
+            text += f"; this thread itself holds {mine}"
+        if mine == in_use:
+            text += ", and waits for itself: let it return one before it takes another"
+        error = PoolTimeout(text)
         error.__cause__ = cause
         if monotonic() >= self.news_from:
             self.tell()
@@ -765,12 +805,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Do nothing: PooledDB would talk to the server from the finalizer."""
 
 
-def _describe(con: PhysicalConnection) -> str:
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return (
-        f"; held longest: {monotonic() - con.since:.2f} s"
-        f" by thread {names.get(con.holder, 'that has ended')!r}"
-    )
+def _thread_names() -> dict[int | None, str]:
+    return {thread.ident: thread.name for thread in threading.enumerate()}
 
 
 def _stays(con: PhysicalConnection) -> bool:

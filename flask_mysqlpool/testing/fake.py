@@ -50,6 +50,7 @@ class FakeConnection:
         self.number = number
         self.pid = getpid()
         self.lost: BaseException | None = None
+        self.dropped_by: Any = None
         self.opened = self.since = monotonic()
         self.expires = float("inf")
         self.fresh_until = 0.0

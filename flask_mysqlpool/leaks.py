@@ -1,0 +1,46 @@
+"""Where a connection was taken, and what to say when it does not come back.
+
+A stack is noted as code and line numbers, which takes a few microseconds and keeps no
+frame alive; its text is looked up only for a report.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from types import CodeType, FrameType
+
+#: The callers of a checkout, the innermost first.
+Stack = tuple[tuple[CodeType, int], ...]
+
+#: So many of them are noted.
+DEPTH = 50
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def stack() -> Stack:
+    """Who is calling, apart from this package."""
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back
+    found: list[tuple[CodeType, int]] = []
+    walker: FrameType | None = frame
+    while walker is not None and len(found) < DEPTH:
+        found.append((walker.f_code, walker.f_lineno))
+        walker = walker.f_back
+    return tuple(found)
+
+
+def describe(endpoint: str | None, thread: str | None, stack: Stack) -> str:
+    """Who took it, and where: one line, or more if the stack was noted."""
+    taken = f"taken for {endpoint!r} by" if endpoint else "taken by"
+    taken += f" thread {thread!r}" if thread else " a thread that has ended"
+    if not stack:
+        return f"{taken}; LEAK_THRESHOLD, if set, would have its stack shown here"
+    entries = [
+        traceback.FrameSummary(code.co_filename, line, code.co_name)
+        for code, line in reversed(stack)
+    ]
+    return f"{taken}, from:\n{''.join(traceback.format_list(entries))}".rstrip()
