@@ -11,7 +11,7 @@ from docutils.statemachine import StringList
 from pallets_sphinx_themes import get_version
 from sphinx.application import Sphinx
 
-from flask_mysqlpool.config import URL, AppConfig, PoolConfig
+from flask_mysqlpool.config import BINDS, URL, AppConfig, PoolConfig
 
 project = "flask_mysqlpool"
 copyright = "2026 The flask_mysqlpool developers"
@@ -42,7 +42,7 @@ html_title = f"{project} ({version})"
 
 def _settings() -> dict[str, Field[Any]]:
     own = [*fields(PoolConfig), *fields(AppConfig)]
-    return {"URL": URL} | {f.name.upper(): f for f in own if f.metadata}
+    return {"URL": URL, "BINDS": BINDS} | {f.name.upper(): f for f in own if f.metadata}
 
 
 def _default(setting: Field[Any]) -> str:

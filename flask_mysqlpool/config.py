@@ -88,6 +88,15 @@ URL = _setting(
 )
 """The setting ``URL``: it becomes others, and so is no field of its own."""
 
+BINDS = _setting(
+    dict,
+    convert.binds,
+    "Further pools by name, each a mapping of settings; what they leave out is as it is"
+    " for the pool itself.",
+    secret=True,
+)
+"""The setting ``BINDS``: it becomes pools."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
@@ -226,6 +235,11 @@ class PoolConfig:
         "How long a connection may be in use before its holder is logged with the"
         " stack that took it; 0 means for ever.",
     )
+    backend: str | type = _setting(
+        "pooled",
+        convert.backend,
+        "pooled; null, which connects for each checkout; or a subclass of ``Pool``.",
+    )
     name: str = _setting(
         "mysqlpool",
         convert.label,
@@ -243,6 +257,7 @@ class PoolConfig:
         """
         reader = _Reader(prefix)
         values = reader.pool(reader.take(mapping, _POOL))
+        reader.finish()
         return cls(**({} if name is None else {"name": name}) | values)
 
     def __post_init__(self) -> None:
@@ -250,7 +265,9 @@ class PoolConfig:
         reader.written = {key: key for key in known}
         values = {key: getattr(self, key) for key in known}
         given = {k: v for k, v in values.items() if v is not None or known[k].default}
-        for key, value in reader.pool(given).items():
+        values = reader.pool(given)
+        reader.finish()
+        for key, value in values.items():
             object.__setattr__(self, key, value)
 
     @property
@@ -297,15 +314,26 @@ class AppConfig:
         which lists every fault.
         """
         reader, own = _Reader(PREFIX), _settings(cls)
-        given = reader.take(mapping, own | _POOL)
-        reader.look_alikes(mapping, own | _POOL)
-        if not (given.keys() & _PLACES or reader.faults):
-            reader.faults.append(_NO_SERVER)
+        known = own | _POOL | {"binds": BINDS}
+        given = reader.take(mapping, known)
+        reader.look_alikes(mapping, known)
         values = reader.convert(given, own)
         if "max_host_connections" in given and values.get("status_dir", "") is None:
             reader.fault("max_host_connections", "needs {STATUS_DIR}, which is False")
-        pool = reader.pool(given)
-        return cls(pools={"default": PoolConfig(**{"name": name} | pool)}, **values)
+        binds = reader.convert(given, {"binds": BINDS}).get("binds", {})
+        has_place = bool(given.keys() & _PLACES)
+        if not (has_place or binds or reader.faults):
+            reader.faults.append(_NO_SERVER)
+        found = {"default": {"name": name} | reader.pool(given)}
+        default = found["default"]
+        for bind, settings in binds.items():
+            label = f"{default['name']}/{bind}"
+            found[bind] = {"name": label} | reader.inherit(bind, settings, given)
+        reader.finish()
+        if not has_place:
+            # Settings for all, and no pool that they would be the only ones of.
+            del found["default"]
+        return cls(pools={b: PoolConfig(**s) for b, s in found.items()}, **values)
 
 
 def _settings(owner: type) -> dict[str, Field[Any]]:
@@ -326,8 +354,9 @@ _OPTIONAL = {k for k, f in _POOL.items() if f.default is None} - {"password"}
 class _Reader:
     """Turns what one mapping holds into values, and collects every fault."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, bind: str = "") -> None:
         self.prefix = prefix
+        self.bind = bind
         self.written: dict[str, str] = {}
         self.from_url: set[str] = set()
         self.broken: set[str] = set()
@@ -335,20 +364,26 @@ class _Reader:
 
     def key(self, name: str) -> str:
         """The setting as the user wrote it, or would have to."""
-        return self.written.get(name, self.prefix + name.upper())
+        return self.written.get(name, self.spelled(name.upper()))
+
+    def spelled(self, written: str) -> str:
+        if not self.bind:
+            return self.prefix + written
+        return f'{PREFIX}BINDS["{self.bind}"]["{written}"]'
 
     def spell(self, text: str) -> str:
         """Names of settings filled in, to be written: what the URL says, by a key."""
 
         def key(name: str) -> str:
             plain = name in self.from_url
-            return self.prefix + name.upper() if plain else self.key(name)
+            return self.spelled(name.upper()) if plain else self.key(name)
 
         return re.sub(r"\{([A-Z_]+)\}", lambda m: key(m[1].lower()), text)
 
     def fault(self, name: str, text: str, got: str = "") -> None:
         self.broken.add(name)
-        text = self.spell(text).replace("{}", name.upper())
+        variable = f"BINDS__{self.bind}__" * bool(self.bind) + name.upper()
+        text = self.spell(text).replace("{}", variable)
         got = f" (got {got})" if got and name not in self.from_url else ""
         self.faults.append(f"{self.key(name)} {text}{got}")
 
@@ -359,6 +394,8 @@ class _Reader:
 
     def hint(self, name: str, known: _Known) -> str:
         bare = re.sub(r"^((mysql|mysqlpool|sqlalchemy|database)_)+", "", name)
+        if self.bind and name in {"binds", *_settings(AppConfig)}:
+            return f"write {PREFIX}{name.upper()}, which is for the whole app"
         near = difflib.get_close_matches(name, known, 1)
         hint = FOREIGN.get(name) or FOREIGN.get(bare) or ""
         if not hint and bare in known:
@@ -388,14 +425,14 @@ class _Reader:
             if not str(key).startswith(self.prefix):
                 continue
             written = str(key)[len(self.prefix) :]
-            name = written.lower()
+            name, shown = written.lower(), self.spelled(written)
             right_case = written.isupper() or (written == name and not self.prefix)
             if name not in known or not right_case:
-                self.unknown(str(key), name, known)
+                self.unknown(shown, name, known)
             elif name in self.written:
-                self.fault(name, f"is given twice, also as {key}")
+                self.fault(name, f"is given twice, also as {shown}")
             else:
-                self.written[name] = str(key)
+                self.written[name] = shown
                 given[name] = value
         return {k: v for k, v in given.items() if v is not None or k not in _OPTIONAL}
 
@@ -414,10 +451,7 @@ class _Reader:
         return values
 
     def pool(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The values of one pool, read last: raises ConfigError for every fault.
-
-        Single keys win over the parts of the URL.
-        """
+        """The values of one pool. Single keys win over the parts of the URL."""
         known = _settings(PoolConfig)
         parts = self.convert(given, {"url": URL}).get("url", {})
         for name, text in parts.items():
@@ -430,9 +464,42 @@ class _Reader:
                 self.from_url.add(name)
         values = self.convert(given, known)
         self.compare({k: f.default for k, f in known.items()} | values)
+        return values
+
+    def finish(self) -> None:
         if self.faults:
             raise ConfigError(self.faults)
-        return values
+
+    def inherit(
+        self, bind: str, settings: Mapping[str, Any], default: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The values of another pool, which inherits what it leaves out.
+
+        Not all of it: nothing that was meant for another server or another account.
+        """
+        reader = _Reader("", bind)
+        reader.faults = self.faults
+        given = reader.take(settings, _POOL)
+        parts = reader.convert(given, {"url": URL}).get("url", {})
+        own = {*reader.written, *parts}
+        if "url" in own:
+            own |= {"url", "host", "port", "unix_socket"}
+        if own & {"host", "port"}:
+            own.add("unix_socket")
+        if "user" in own:
+            own.add("password")
+        if str(given.get("ssl_mode", "")).upper() == "DISABLED":
+            own |= {"ssl_ca", "ssl_cert", "ssl_key"}
+        if "url" in reader.broken:
+            del given["url"]
+        own |= {"name", "url", "binds", *self.broken}
+        for name in default.keys() & _POOL.keys() - own:
+            given[name] = default[name]
+            reader.written[name] = self.key(name)
+            reader.from_url |= {name} & self.from_url
+        if not given.keys() & _PLACES and "url" not in reader.broken:
+            reader.faults.append(f"{reader.key('url')} must say where the server is")
+        return reader.pool(given)
 
     def compare(self, values: Mapping[str, Any]) -> None:
         """The rules about more than one setting, where each of them is right."""
@@ -440,6 +507,10 @@ class _Reader:
         if low > high and not self.broken & {"min_size", "max_size"}:
             text = f"must be at most {self.key('max_size')}"
             self.fault("min_size", text, f"{low} and {high}")
+        if low and values["backend"] == "null":
+            self.fault(
+                "min_size", "must be 0 where {BACKEND} is null, which keeps none"
+            )
         if values["ssl_key"] and not (values["ssl_cert"] or "ssl_cert" in self.broken):
             self.fault("ssl_key", "needs {SSL_CERT} beside it")
         for name in ("ssl_ca", "ssl_cert", "ssl_key"):
@@ -458,7 +529,7 @@ def _got(value: object, quiet: bool) -> str:
 def _shown(value: Any, secret: bool) -> object:
     if secret and isinstance(value, Mapping):
         return dict.fromkeys(value, "***")
-    if isinstance(value, type) and not secret:
+    if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, tuple):
         return list(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -140,6 +140,45 @@ def command(value: Any) -> str | None:
         return None
     # A "true" from the environment is a mistake, not the name of a command.
     return text(r"(?!(?i:true)$)[\w-]+", "a command's name, or False for none")(value)
+
+
+def backend(value: Any) -> str | type:
+    """``pooled``, ``null``, or a subclass of Pool, known here by its name alone."""
+    found = value
+    if isinstance(value, str):
+        if value.lower() in ("pooled", "null"):
+            return value.lower()
+        try:
+            found = resolve_name(value)
+        except Exception:  # a module may raise anything on its import
+            found = None
+    if isinstance(found, type):
+        bases = {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
+        if "flask_mysqlpool.pool.Pool" in bases:
+            return found
+    raise Wrong(
+        "must be pooled, null, or a subclass of flask_mysqlpool.Pool or its dotted path"
+    )
+
+
+def binds(value: Any) -> dict[str, Mapping[str, Any]]:
+    if not isinstance(value, Mapping):
+        raise Wrong("must be a mapping: {'reports': {'URL': …}, …}")
+    faults = []
+    for name, settings in value.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            faults.append(
+                f"may not have a bind called {name!r:.60}: letters, digits, . _ -"
+            )
+        elif name == "default":
+            faults.append(
+                "may not have a bind called 'default': that is the pool itself"
+            )
+        elif not isinstance(settings, Mapping):
+            faults.append(f"must have a mapping of settings for {name!r}: {{'URL': …}}")
+    if faults:
+        raise Wrong(*faults)
+    return dict(value)
 
 
 def cursorclass(value: Any) -> type[Cursor]:

@@ -24,6 +24,7 @@ from flask.globals import app_ctx
 from werkzeug.exceptions import ServiceUnavailable
 
 from . import cli
+from .backends import make_pool
 from .board import Board
 from .config import AppConfig, PoolConfig
 from .errors import ConfigError, PoolFull, PoolTimeout
@@ -281,7 +282,7 @@ class _State:
         return {f"{b}{self._suffix}": pool for b, pool in self.config.pools.items()}
 
     def _make(self, bind: str, config: PoolConfig) -> Pool:
-        pool = Pool(config)
+        pool = make_pool(config)
         if self.board is not None:
             Presence(pool, self.board, app=self._app, bind=bind + self._suffix)
         return pool

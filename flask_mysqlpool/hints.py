@@ -35,7 +35,7 @@ _INSTEAD = {
     "write {SSL_MODE}": "ssl ssl_disabled ssl_verify_cert ssl_verify_identity",
     "write each of them as a setting, such as {MAX_SIZE}": "arguments",
     "leave it out, no dead connection is handed out": "pool_pre_ping pre_ping",
-    "leave it out, it has no counterpart": "maxshared failures backend",
+    "leave it out, it has no counterpart": "maxshared failures",
     "leave it out, the pool decides when to connect": "defer_connect",
     "leave it out, the key's file may not be encrypted": "ssl_key_password",
     "leave it out, PyMySQL does not support it": "compress named_pipe",

@@ -91,6 +91,8 @@ def test_defaults_are_those_of_the_design() -> None:
         "RESET_SESSION": "auto",
         "SETSESSION": [],
         "MAX_HOST_CONNECTIONS": None,
+        "LEAK_THRESHOLD": 0.0,
+        "BACKEND": "pooled",
         "NAME": "mysqlpool",
     }
 
@@ -748,7 +750,7 @@ def test_a_wrong_part_of_a_url_is_a_fault_that_does_not_repeat_it() -> None:
         ("MYSQL_CURSORCLASS", "write MYSQLPOOL_CURSORCLASS"),
         ("DB", "write MYSQLPOOL_DATABASE"),
         ("PASSWD", "write MYSQLPOOL_PASSWORD"),
-        ("BACKEND", "leave it out"),
+        ("MAXSHARED", "leave it out"),
         ("ARGUMENTS", "write each of them as a setting, such as MYSQLPOOL_MAX_SIZE"),
         ("MAX_SIEZ", "write MYSQLPOOL_MAX_SIZE"),
         ("HANDLE_ERROR", "write MYSQLPOOL_HANDLE_ERRORS"),
@@ -786,7 +788,7 @@ def test_a_wrong_name_is_answered_with_the_right_one(name: str, instead: str) ->
     assert SECRET not in fault
 
 
-@pytest.mark.parametrize("name", ["LEAK_THRESHOLD", "BINDS", "QQQ", ""])
+@pytest.mark.parametrize("name", ["SHARDS", "QQQ", ""])
 def test_any_other_name_is_a_fault_too(name: str) -> None:
     assert app_fault(f"MYSQLPOOL_{name}").startswith(
         f"MYSQLPOOL_{name} is not a setting"

@@ -1,0 +1,278 @@
+"""Several databases in one app, and other kinds of pools."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pymysql.err
+import pytest
+from conftest import MakeApp, MakePool
+from flask import Flask
+
+from flask_mysqlpool import (
+    ConfigError,
+    MySQLPool,
+    Pool,
+    PoolConfig,
+    PooledConnection,
+    PoolTimeout,
+    close_db,
+    get_db,
+)
+from flask_mysqlpool.backends import NullPool
+from flask_mysqlpool.config import AppConfig
+from flask_mysqlpool.testing import LocalServer
+
+SECRET = "geheim"
+
+
+def read(**settings: Any) -> dict[str, PoolConfig]:
+    given = {f"MYSQLPOOL_{key}": value for key, value in settings.items()}
+    return dict(AppConfig.from_mapping(given, name="shop").pools)
+
+
+def faults(**settings: Any) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as info:
+        read(**settings)
+    return info.value.faults
+
+
+def test_a_bind_inherits_what_it_leaves_out() -> None:
+    pools = read(
+        HOST="db",
+        PORT=3307,
+        USER="shop",
+        PASSWORD=SECRET,
+        MAX_SIZE=7,
+        AUTOCOMMIT=True,
+        BINDS={"reports": {"DATABASE": "reports", "max_size": 2}},
+    )
+
+    assert list(pools) == ["default", "reports"]
+    reports = pools["reports"]
+    assert reports.server == "db:3307/reports"
+    assert (reports.user, reports.password) == ("shop", SECRET)
+    assert (reports.max_size, reports.autocommit) == (2, True)
+    assert [pool.name for pool in pools.values()] == ["shop", "shop/reports"]
+    assert pools["default"].max_size == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "server", "account"),
+    [
+        ({"URL": "mysql://db2/x"}, "db2:3306/x", ("shop", SECRET)),
+        ({"URL": "mysql://other@db2/x"}, "db2:3306/x", ("other", None)),
+        ({"HOST": "db2"}, "db2:3307/shop", ("shop", SECRET)),
+        ({"PORT": 1}, "db:1/shop", ("shop", SECRET)),
+        ({"USER": "other"}, "/s/shop", ("other", None)),
+        ({"UNIX_SOCKET": None}, "db:3307/shop", ("shop", SECRET)),
+        ({"DATABASE": "x"}, "/s/x", ("shop", SECRET)),
+        ({"URL": "mysql:///x", "UNIX_SOCKET": "/t"}, "/t/x", ("shop", SECRET)),
+    ],
+)
+def test_what_was_meant_for_another_server_or_account_is_not_inherited(
+    settings: dict[str, Any], server: str, account: tuple[str, str | None]
+) -> None:
+    reports = read(
+        URL=f"mysql://shop:{SECRET}@db:3307/shop",
+        UNIX_SOCKET="/s",
+        BINDS={"reports": settings},
+    )["reports"]
+
+    assert reports.server == server
+    assert (reports.user, reports.password) == account
+
+
+def test_a_bind_without_tls_inherits_no_files_for_it(tmp_path: Any) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+
+    pools = read(HOST="db", SSL_CA=ca, BINDS={"local": {"SSL_MODE": "disabled"}})
+
+    assert pools["local"].ssl_ca is None
+    assert pools["default"].ssl_ca == str(ca)
+
+
+def test_binds_alone_are_enough() -> None:
+    pools = read(MAX_SIZE=3, BINDS={"a": {"HOST": "x"}, "b": {"URL": "mysql://y"}})
+
+    assert {name: pool.server for name, pool in pools.items()} == {
+        "a": "x:3306",
+        "b": "y:3306",
+    }
+    assert pools["a"].max_size == pools["b"].max_size == 3
+
+
+def test_binds_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    binds = json.dumps({"reports": {"MAX_SIZE": 2}})
+    monkeypatch.setenv("FLASK_MYSQLPOOL_BINDS", binds)
+    monkeypatch.setenv("FLASK_MYSQLPOOL_HOST", "db")
+    monkeypatch.setenv("FLASK_MYSQLPOOL_BINDS__archive__HOST", "old")
+    app = Flask("shop")
+    app.config.from_prefixed_env()
+
+    pools = AppConfig.from_mapping(app.config, name=app.name).pools
+
+    assert pools["reports"].max_size == 2
+    assert pools["archive"].host == "old"
+
+
+def test_every_fault_of_every_bind_is_named() -> None:
+    assert faults(
+        HOST="db",
+        MIN_SIZE=5,
+        TIMEOUT="soon",
+        BINDS={
+            "reports": {"MAX_SIZE": 2, "maxusage": 3, "PASSWORD": True},
+            "jobs": {"MAX_SIZE": "x", "STATUS_DIR": "/x", "URL": SECRET},
+        },
+    ) == (
+        "MYSQLPOOL_TIMEOUT must be seconds, 0 or more, at most 31536000 (got 'soon')",
+        'MYSQLPOOL_BINDS["reports"]["maxusage"] is not a setting: write'
+        ' MYSQLPOOL_BINDS["reports"]["MAX_USAGE"]',
+        'MYSQLPOOL_BINDS["reports"]["PASSWORD"] must be text or a callable, or be left'
+        " out for none; in the environment, quote it, as in FLASK_MYSQLPOOL_"
+        """BINDS__reports__PASSWORD='"1e10"' (got a value of type bool)""",
+        'MYSQLPOOL_MIN_SIZE must be at most MYSQLPOOL_BINDS["reports"]["MAX_SIZE"]'
+        " (got 5 and 2)",
+        'MYSQLPOOL_BINDS["jobs"]["STATUS_DIR"] is not a setting: write'
+        " MYSQLPOOL_STATUS_DIR, which is for the whole app",
+        'MYSQLPOOL_BINDS["jobs"]["URL"] must begin with mysql://, for MariaDB too, with'
+        " no driver's name",
+        'MYSQLPOOL_BINDS["jobs"]["MAX_SIZE"] must be a whole number, 1 or more (got'
+        " 'x')",
+    )
+
+
+@pytest.mark.parametrize(
+    ("binds", "fault"),
+    [
+        (["reports"], "must be a mapping: {'reports': {'URL': …}, …}"),
+        ({"default": {}}, "may not have a bind called 'default'"),
+        ({"a/b": {}}, "may not have a bind called 'a/b'"),
+        ({1: {}}, "may not have a bind called 1"),
+        ({"reports": f"mysql://u:{SECRET}@db"}, "must have a mapping of settings"),
+    ],
+)
+def test_binds_of_another_form_are_refused(binds: Any, fault: str) -> None:
+    [text] = faults(HOST="db", BINDS=binds)
+
+    assert text.startswith(f"MYSQLPOOL_BINDS {fault}")
+    assert SECRET not in text
+
+
+def test_a_bind_that_is_nowhere_is_refused() -> None:
+    [fault] = faults(BINDS={"reports": {"MAX_SIZE": 2}})
+
+    assert fault == 'MYSQLPOOL_BINDS["reports"]["URL"] must say where the server is'
+
+
+# Pools
+
+
+def connection_id(connection: PooledConnection) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT CONNECTION_ID()")
+        [[number]] = cursor.fetchall()
+        return int(number)
+
+
+def test_each_bind_has_a_pool_of_its_own(make_app: MakeApp) -> None:
+    app = make_app(BINDS={"reports": {"MAX_SIZE": 1}})
+    [db] = app.extensions["mysqlpool"]
+    assert isinstance(db, MySQLPool)
+
+    with app.app_context():
+        one, other = get_db(), get_db("reports")
+        assert one is get_db() and other is get_db("reports")
+        assert connection_id(one) != connection_id(other)
+        assert list(db.pools) == ["default", "reports"]
+        with pytest.raises(PoolTimeout, match="^shop/reports: no connection"):
+            db.connection("reports", timeout=0.01)
+        assert db.stats("reports").timeouts == 1
+        assert db.stats().timeouts == 0
+
+        close_db("reports")
+        assert other.returned and not one.returned
+        db.reset("reports")
+        assert db.stats("reports").size == 0
+
+        with pytest.raises(ConfigError, match="no bind is called 'report'; configured"):
+            get_db("report")
+        with db.transaction("reports") as connection:
+            assert connection is get_db("reports")
+        assert db.run_in_transaction(connection_id, bind="reports")
+        reports = db.pool("reports")
+    assert reports.stats().in_use == 0
+
+
+def test_a_bind_can_be_a_database_with_an_account_of_its_own(
+    make_app: MakeApp, server: LocalServer
+) -> None:
+    app = make_app(BINDS={"wrong": {"USER": "nobody", "PASSWORD": "x"}})
+    with app.app_context():
+        assert connection_id(get_db())
+        with pytest.raises(pymysql.err.OperationalError, match="'nobody'@"):
+            get_db("wrong")
+
+
+# Backends
+
+
+def test_null_connects_for_each_checkout(make_pool: MakePool, sql: Any) -> None:
+    pool = NullPool(make_pool(MAX_SIZE=1, TIMEOUT=5).config)
+    seen = set()
+    for _ in range(3):
+        with pool.connection() as connection:
+            seen.add(connection_id(connection))
+            with pytest.raises(PoolTimeout):
+                pool.connection(timeout=0)
+        assert pool.stats().size == 0
+
+    assert len(seen) == 3
+    assert pool.stats().discarded_by_reason == {"surplus": 3}
+
+
+class Counting(Pool):
+    """A pool of somebody's own."""
+
+    checkouts = 0
+
+    def connection(self, *args: Any, **kwargs: Any) -> PooledConnection:
+        self.checkouts += 1
+        return super().connection(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [
+        ("pooled", Pool),
+        ("NULL", NullPool),
+        (Counting, Counting),
+        (f"{__name__}.Counting", Counting),
+        ("flask_mysqlpool.backends.NullPool", NullPool),
+    ],
+)
+def test_the_backend_is_what_the_setting_says(
+    make_app: MakeApp, backend: Any, kind: type[Pool]
+) -> None:
+    app = make_app(BACKEND=backend, BINDS={"plain": {"BACKEND": "pooled"}})
+    [db] = app.extensions["mysqlpool"]
+    with app.app_context():
+        assert type(db.pool()) is kind
+        assert type(db.pool("plain")) is Pool
+        assert connection_id(get_db())
+
+
+@pytest.mark.parametrize("backend", ["QueuePool", "no.such.Pool", int, "json.dumps", 7])
+def test_another_backend_is_refused(backend: Any) -> None:
+    [fault] = faults(HOST="db", BACKEND=backend)
+
+    assert fault.startswith("MYSQLPOOL_BACKEND must be pooled, null, or a subclass of")
+
+
+def test_null_keeps_nothing_ready() -> None:
+    [fault] = faults(HOST="db", BACKEND="null", MIN_SIZE=1)
+
+    assert fault.startswith("MYSQLPOOL_MIN_SIZE must be 0 where MYSQLPOOL_BACKEND is")
