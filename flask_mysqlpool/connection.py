@@ -276,6 +276,11 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def begin_block(self) -> None:
         """Begin a transaction, and refuse from now on what would end it early."""
+        self.refuse_open_transaction()
+        self.command("begin")
+        self.block = self.transactions
+
+    def refuse_open_transaction(self) -> None:
         if self.in_transaction:
             raise TransactionError(
                 "a transaction is open already: a BEGIN, or without AUTOCOMMIT a"
@@ -283,8 +288,6 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
                 " rollback() it first, or begin it with transaction(), which may be"
                 " nested"
             )
-        self.command("begin")
-        self.block = self.transactions
 
     def _check_block(self, statement: bytes) -> None:
         if self.block != self.transactions:
@@ -365,9 +368,13 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.abandon()
 
     def _transaction_ended(self) -> None:
+        self.forget_changes()
+        self.transactions += 1
+
+    def forget_changes(self) -> None:
+        """Take nothing to be uncommitted any more."""
         self.residue &= ~_TRANSACTIONS
         self.changed = 0
-        self.transactions += 1
 
     def ping(self, deadline: float) -> None:
         """Make the server answer, at the price of a round trip.

@@ -28,7 +28,10 @@ INDELIBLE = 16
 
 _LEADING_COMMENTS = re.compile(rb"(?:\s|/\*(?![!+m]).*?\*/)+", re.DOTALL)
 _READS = re.compile(rb"(?:select|show)\b")
-_TRANSACTION = re.compile(rb"(?:begin|start\s+transaction|commit|rollback)\s*;?\s*")
+_TRANSACTION = re.compile(
+    rb"(?:begin|start\s+transaction|commit|rollback|savepoint\s+\w+"
+    rb"|rollback\s+to\s+savepoint\s+\w+|release\s+savepoint\s+\w+)\s*;?\s*"
+)
 # LAST_INSERT_ID() changes, and triggers may do whatever a stored function may.
 _WRITES = re.compile(rb"(?:insert|update|delete|replace|set)\b")
 _INDELIBLE = re.compile(

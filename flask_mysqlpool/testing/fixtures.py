@@ -1,0 +1,36 @@
+"""Fixtures for pytest: ``pytest_plugins = ["flask_mysqlpool.testing.fixtures"]``.
+
+``mysql_rollback`` needs a fixture ``app``, as pytest-flask does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+
+from .rollback import rolled_back
+from .server import LocalServer
+
+
+@pytest.fixture(scope="session")
+def mysql_server() -> Iterator[LocalServer]:
+    """A throw-away server for all tests, stopped after the last.
+
+    ``mysql_server.url`` is for ``MYSQLPOOL_URL``. To have another engine or database,
+    define a fixture of the same name.
+    """
+    with LocalServer() as server:
+        yield server
+
+
+@pytest.fixture
+def mysql_rollback(app: Flask) -> Iterator[None]:
+    """An app context, and a transaction that is rolled back after the test.
+
+    What requests commit in the meantime is undone, too: see
+    :func:`flask_mysqlpool.testing.rolled_back`.
+    """
+    with rolled_back(app), app.app_context():
+        yield

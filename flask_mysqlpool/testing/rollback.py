@@ -1,0 +1,204 @@
+"""Tests whose changes to the database are undone, those that were committed, too.
+
+All that an app does within :func:`rolled_back` takes place in one transaction, on one
+connection. What it takes for a commit sets a savepoint, and what it takes for a
+rollback goes back to the last one; at the end all of it is rolled back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from typing import Any
+from weakref import WeakSet
+
+from flask import Flask
+from pymysql.constants import ER
+from pymysql.err import OperationalError
+
+from ..connection import PhysicalConnection
+from ..extension import KEY
+from ..handle import PooledConnection
+from ..pool import Pool
+from ..transaction import transaction
+
+
+@contextmanager
+def rolled_back(app: Flask) -> Iterator[None]:
+    """Undo at the end whatever the app has done to its databases.
+
+    Every checkout within, of whatever thread, gets the same connection, one of each
+    bind. What commits implicitly (DDL does) raises
+    :exc:`~flask_mysqlpool.TransactionError`; make tables before. What one of two
+    checkouts that overlap rolls back includes what the other one has done meanwhile.
+    Numbers that AUTO_INCREMENT has given are not given again.
+    """
+    with ExitStack() as stack:
+        for state in app.extensions[KEY].values():
+            for bind in state.config.pools:
+                rehearsal = stack.enter_context(_rehearsal(state.pool(bind)))
+                pools = state._pools
+                stack.callback(pools.__setitem__, bind, pools[bind])
+                pools[bind] = rehearsal
+        yield
+
+
+@contextmanager
+def _rehearsal(pool: Pool) -> Iterator[_Rehearsal]:
+    rehearsal = _Rehearsal(pool)
+    try:
+        yield rehearsal
+    finally:
+        rehearsal.end()
+
+
+class _Rehearsal:
+    """Stands in for a pool, and lends out one connection to everybody."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.name = pool.name
+        #: Whoever is inside of the connection.
+        self.turn = threading.RLock()
+        self._numbers = count(1)
+        self._stack = ExitStack()
+        self._handles: WeakSet[_Rehearsed] = WeakSet()
+        self._con: PhysicalConnection | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pool, name)
+
+    def connection(
+        self,
+        shareable: bool = True,
+        timeout: float | None = None,
+        endpoint: str | None = None,
+    ) -> PooledConnection:
+        with self.turn:
+            if self._con is None:
+                self._con = self._take(timeout)
+            number = next(self._numbers)
+            handle = _Rehearsed(self, endpoint, f"mysqlpool_checkout_{number}")
+            handle._con = self._con
+            self._handles.add(handle)
+            try:
+                handle.keep()
+            except BaseException:
+                handle.close()
+                raise
+        return handle
+
+    def _take(self, timeout: float | None) -> PhysicalConnection | None:
+        """A connection, in a transaction that ends by an exception of ours."""
+        self._stack.enter_context(_undone())
+        taken = self._stack.enter_context(self.pool.connection(timeout=timeout))
+        self._stack.enter_context(transaction(taken))
+        return taken._con
+
+    def end(self) -> None:
+        for handle in list(self._handles):
+            handle.close()
+        if self._con is not None:
+            self._stack.__exit__(_Undo, _Undo(), None)
+
+    # What a handle calls
+
+    def lend(self, handle: PooledConnection, timeout: float | None = None) -> None:
+        # Asked for only after a loss, which stays one: so is all that was done before.
+        handle._con = self._con
+
+    def cache(self, con: PhysicalConnection) -> None:
+        """Nothing: the connection stays here until the end."""
+
+    dropped = cache
+
+
+class _Undo(Exception):
+    """Rolls back, and goes no further."""
+
+
+@contextmanager
+def _undone() -> Iterator[None]:
+    try:
+        yield
+    except _Undo:
+        pass
+
+
+class _Rehearsed(PooledConnection):
+    """A checkout of the one connection; to its holder it looks like any other."""
+
+    __slots__ = ("_begun", "_inside_turn", "_savepoint", "_stage")
+
+    def __init__(self, stage: _Rehearsal, endpoint: str | None, savepoint: str) -> None:
+        super().__init__(stage, endpoint)
+        self._stage = stage
+        self._savepoint = savepoint
+        self._inside_turn = False
+        #: Whether there is something to roll back to the savepoint.
+        self._begun = False
+
+    def _enter(self) -> PhysicalConnection:
+        con = super()._enter()
+        self._stage.turn.acquire()
+        self._inside_turn = True
+        if not con.config.autocommit:
+            self._begun = True
+        return con
+
+    def _leave(self) -> None:
+        if self._inside_turn:
+            con = self._con
+            if con is not None and not self._begun:
+                con.forget_changes()  # which AUTOCOMMIT has committed
+            self._inside_turn = False
+            self._stage.turn.release()
+        super()._leave()
+
+    def keep(self) -> None:
+        """Keep what was done so far: a commit."""
+        self.query(f"SAVEPOINT {self._savepoint}")
+        self._begun = False
+        if self._con is not None:
+            # To the holder nothing is uncommitted any more.
+            self._con.forget_changes()
+
+    def begin(self) -> None:
+        self._refuse_in_block("begin()", "nest transaction(), for a savepoint")
+        self.keep()
+        self._begun = True
+
+    def commit(self) -> None:
+        self._refuse_in_block("commit()", "the end of the block commits")
+        self.keep()
+
+    def rollback(self) -> None:
+        self._refuse_in_block("rollback()", "raise an exception, and let it out")
+        if self._begun:
+            try:
+                self.query(f"ROLLBACK TO SAVEPOINT {self._savepoint}")
+            except OperationalError as error:
+                if error.args[0] != ER.SP_DOES_NOT_EXIST:
+                    raise
+                # Another checkout has gone back to before this one, and so undone it.
+            self.keep()
+
+    def begin_block(self) -> None:
+        con = self._con
+        if con is not None:
+            con.refuse_open_transaction()
+        self.begin()
+        self.blocks = 1
+
+    def end_block(self) -> bool:
+        self.blocks = 0
+        con = self._con
+        return con is not None and con.block == con.transactions
+
+    def close(self) -> None:
+        if not self.returned and self.open:
+            self.blocks = 0
+            self.rollback()
+        super().close()

@@ -1,0 +1,235 @@
+"""What users' tests may build on: whatever an app does to its database is undone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pymysql.err
+import pytest
+from conftest import MakeApp
+from flask import Flask
+
+from flask_mysqlpool import (
+    ConnectionLost,
+    ConnectionReturned,
+    MySQLPool,
+    PooledConnection,
+    TransactionError,
+    get_db,
+)
+from flask_mysqlpool.testing import rolled_back
+
+pytest_plugins = ["pytester"]
+
+Sql = Callable[..., tuple[tuple[Any, ...], ...]]
+
+
+class Oops(Exception):
+    """What only the test raises."""
+
+
+def execute(connection: PooledConnection, statement: str) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
+
+
+def insert(number: int) -> None:
+    execute(get_db(), f"INSERT INTO t (a) VALUES ({number})")
+
+
+def numbers(connection: PooledConnection | None = None) -> list[int]:
+    rows = execute(connection or get_db(), "SELECT a FROM t ORDER BY id")
+    return [a for (a,) in rows]
+
+
+def extension(app: Flask) -> MySQLPool:
+    [db] = app.extensions["mysqlpool"]
+    assert isinstance(db, MySQLPool)
+    return db
+
+
+@pytest.fixture(params=[False, True], ids=["manual", "autocommit"])
+def autocommit(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def app(make_app: MakeApp, table: str, autocommit: bool) -> Flask:
+    app = make_app(AUTOCOMMIT=autocommit)
+
+    @app.get("/<int:number>")
+    def add(number: int) -> list[int]:
+        insert(number)
+        if number == 1:
+            get_db().commit()
+        if number == 2:
+            get_db().rollback()
+        return numbers()
+
+    return app
+
+
+@pytest.fixture
+def undone(app: Flask, sql: Sql, table: str) -> Iterator[Flask]:
+    """Whatever happens to the table has not happened afterwards."""
+    with rolled_back(app), app.app_context():
+        yield app
+    assert sql("SELECT * FROM t") == ()
+    with app.app_context():
+        stats = extension(app).stats()
+        assert stats.in_use == 0
+
+
+def test_what_requests_commit_is_seen_by_the_next_and_undone(
+    undone: Flask, autocommit: bool
+) -> None:
+    client = undone.test_client()
+
+    assert client.get("/1").json == [1]
+    assert client.get("/2").json == ([1, 2] if autocommit else [1])
+    assert client.get("/3").json == ([1, 2, 3] if autocommit else [1, 3])
+    # The last one did not commit.
+    assert client.get("/1").json == ([1, 2, 3, 1] if autocommit else [1, 1])
+    assert numbers() == ([1, 2, 3, 1] if autocommit else [1, 1])
+
+
+def test_blocks_work_as_ever(undone: Flask, autocommit: bool) -> None:
+    db = extension(undone)
+
+    with db.transaction():
+        insert(1)
+        with pytest.raises(Oops), db.transaction():
+            insert(2)
+            raise Oops
+    with pytest.raises(Oops), db.transaction():
+        insert(3)
+        raise Oops
+    db.run_in_transaction(lambda connection: insert(4))
+    with pytest.raises(TransactionError, match="refused"):
+        execute(get_db(), "CREATE TABLE other (a INT)")
+    with pytest.raises(TransactionError, match="the end of the block commits"):
+        with db.transaction() as connection:
+            connection.commit()
+
+    assert numbers() == [1, 4]
+    get_db().begin()
+    insert(5)
+    with pytest.raises(TransactionError, match="open already"):
+        with db.transaction():
+            pass
+    get_db().rollback()
+    assert numbers() == [1, 4]
+
+
+def test_checkouts_are_distinct_and_end_as_ever(undone: Flask) -> None:
+    db = extension(undone)
+    one, other = get_db(), db.connection()
+
+    assert one is not other
+    assert execute(one, "SELECT CONNECTION_ID()") == execute(
+        other, "SELECT CONNECTION_ID()"
+    )
+    other.close()
+    with pytest.raises(ConnectionReturned):
+        other.ping()
+    one.ping()
+
+
+def test_threads_take_turns(undone: Flask) -> None:
+    db = extension(undone)
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(20):
+                with db.connection(app=undone) as connection:
+                    execute(connection, f"INSERT INTO t (a) VALUES ({number})")
+                    connection.commit()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert errors == []
+    assert sorted(numbers()) == sorted([*range(4)] * 20)
+
+
+def test_whoever_is_left_at_the_end_has_nothing_any_more(
+    app: Flask, table: str
+) -> None:
+    db = extension(app)
+    with rolled_back(app):
+        left = db.connection(app=app)
+
+    with pytest.raises(ConnectionReturned):
+        left.ping()
+    with db.connection(app=app) as connection:
+        assert numbers(connection) == []
+
+
+def test_a_lost_connection_stays_lost(undone: Flask, sql: Sql) -> None:
+    insert(1)
+    sql(f"KILL {get_db().thread_id()}")
+    with pytest.raises(pymysql.err.OperationalError):
+        insert(2)
+    with pytest.raises(ConnectionLost):
+        insert(3)
+    with pytest.raises(ConnectionLost):
+        undone.test_client().get("/1")
+
+
+def test_each_bind_is_undone(make_app: MakeApp, sql: Sql, table: str) -> None:
+    app = make_app(BINDS={"other": {"MAX_SIZE": 2}})
+    with rolled_back(app), app.app_context():
+        for bind in ("default", "other"):
+            execute(get_db(bind), "INSERT INTO t (a) VALUES (1)")
+            get_db(bind).commit()
+        assert numbers(get_db("other")) == [1]
+
+    assert sql("SELECT * FROM t") == ()
+
+
+def test_the_fixtures(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+        from flask import Flask
+        from flask_mysqlpool import MySQLPool
+
+        pytest_plugins = ["flask_mysqlpool.testing.fixtures"]
+
+        @pytest.fixture(scope="session")
+        def app(mysql_server):
+            app = Flask("shop")
+            app.config["MYSQLPOOL_URL"] = mysql_server.url
+            db = MySQLPool(app)
+            with app.app_context():
+                db.get_db().query("CREATE TABLE t (a INT)")
+            yield app
+            with app.app_context():
+                db.close_pool()
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        from flask_mysqlpool import get_db
+
+        @pytest.mark.parametrize("again", [1, 2])
+        def test_it(mysql_rollback, again):
+            with get_db().cursor() as cursor:
+                assert cursor.execute("SELECT * FROM t") == 0
+                cursor.execute("INSERT INTO t VALUES (1)")
+            get_db().commit()
+        """
+    )
+
+    # In a process of its own, as it would be.
+    pytester.runpytest_subprocess("-p", "no:flask").assert_outcomes(passed=2)
