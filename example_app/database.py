@@ -57,8 +57,8 @@ def init_db() -> int:
 
     What somebody has entered is never touched.
     """
-    with db.connection() as connection, connection.cursor(DictCursor) as cursor:
-        cursor.execute(SCHEMA)
+    db.get_db().query(SCHEMA)
+    with db.transaction() as connection, connection.cursor(DictCursor) as cursor:
         if count(cursor) == 0:
             # With their ids, so that nobody gets in twice when two processes start
             # at the same moment.
@@ -67,7 +67,6 @@ def init_db() -> int:
                 " ON DUPLICATE KEY UPDATE id = id",
                 FIRST_PEOPLE,
             )
-            connection.commit()
         return count(cursor)
 
 
@@ -93,31 +92,24 @@ def first_person() -> Person | None:
 
 
 def add_person(first_name: str, last_name: str) -> Person:
-    connection = db.get_db()
-    with connection.cursor(DictCursor) as cursor:
+    with db.transaction() as connection, connection.cursor(DictCursor) as cursor:
         cursor.execute(
             "INSERT INTO person (first_name, last_name) VALUES (%s, %s)",
             (first_name, last_name),
         )
-        person = Person(cursor.lastrowid, first_name, last_name)
-    connection.commit()
-    return person
+        return Person(cursor.lastrowid, first_name, last_name)
 
 
 def remove_person(person_id: int) -> Person | None:
     """Delete a person and say who it was; None if there is nobody with this id."""
-    connection = db.get_db()
-    with connection.cursor(DictCursor) as cursor:
+    with db.transaction() as connection, connection.cursor(DictCursor) as cursor:
         cursor.execute(
             "SELECT id, first_name, last_name FROM person WHERE id = %s FOR UPDATE",
             (person_id,),
         )
         row = cursor.fetchone()
-        if row is None:
-            return None
         cursor.execute("DELETE FROM person WHERE id = %s", (person_id,))
-    connection.commit()
-    return Person(**row)
+    return Person(**row) if row else None
 
 
 def end_connections() -> int:

@@ -12,30 +12,33 @@ from werkzeug.test import TestResponse
 from example_app import create_app
 from example_app.database import db, init_db
 from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.testing.fixtures import mysql_rollback as mysql_rollback
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 CURL = {"Accept": "*/*"}
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[LocalServer]:
+def mysql_server() -> Iterator[LocalServer]:
     with LocalServer(database="people") as server:
         yield server
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def plain_environment() -> Iterator[None]:
     """Without the settings of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith("FLASK_")]:
-        monkeypatch.delenv(name)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("FLASK_")]:
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture
-def bare_app(server: LocalServer, plain_environment: None) -> Iterator[Flask]:
+def bare_app(mysql_server: LocalServer, plain_environment: None) -> Iterator[Flask]:
     """The app on a database without the table."""
-    with server.connect() as connection, connection.cursor() as cursor:
+    with mysql_server.connect() as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE IF EXISTS people.person")
-    app = create_app({"MYSQLPOOL_URL": server.url, "TESTING": True})
+    app = create_app({"MYSQLPOOL_URL": mysql_server.url, "TESTING": True})
     yield app
     with app.app_context():
         db.close_pool()

@@ -45,8 +45,8 @@ def test_init_db_keeps_what_was_entered(app: Flask) -> None:
     assert names(app) == ["Jane Bob", "Michael Clark", "Ada King"]
 
 
-def test_init_db_without_a_server_is_one_line(server: LocalServer) -> None:
-    app = create_app({"MYSQLPOOL_URL": server.url, "MYSQLPOOL_PORT": 1})
+def test_init_db_without_a_server_is_one_line(mysql_server: LocalServer) -> None:
+    app = create_app({"MYSQLPOOL_URL": mysql_server.url, "MYSQLPOOL_PORT": 1})
     result = app.test_cli_runner().invoke(args=["init-db"])
     assert result.exit_code == 1
     assert result.output.startswith("Error: 2003: ")
@@ -142,15 +142,15 @@ def test_the_program_serves_on_its_own_database_until_sigterm() -> None:
 
 
 def test_the_program_serves_on_the_database_that_is_given(
-    app: Flask, server: LocalServer
+    app: Flask, mysql_server: LocalServer
 ) -> None:
     ada = {"first_name": "Ada", "last_name": "King"}
     app.test_client().post("/person/add", json=ada)
-    with running("--port", "0", url=server.url) as (printed, address):
+    with running("--port", "0", url=mysql_server.url) as (printed, address):
         people = get(f"{address}/person/all")
         assert isinstance(people, list)
         assert len(people) == 4
-        assert server.password not in printed
+        assert mysql_server.password not in printed
 
 
 def failure(*arguments: str, url: str | None = None) -> str:
@@ -190,14 +190,14 @@ def test_a_host_that_is_not_here() -> None:
     ],
 )
 def test_a_database_that_cannot_be_used(
-    server: LocalServer, change: tuple[str, str], code: str
+    mysql_server: LocalServer, change: tuple[str, str], code: str
 ) -> None:
-    url = re.sub(*change, server.url)
-    assert url != server.url
+    url = re.sub(*change, mysql_server.url)
+    assert url != mysql_server.url
     message = failure("--port", "0", url=url)
     assert f" (FLASK_MYSQLPOOL_URL): {code}: " in message
     assert url.rpartition("@")[2] in message
-    assert server.password not in message
+    assert mysql_server.password not in message
 
 
 def test_a_setting_that_is_wrong() -> None:

@@ -31,10 +31,10 @@ def hold(app: Flask, number: int) -> None:
             done.result()
 
 
-def threads_of_app(server: LocalServer) -> set[int]:
-    with server.connect() as connection, connection.cursor(DictCursor) as cursor:
+def threads_of_app(mysql_server: LocalServer) -> set[int]:
+    with mysql_server.connect() as connection, connection.cursor(DictCursor) as cursor:
         cursor.execute("SHOW PROCESSLIST")
-        return {row["Id"] for row in cursor if row["User"] == server.user}
+        return {row["Id"] for row in cursor if row["User"] == mysql_server.user}
 
 
 def test_the_front_page_links_to_everything(browser: Browser) -> None:
@@ -68,27 +68,27 @@ def test_pages_need_no_foreign_host(browser: Browser, path: str) -> None:
 
 
 def test_looking_at_break_it_breaks_nothing(
-    server: LocalServer, app: Flask, browser: Browser
+    mysql_server: LocalServer, app: Flask, browser: Browser
 ) -> None:
     hold(app, 2)
-    before = threads_of_app(server)
+    before = threads_of_app(mysql_server)
     assert "End all connections" in browser.get("/timeout").text
     assert "message" in browser.client.get("/timeout").get_json()
-    assert threads_of_app(server) == before
+    assert threads_of_app(mysql_server) == before
 
 
 def test_after_break_it_everything_works(
-    server: LocalServer, app: Flask, browser: Browser
+    mysql_server: LocalServer, app: Flask, browser: Browser
 ) -> None:
     hold(app, 4)
-    before = threads_of_app(server)
+    before = threads_of_app(mysql_server)
     assert len(before) == 4
     page = browser.send("/timeout", "/timeout")
     assert page.status_code == 200
     assert "every connection of this app: 4, counting" in page.text
     for _ in range(20):
         assert browser.client.get("/person/all").status_code == 200
-    assert not threads_of_app(server) & before
+    assert not threads_of_app(mysql_server) & before
 
 
 def test_break_it_again_and_again_by_json(app: Flask, client: FlaskClient) -> None:
@@ -107,8 +107,10 @@ def test_break_it_by_curl_without_json_says_how(client: FlaskClient) -> None:
     assert "Content-Type: application/json" in response.get_json()["message"]
 
 
-def test_break_it_spares_other_users(server: LocalServer, client: FlaskClient) -> None:
-    with server.connect(database="people") as other, other.cursor() as cursor:
+def test_break_it_spares_other_users(
+    mysql_server: LocalServer, client: FlaskClient
+) -> None:
+    with mysql_server.connect(database="people") as other, other.cursor() as cursor:
         assert client.post("/timeout", json={}).get_json()["ended"] == 1
         cursor.execute("SELECT 1")
 
@@ -156,9 +158,11 @@ def test_a_missing_table_says_what_to_do(bare_app: Flask) -> None:
     assert "init-db" in client.get("/person/all", headers=BROWSER).text
 
 
-def test_a_crowded_pool_is_a_page_that_says_when_to_retry(server: LocalServer) -> None:
+def test_a_crowded_pool_is_a_page_that_says_when_to_retry(
+    mysql_server: LocalServer,
+) -> None:
     narrow = {"MYSQLPOOL_MAX_SIZE": 1, "MYSQLPOOL_TIMEOUT": 0.1}
-    app = create_app({"MYSQLPOOL_URL": server.url, **narrow})
+    app = create_app({"MYSQLPOOL_URL": mysql_server.url, **narrow})
     with app.app_context():
         with db.connection():
             response = app.test_client().get("/person/all", headers=BROWSER)
@@ -167,10 +171,10 @@ def test_a_crowded_pool_is_a_page_that_says_when_to_retry(server: LocalServer) -
     assert "Retry-After" in response.headers
 
 
-def test_a_dead_server_is_a_page_and_tells_no_secret(server: LocalServer) -> None:
-    app = create_app({"MYSQLPOOL_URL": server.url, "MYSQLPOOL_PORT": 1})
+def test_a_dead_server_is_a_page_and_tells_no_secret(mysql_server: LocalServer) -> None:
+    app = create_app({"MYSQLPOOL_URL": mysql_server.url, "MYSQLPOOL_PORT": 1})
     for headers in (BROWSER, {}):
         response = app.test_client().get("/person/all", headers=headers)
         assert response.status_code == 500
         assert "Internal Server Error" in response.text
-        assert server.password not in response.text
+        assert mysql_server.password not in response.text
