@@ -12,7 +12,8 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
@@ -47,7 +48,13 @@ RETRY_AFTER = 1  # second
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-_Held = dict[str, PooledConnection]
+
+class _Held(dict[str, PooledConnection]):
+    """What one request has taken, by bind. Threads may share a request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
 
 
 class MySQLPool:
@@ -294,20 +301,25 @@ class _State:
 
     def get_db(self, bind: str) -> PooledConnection:
         context, key = _app_context(), _request_context()
-        held = self._all_held(context).setdefault(key, {})
+        all_held = self._all_held(context)
+        held = all_held.get(key)
+        if held is None:
+            held = all_held.setdefault(key, _Held())
         connection = held.get(bind)
         if connection is not None and not connection.returned:
             return connection
-        held.pop(bind, None)
         taken = self.pool(bind).connection(endpoint=_endpoint(context, key))
-        connection = held.setdefault(bind, taken)
+        with held.lock:
+            connection = held.get(bind)
+            if connection is None or connection.returned:
+                held[bind] = connection = taken
         if connection is not taken:
             # A thread with a copy of this context was faster.
             taken.close()
         return connection
 
     def close_db(self, bind: str | None) -> None:
-        held = self._all_held(_app_context()).get(_request_context(), {})
+        held = self._all_held(_app_context()).get(_request_context(), _Held())
         for name in [bind] if bind is not None else list(held):
             if name in held:
                 held.pop(name).close()
@@ -327,23 +339,28 @@ class _State:
         try:
             yield
         finally:
-            held = all_held.get(key, {})
-            _release({bind: held.pop(bind) for bind in held.keys() - before})
+            held = all_held.get(key, _Held())
+            _release([held.pop(bind) for bind in held.keys() - before])
 
     def release_request(self, error: BaseException | None = None) -> None:
         """Return what the request that ends has taken. Never raises."""
         if all_held := self._all_held(_app_context()):
-            _release(all_held.pop(_request_context(), {}), error)
+            if held := all_held.pop(_request_context(), None):
+                _release(held.values(), error)
 
     def release_all(self, error: BaseException | None = None) -> None:
         """Return what is left at the end of the application context. Never raises."""
+        if not app_ctx:
+            return  # of a stream, dropped on a thread that has nothing to do with it
         all_held = self._all_held(_app_context())
         while all_held:
-            _release(all_held.popitem()[1], error)
+            _release(all_held.popitem()[1].values(), error)
 
 
-def _release(held: _Held, error: BaseException | None = None) -> None:
-    for connection in held.values():
+def _release(
+    held: Iterable[PooledConnection], error: BaseException | None = None
+) -> None:
+    for connection in held:
         try:
             if connection.changed and error is None:
                 _warn_of_rollback(connection)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from os import getpid
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor, SSCursor
@@ -24,6 +24,8 @@ from .errors import (
     TransactionError,
 )
 from .leaks import Stack
+
+C = TypeVar("C", bound=Cursor)
 
 
 class _Pool(Protocol):
@@ -319,6 +321,11 @@ class PooledConnection(_Face):
     def connect(self, sock: Any = None) -> None:
         """Raises: connecting is the pool's business."""
         raise ConnectionShared("a pooled connection is opened by its pool alone")
+
+    @overload
+    def cursor(self, cursor: None = None) -> Cursor: ...
+    @overload
+    def cursor(self, cursor: type[C]) -> C: ...
 
     def cursor(self, cursor: type[Cursor] | None = None) -> Any:
         """A new cursor of the given class, by default that of ``CURSORCLASS``."""
