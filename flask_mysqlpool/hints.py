@@ -7,8 +7,8 @@ from __future__ import annotations
 
 _INSTEAD = {
     "write {MAX_SIZE}": "maxconnections pool_size size maxsize max_connections"
-    " connections max_conn maxconn max_pool_size pool_max_size",
-    "write {MAX_SIZE}, the size and the overflow together": "max_overflow",
+    " connections max_conn maxconn max_pool_size pool_max_size max",
+    "write {MAX_SIZE}, the size and the overflow together": "max_overflow overflow",
     "write {MIN_SIZE}": "mincached pre_create_num minsize minconn min_connections"
     " min_pool_size",
     "write {MAX_SIZE} and {MAX_IDLE}, which bound the idle ones": "maxcached",
@@ -16,7 +16,7 @@ _INSTEAD = {
     "write {TIMEOUT}": "pool_timeout retry_num retry_interval wait_timeout"
     " checkout_timeout acquire_timeout",
     "write {MAX_LIFETIME}": "pool_recycle recycle con_lifetime max_age conn_max_age"
-    " lifetime",
+    " lifetime stale_timeout",
     "write {MAX_IDLE}": "idle_timeout max_idle_time",
     "write {MAX_USAGE}": "maxusage",
     "write {PING_AFTER}": "ping",
@@ -27,15 +27,22 @@ _INSTEAD = {
     ),
     "write {URL}": "uri dsn",
     "write {HOST}": "hostname server",
+    "write {UNIX_SOCKET}": "database_socket socket mysql_database_socket",
     "write {DATABASE}": "db db_name dbname schema database_name",
     "write {USER}": "username",
     "write {PASSWORD}": "passwd pass pwd",
     "write {CURSORCLASS} = 'DictCursor'": "dict_cursor dictcursor",
-    "write {NAME}": "pool_name program_name",
+    "write {NAME}": "pool_name program_name pool_logging_name logging_name",
+    "write {BACKEND}": "poolclass",
+    "write {CONNECT_ARGS}": "extra_kwargs custom_options options",
     "write {SSL_MODE}": "ssl ssl_disabled ssl_verify_cert ssl_verify_identity",
-    "write each of them as a setting, such as {MAX_SIZE}": "arguments",
+    "write each of them as a setting, such as {MAX_SIZE}": "arguments engine_options"
+    " pool_options queuepool",
+    "write {BINDS}": "databases",
     "leave it out, no dead connection is handed out": "pool_pre_ping pre_ping",
-    "leave it out, it has no counterpart": "maxshared failures",
+    "leave it out, it has no counterpart": "maxshared failures pool_use_lifo use_lifo"
+    " creator isfatal use_threadlocal threadlocals echo echo_pool engine"
+    " track_modifications",
     "leave it out, the pool decides when to connect": "defer_connect",
     "leave it out, the key's file may not be encrypted": "ssl_key_password",
     "leave it out, PyMySQL does not support it": "compress named_pipe",

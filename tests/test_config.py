@@ -92,6 +92,9 @@ def test_defaults_are_those_of_the_design() -> None:
         "SETSESSION": [],
         "MAX_HOST_CONNECTIONS": None,
         "LEAK_THRESHOLD": 0.0,
+        "RECORD_QUERIES": False,
+        "SLOW_QUERY": 0.0,
+        "LOG_PARAMETERS": False,
         "BACKEND": "pooled",
         "NAME": "mysqlpool",
     }
@@ -807,7 +810,6 @@ def test_the_statements_that_are_suggested_are_taken(statement: str) -> None:
         ("MYSQLPOOL", {"URL": SECRET}, "write each key of it as a setting, such as"),
         ("mysqlpool", {"url": SECRET}, "write each key of it as a setting, such as"),
         ("MYSQL_POOL_URL", SECRET, "write MYSQLPOOL_URL"),
-        ("MYSQL_POOL_SIZE", 5, "write MYSQLPOOL_MAX_SIZE"),
         ("MYSQL_POOL_MAX_SIZE", 5, "write MYSQLPOOL_MAX_SIZE"),
         ("mysqlpool_url", SECRET, "write MYSQLPOOL_URL"),
         ("mysqlpool_MAX_SIZE", 5, "write MYSQLPOOL_MAX_SIZE"),
@@ -872,6 +874,8 @@ def test_other_extensions_keys_are_never_faults() -> None:
         "MYSQLPOOLING": 1,
         "MYSQL_POOL": {"HOST": 7},
         "MYSQL_POOL_OBJECT": 7,
+        # Flask-MySQL-Connector's.
+        "MYSQL_POOL_SIZE": 5,
     }
     assert app_config(others) == app_config({})
 
