@@ -122,7 +122,8 @@ class StubSQLAlchemy(Stub):
     def begin(self, size: int) -> Callable[[], Any]:
         from sqlalchemy.pool import QueuePool
 
-        pool = QueuePool(self.connect, pool_size=size, max_overflow=0, timeout=600)
+        connect: Any = self.connect
+        pool = QueuePool(connect, pool_size=size, max_overflow=0, timeout=600)
         take: Callable[[], Any] = pool.connect
         return take
 

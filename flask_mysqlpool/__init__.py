@@ -15,8 +15,9 @@ from .errors import (
     PoolTimeout,
     TransactionError,
 )
-from .extension import MySQLPool, close_db, get_db
+from .extension import MySQLPool, close_db, get_db, get_recorded_queries
 from .handle import PooledConnection
+from .health import Health
 from .pool import Pool
 from .stats import PoolStats
 
@@ -26,6 +27,7 @@ __all__ = [
     "ConnectionLost",
     "ConnectionReturned",
     "ConnectionShared",
+    "Health",
     "MySQLPool",
     "Pool",
     "PoolClosed",
@@ -38,4 +40,5 @@ __all__ = [
     "TransactionError",
     "close_db",
     "get_db",
+    "get_recorded_queries",
 ]

@@ -22,12 +22,12 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from .board import Board
+from .board import Board, open_shared
 from .errors import PoolError
 
 #: Seconds that the server has to notice that a process was killed, whose connection is
 #: one too many until then.
-AFTER_DEATH = 0.25
+AFTER_DEATH = 0.5
 
 #: What the byte holds, which its lock does not tell: whether its last owner closed the
 #: connection.
@@ -58,9 +58,8 @@ class _File:
         self._locked: dict[int, object] = {}
 
     def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with self._board.opened(create=True) as folder:
-            return os.open(self._name, flags, 0o600, dir_fd=folder)
+            return open_shared(folder, self._name)
 
     def come_back(self) -> None:
         """If somebody has removed the file, lock the same bytes of a new one.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pymysql.err import MySQLError
@@ -68,7 +69,7 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
     yield _capacity(config, facts, workers)
 
 
-def look_at_board(fleet: Fleet | None) -> Iterator[Finding]:
+def look_at_board(fleet: Fleet | None, binds: Iterable[str]) -> Iterator[Finding]:
     """Whether workers can publish, and commands can read, what they do."""
     mend = "set STATUS_DIR to a folder that the site's user can write to"
     if fleet is None:
@@ -77,20 +78,32 @@ def look_at_board(fleet: Fleet | None) -> Iterator[Finding]:
         )
         return
     try:
-        with fleet.board.opened(create=True):
-            workers = fleet.workers()
+        workers = fleet.workers()
     except OSError as error:
-        text = error.strerror or str(error)
-        yield Finding(WARNING, "workers", f"{fleet.board.path}: {text}", mend)
+        text = f"{fleet.board.path}: {error.strerror or error}"
+        if isinstance(error, PermissionError):
+            mend = "run this as the site's user, or as root"
+        yield Finding(WARNING, "workers", text, getattr(error, "mend", mend))
         return
     pids = {worker["pid"] for some in workers.values() for worker in some}
-    yield Finding(OK, "workers", f"{len(pids)} publish in {fleet.board.path}")
+    place = fleet.board.path if pids else fleet.board.place()
+    yield Finding(OK, "workers", f"{len(pids)} publish in {place}")
     for problem in fleet.problems:
-        yield Finding(WARNING, "workers", problem, "remove it")
-    for bind in workers:
-        if fleet.orders(bind).paused:
+        yield Finding(WARNING, "workers", problem, _mend_of(problem, fleet))
+    for bind in binds:
+        if fleet.is_paused(bind, workers.get(bind, [])):
             text = f"{bind} is paused: checkouts wait"
             yield Finding(WARNING, "workers", text, "flask mysqlpool resume")
+
+
+def _mend_of(problem: str, fleet: Fleet) -> str:
+    if "belongs to" in problem:
+        return f"chown {fleet.board.path}, and what is in it, to the site's user"
+    if problem in fleet.hidden:
+        return "restart the site's workers: it is that of one which is alive"
+    if problem == fleet.misorder:
+        return "remove it, and order anew: flask mysqlpool pause, or resume"
+    return "remove it"
 
 
 def _no_connection(error: Exception) -> Finding:
@@ -101,6 +114,8 @@ def _no_connection(error: Exception) -> Finding:
         mend = "pip install cryptography, or use TLS (SSL_MODE = 'REQUIRED')"
     elif "certificate" in text or "SSL" in text:
         mend = _MENDS[2026]
+    elif isinstance(error.__cause__, socket.gaierror):
+        mend = _MENDS[2005]
     return Finding(FAILURE, "connection", text, mend)
 
 
@@ -184,37 +199,43 @@ def _idle_limit(config: PoolConfig, facts: Facts) -> Finding:
     )
     if ours < facts.wait_timeout:
         return Finding(OK, "wait_timeout", text)
+    mend = "raise wait_timeout"
+    if facts.wait_timeout > 1:
+        most = facts.wait_timeout - 1
+        mend = f"set MAX_IDLE to less than {most + 1} (1 to {most}), or {mend}"
     return Finding(
         WARNING,
         "wait_timeout",
         f"{text}: the server closes idle connections before the pool does",
-        f"set MAX_IDLE to less than {facts.wait_timeout}, or raise wait_timeout",
+        mend,
     )
 
 
 def _capacity(config: PoolConfig, facts: Facts, workers: int | None) -> Finding:
     most = (workers or 1) * config.max_size
-    text = f"{workers or 1} worker{'s' * ((workers or 1) != 1)} × MAX_SIZE"
-    text += f" {config.max_size} = {most}"
+    text = f"{workers or 1} worker{'s' * ((workers or 1) != 1)}"
+    text += " seen" * (workers is not None) + f" × MAX_SIZE {config.max_size} = {most}"
     if config.max_host_connections is not None:
         most = min(most, config.max_host_connections)
         text += f", MAX_HOST_CONNECTIONS {config.max_host_connections}"
+    others = max(facts.connected - facts.of_this_user, 0)
     text += f"; max_connections {facts.max_connections}"
-    allowed = facts.max_connections
+    text += f", of which others use {others}" * (others > 0)
+    limits = {"max_connections": facts.max_connections - others}
+    needed = {"max_connections": most + others, "max_user_connections": most}
     if facts.max_user_connections:
-        allowed = min(allowed, facts.max_user_connections)
+        limits["max_user_connections"] = facts.max_user_connections
         text += f", max_user_connections {facts.max_user_connections}"
     if workers is None:
         text += "; the number of workers is not known"
-    others = max(facts.connected - facts.of_this_user, 0)
-    if others:
-        text += f", of which others use {others}"
-    if most <= allowed - others:
+    binding = [name for name, limit in limits.items() if limit < most]
+    if not binding:
         return Finding(OK, "capacity", text)
+    raised = " and ".join(f"{name} to {needed[name]} or more" for name in binding)
     return Finding(
         FAILURE,
         "capacity",
         text,
-        f"raise max_connections to {most + others} or more, lower MAX_SIZE, or set"
-        f" MAX_HOST_CONNECTIONS to {max(allowed - others, 1)}",
+        f"raise {raised}, lower MAX_SIZE, or set MAX_HOST_CONNECTIONS to"
+        f" {max(min(limits.values()), 1)}",
     )

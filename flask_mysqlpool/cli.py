@@ -17,7 +17,7 @@ from pymysql.err import MySQLError
 from . import tables
 from .check import FAILURE, Finding, examine, look_at_board
 from .config import PoolConfig
-from .fleet import Fleet, Worker, holders, is_degraded, totals
+from .fleet import Fleet, Worker, holders, is_degraded, last_failure, totals
 from .server import ServerReport, Thread, connect_to
 
 #: Exit codes.
@@ -27,9 +27,13 @@ HEALTHY, DEGRADED, NOTHING = 0, 1, 2
 SOON = 2.0
 
 NO_WORKER = (
-    "No worker of {app!r} is running, or none has used its pool yet. This command's own"
-    " pool is empty."
+    "No worker of {app!r} is running, or none has used its pool yet: none publishes in"
+    " {place}. This command's own pool is empty."
 )
+UNREADABLE = "No worker of {app!r} can be read in {place}."
+
+#: What a server that is asked can have happen.
+_ERRORS = MySQLError, OSError, RuntimeError
 
 
 class Site(NamedTuple):
@@ -40,6 +44,7 @@ class Site(NamedTuple):
     fleet: Fleet | None
     #: Why the workers cannot be seen, if they cannot.
     blind: str
+    workers: dict[str, list[Worker]]
 
 
 def _site(bind: str | None = None) -> Site:
@@ -54,13 +59,13 @@ def _site(bind: str | None = None) -> Site:
         pools = {bind: pools[bind]}
     board = states[0].board
     if board is None:
-        return Site(current_app.name, pools, None, "STATUS_DIR is False")
+        return Site(current_app.name, pools, None, "STATUS_DIR is False", {})
     fleet = Fleet(board, current_app.name)
     try:
-        fleet.workers()
+        workers = fleet.workers()
     except OSError as error:
-        return Site(current_app.name, pools, fleet, _reason(error))
-    return Site(current_app.name, pools, fleet, "")
+        return Site(current_app.name, pools, fleet, _reason(error), {})
+    return Site(current_app.name, pools, fleet, "", workers)
 
 
 def _reason(error: OSError) -> str:
@@ -93,55 +98,76 @@ _bind = click.option("--bind", metavar="NAME", help="This pool only.")
 def status(as_json: bool, watch: float | None, bind: str | None, server: bool) -> None:
     """Show the pools of all workers.
 
-    Exit code 0: all is well. 1: somebody waits, or a checkout has timed out within the
-    last minute. 2: no worker is running.
+    Exit code 0: all is well. 1: somebody waits; within the last minute a checkout has
+    timed out or a connect failed; or the server cannot be asked. 2: no worker is
+    running.
     """
-    while True:
-        code, report = _report(_site(bind), server)
-        if as_json:
-            click.echo(json.dumps(report))
-        else:
-            if watch is not None and sys.stdout.isatty():
-                click.clear()
-            click.echo("\n".join(tables.status(report, sys.stdout.isatty())))
+    code = NOTHING
+    try:
+        while True:
+            code, report = _report(_site(bind), server)
+            _show(report, as_json, clear=watch is not None)
+            if watch is None:
+                break
+            time.sleep(watch)
+    except KeyboardInterrupt:
         if watch is None:
-            sys.exit(code)
-        time.sleep(watch)
+            raise
+    sys.exit(code)
+
+
+def _show(report: dict[str, Any], as_json: bool, clear: bool) -> None:
+    if as_json:
+        _echo([json.dumps(report)])
+        return
+    if clear and sys.stdout.isatty():
+        click.clear()
+    _echo(tables.status(report, sys.stdout.isatty()))
 
 
 def _report(site: Site, with_server: bool) -> tuple[int, dict[str, Any]]:
     """The exit code, and what ``--json`` prints."""
-    by_bind = site.fleet.workers() if site.fleet and not site.blind else {}
     pools = {
-        bind: _pool(site, bind, by_bind.get(bind, []), with_server)
+        bind: _pool(site, bind, site.workers.get(bind, []), with_server)
         for bind in site.pools
     }
-    workers = [worker for bind in pools for worker in by_bind.get(bind, [])]
+    workers = [worker for bind in pools for worker in site.workers.get(bind, [])]
     problems = list(site.fleet.problems) if site.fleet else []
-    if site.blind:
-        problems.insert(0, f"the workers cannot be seen: {site.blind}")
-    elif not workers:
-        problems.insert(0, NO_WORKER.format(app=site.app))
+    if not workers:
+        problems.insert(0, _why_nobody(site))
     report = {"app": site.app, "host": socket.gethostname(), "pools": pools}
-    code = DEGRADED if is_degraded(workers) else HEALTHY if workers else NOTHING
+    code = HEALTHY if workers else NOTHING
+    if is_degraded(workers) or any(_has_failed(pool) for pool in pools.values()):
+        code = DEGRADED
     return code, {**report, "problems": problems}
+
+
+def _why_nobody(site: Site) -> str:
+    if site.fleet is None or site.blind:
+        return f"the workers cannot be seen: {site.blind}"
+    text = UNREADABLE if site.fleet.hidden else NO_WORKER
+    return text.format(app=site.app, place=site.fleet.board.place())
+
+
+def _has_failed(pool: dict[str, Any]) -> bool:
+    return "error" in pool.get("seen_by_server", ())
 
 
 def _pool(
     site: Site, bind: str, workers: list[Worker], with_server: bool
 ) -> dict[str, Any]:
     config = site.pools[bind]
-    readable = site.fleet is not None and not site.blind
-    orders = site.fleet.orders(bind) if site.fleet and readable else None
+    fleet = None if site.blind else site.fleet
     pool = {
         "max_size": config.max_size,
         "max_host_connections": config.max_host_connections,
         "server": config.server,
-        "paused": bool(orders and orders.paused),
-        "generation": orders.generation if orders else 0,
+        "paused": fleet is not None and fleet.is_paused(bind, workers),
+        "generation": fleet.orders(bind).generation if fleet else 0,
         "totals": totals(workers),
         "workers": [_public(worker) for worker in workers],
         "holders": holders(workers),
+        "connect_failure": last_failure(workers),
     }
     if with_server:
         pool["seen_by_server"] = _ask_server(config, workers)
@@ -155,11 +181,11 @@ def _public(worker: Worker) -> dict[str, Any]:
 
 def _ask_server(config: PoolConfig, workers: Iterable[Worker]) -> dict[str, Any]:
     """What each connection is doing, and which ones no live worker knows of."""
-    pid_of = {c["thread_id"]: w["pid"] for w in workers for c in w["connections"]}
+    pid_of = {number: w["pid"] for w in workers for number in _threads_of(w)}
     try:
         with connect_to(config) as server:
             report: ServerReport = server.report()
-    except (MySQLError, OSError) as error:
+    except _ERRORS as error:
         return {"error": _text(error)}
     threads = [_thread(thread, pid_of) for thread in report.threads]
     return {
@@ -169,6 +195,12 @@ def _ask_server(config: PoolConfig, workers: Iterable[Worker]) -> dict[str, Any]
         "threads": threads,
         "orphans": sum(thread["pid"] is None for thread in threads),
     }
+
+
+def _threads_of(worker: Worker) -> list[int]:
+    """All of them; what is described of each is bounded."""
+    described = [connection["thread_id"] for connection in worker["connections"]]
+    return worker.get("thread_ids") or described
 
 
 def _thread(thread: Thread, pid_of: dict[int, int]) -> dict[str, Any]:
@@ -200,6 +232,8 @@ def reset(bind: str | None, wait: float | None, server: bool, yes: bool) -> None
     the server, wherever they come from; a request between two statements then gets an
     error.
     """
+    if server and wait is not None:
+        raise click.UsageError("--server ends connections at once: there is no --wait")
     site = _site(bind)
     if not yes and sys.stdin.isatty():
         click.confirm(f"Replace the connections of {site.app!r}?", abort=True)
@@ -208,7 +242,8 @@ def reset(bind: str | None, wait: float | None, server: bool, yes: bool) -> None
         return
     fleet = _steerable(site)
     tests = _for_all(site, fleet.reset)
-    _follow(fleet, tests, wait, "replaced", "outdated")
+    code = _follow(site, fleet, tests, wait, REPLACED)
+    sys.exit(HEALTHY if wait is None and code == DEGRADED else code)
 
 
 def _reset_at_server(site: Site) -> None:
@@ -217,11 +252,11 @@ def _reset_at_server(site: Site) -> None:
             with connect_to(config) as server:
                 idle = [thread for thread in server.report().threads if thread.sleeps]
                 ended = server.kill(idle)
-        except (MySQLError, OSError) as error:
-            click.echo(f"{bind}: cannot connect to {config.server}: {_text(error)}")
+        except _ERRORS as error:
+            _echo([f"{bind}: cannot connect to {config.server}: {_text(error)}"])
             sys.exit(DEGRADED)
         s = "" if ended == 1 else "s"
-        click.echo(f"{bind}: ended {ended} idle connection{s} on {config.server}")
+        _echo([f"{bind}: ended {ended} idle connection{s} on {config.server}"])
 
 
 @click.command()
@@ -240,9 +275,10 @@ def pause(wait: float | None, bind: str | None) -> None:
     can be restarted. A checkout waits no longer than its deadline (TIMEOUT).
     """
     site = _site(bind)
-    fleet = _steerable(site, need_workers=False)
-    tests = _for_all(site, fleet.pause)
-    _follow(fleet, tests, wait, "paused", "size")
+    fleet = _steerable(site)
+    code = _follow(site, fleet, _for_all(site, fleet.pause), wait, PAUSED)
+    # Without --wait, it may well be meant for workers that start later.
+    sys.exit(code if wait is not None else HEALTHY)
 
 
 @click.command()
@@ -251,21 +287,19 @@ def pause(wait: float | None, bind: str | None) -> None:
 def resume(bind: str | None) -> None:
     """End `pause`: serve all who wait."""
     site = _site(bind)
-    fleet = _steerable(site, need_workers=False)
-    _follow(fleet, _for_all(site, fleet.resume), SOON, "resumed", "waiting")
+    fleet = _steerable(site)
+    sys.exit(_follow(site, fleet, _for_all(site, fleet.resume), None, RESUMED))
 
 
-def _steerable(site: Site, need_workers: bool = True) -> Fleet:
-    """The workers to give orders to; ends the command if there are none."""
+def _steerable(site: Site) -> Fleet:
+    """The workers to give orders to; ends the command if they are out of reach."""
     if site.fleet is None or site.blind:
         _end(f"The workers cannot be reached: {site.blind}")
-    if need_workers and not any(site.fleet.workers().get(b) for b in site.pools):
-        _end(NO_WORKER.format(app=site.app))
     return site.fleet
 
 
 def _end(text: str) -> NoReturn:
-    click.echo(text)
+    _echo([text])
     sys.exit(NOTHING)
 
 
@@ -279,42 +313,90 @@ def _for_all(site: Site, order: Callable[[str], Callable[[Worker], bool]]) -> _T
         _end(f"The workers cannot be reached: {_reason(error)}")
 
 
+class _Outcome(NamedTuple):
+    """What becomes of pools, and what is shown of those that have still to follow."""
+
+    done: str
+    #: The field that goes down to zero, and what it counts.
+    field: str
+    to_go: str
+
+
+REPLACED = _Outcome("replaced", "outdated", "{} connection{s} to go")
+PAUSED = _Outcome("paused", "size", "{} connection{s} to go")
+RESUMED = _Outcome("resumed", "waiting", "{} checkout{s} still waiting")
+
+
 def _follow(
-    fleet: Fleet, tests: _Tests, wait: float | None, done: str, count: str
-) -> None:
-    """Show who has still to follow; exit code 1 if somebody has not, in time."""
+    site: Site, fleet: Fleet, tests: _Tests, wait: float | None, outcome: _Outcome
+) -> int:
+    """Show who has still to follow; the exit code.
+
+    1 if somebody has not, in time, or cannot be read; 2 if nobody is there who could.
+    """
     deadline = time.monotonic() + (SOON if wait is None else wait)
-    complete = True
+    seen, complete = 0, True
     for bind, has_done in tests.items():
-        others: list[Worker] = []
-        for others in fleet.wait(bind, has_done, deadline - time.monotonic()):
-            if wait is not None and others:
-                _echo(_progress(bind, others, count))
-        workers = len(fleet.workers().get(bind, []))
-        s = "" if workers == 1 else "s"
-        if not others:
-            _echo([f"{bind}: {done} ({workers} worker{s})"])
-            continue
-        complete = False
+        try:
+            workers, late = _follow_one(fleet, bind, has_done, deadline, wait, outcome)
+        except OSError as error:
+            _end(f"The workers cannot be seen: {_reason(error)}")
+        seen += workers
+        complete = complete and not late
+    _echo(fleet.hidden)
+    if not seen:
+        _echo([_why_nobody(site)])
+        return NOTHING
+    return HEALTHY if complete and not fleet.hidden else DEGRADED
+
+
+def _follow_one(
+    fleet: Fleet,
+    bind: str,
+    has_done: Callable[[Worker], bool],
+    deadline: float,
+    wait: float | None,
+    outcome: _Outcome,
+) -> tuple[int, int]:
+    """How many workers there are, and how many of them have still to follow."""
+    shown: list[str] = []
+    others: list[Worker] = []
+    for others in fleet.wait(bind, has_done, deadline - time.monotonic()):
+        lines = list(_progress(bind, others, outcome)) if wait is not None else []
+        _echo(line for line in lines if line not in shown)
+        shown = lines
+    workers = len(fleet.workers().get(bind, []))
+    s = "" if workers == 1 else "s"
+    if others:
         later = f"{bind}: {len(others)} of {workers} worker{s} will follow"
-        _echo([later, *_progress(bind, others, count)] if wait is None else [later])
-    if not complete and wait is not None:
-        sys.exit(DEGRADED)
+        _echo([later, *(_progress(bind, others, outcome) if wait is None else ())])
+    elif workers:
+        _echo([f"{bind}: {outcome.done} ({workers} worker{s})"])
+    else:
+        _echo([f"{bind}: ordered, but no worker is there to confirm it"])
+    return workers, len(others)
 
 
-def _progress(bind: str, others: Iterable[Worker], count: str) -> Iterator[str]:
+def _progress(bind: str, others: Iterable[Worker], outcome: _Outcome) -> Iterator[str]:
     for worker in others:
-        number = worker[count]
-        what = f"{number} connection{'s' * (number != 1)} to go"
+        number = worker[outcome.field]
+        what = outcome.to_go.format(number, s="s" * (number != 1))
         if not number:
             what = "has still to begin"
         yield f"{bind}: worker {worker['pid']}: {what}, {worker['in_use']} in use"
 
 
 def _echo(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
-    sys.stdout.flush()
+    """Print them now; ends the command if that cannot be done."""
+    text = "".join(f"{line}\n" for line in lines)
+    try:
+        click.echo(text, nl=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # Click's affair
+    except OSError as error:
+        click.echo(f"The output cannot be written: {error.strerror}", err=True)
+        sys.exit(DEGRADED)
 
 
 @click.command()
@@ -327,16 +409,16 @@ def check(bind: str | None) -> None:
     """
     site = _site(bind)
     findings: list[Finding] = []
-    by_bind = site.fleet.workers() if site.fleet and not site.blind else None
-    for finding in look_at_board(site.fleet):
-        findings.append(finding)
-        click.echo(tables.finding(finding))
-    for name, config in site.pools.items():
-        click.echo(f"\n{name}: {config.server}")
-        workers = None if by_bind is None else len(by_bind.get(name, [])) or None
-        for finding in examine(config, workers):
+
+    def show(found: Iterable[Finding]) -> None:
+        for finding in found:
             findings.append(finding)
-            click.echo(tables.finding(finding))
+            _echo([tables.finding(finding)])
+
+    show(look_at_board(site.fleet, site.pools))
+    for name, config in site.pools.items():
+        _echo(["", f"{name}: {config.server}"])
+        show(examine(config, len(site.workers.get(name, [])) or None))
     sys.exit(DEGRADED if any(f.level == FAILURE for f in findings) else HEALTHY)
 
 

@@ -235,6 +235,19 @@ class PoolConfig:
         "How long a connection may be in use before its holder is logged with the"
         " stack that took it; 0 means for ever.",
     )
+    record_queries: bool = _setting(
+        False,
+        convert.flag,
+        "Whether statements are recorded, for ``get_recorded_queries()``.",
+    )
+    slow_query: float = _duration(
+        0.0, "How long a statement may take before it is logged; 0 means for ever."
+    )
+    log_parameters: bool = _setting(
+        False,
+        convert.flag,
+        "Whether the parameters of statements are recorded and logged, too.",
+    )
     backend: str | type = _setting(
         "pooled",
         convert.backend,
@@ -343,6 +356,8 @@ def _settings(owner: type) -> dict[str, Field[Any]]:
 _POOL = {"url": URL, **_settings(PoolConfig)}
 _PLACES = {"url", "host", "port", "unix_socket", "user", "password", "database"}
 _PLACES |= {"connect_args"}
+#: What Flask-MySQL-Connector sets by itself.
+_SOMEBODY_ELSES = {"MYSQL_POOL_NAME", "MYSQL_POOL_SIZE", "MYSQL_POOL_RESET_SESSION"}
 _NO_SERVER = (
     f"no server is configured: set {PREFIX}URL (or {PREFIX}HOST, …) before"
     " MySQLPool(app) or init_app(app)"
@@ -410,7 +425,7 @@ class _Reader:
         """Refuse what without our prefix is nobody else's, and would go unheard."""
         for key, value in mapping.items():
             alike = re.fullmatch(r"(?i)(mysqlpool|mysql_pool)_(\w+)", str(key))
-            if str(key).startswith(self.prefix):
+            if str(key).startswith(self.prefix) or key in _SOMEBODY_ELSES:
                 continue
             if str(key).upper() + "_" == self.prefix and isinstance(value, Mapping):
                 text = "write each key of it as a setting, such as {URL}"

@@ -36,6 +36,7 @@ from .residue import (
     judge,
     residue,
 )
+from .stats import Times
 from .wire import bounded, dial, glance, watch
 
 #: The DB-API module that the pool is built on.
@@ -116,6 +117,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         #: How often it was handed out, and the thread that has it now.
         self.uses = 0
         self.holder = 0
+        #: For how long each time.
+        self.times = Times()
         #: Of the handle that vanished without returning it: endpoint and stack.
         self.dropped_by: tuple[str | None, Stack] | None = None
         #: Rows that the open transaction has changed, and how many were ended so far.
@@ -162,6 +165,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
                 raw.connect(sock)
         finally:
             del raw.set_character_set
+        self._socket_is = _identity(raw._sock.fileno())
         self._readable = watch(raw._sock)
         self._has_news = glance(raw._sock)
 
@@ -464,7 +468,11 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             sock, raw._sock = raw._sock, None
             _INHERITED.append(raw._rfile)
             raw._rfile = None
-            os.close(sock.detach())
+            number = sock.detach()
+            # The child may have closed all that it inherited, and opened other files.
+            with suppress(OSError):
+                if _identity(number) == self._socket_is:
+                    os.close(number)
         self._closed = True
         self.slot = None
 
@@ -478,6 +486,11 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
 
         PyMySQL's own closes the descriptor.
         """
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    about = os.fstat(descriptor)
+    return about.st_dev, about.st_ino
 
 
 def without_traceback(error: BaseException) -> BaseException:

@@ -8,6 +8,7 @@ is called with the lock of the pool held.
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 from weakref import WeakSet, ref
 
@@ -40,6 +41,9 @@ class Connects:
         self._under_way: WeakSet[Connect] = WeakSet()
         #: The error of the last connect, if it failed.
         self.error: BaseException | None = None
+        #: The last error that there was, and when, in `time.time()` seconds.
+        self.last_error: BaseException | None = None
+        self.failed_at: float | None = None
         #: How often the server was found to be out of reach since it last was not.
         self._failures = 0
         self._tried_at = self._retry_at = 0.0
@@ -101,7 +105,8 @@ class Connects:
 
     def failed(self, connect: Connect, error: BaseException, now: float) -> None:
         self._end(connect)
-        self.error = error
+        self.error = self.last_error = error
+        self.failed_at = time.time()
         if now < self._retry_at:
             return  # begun before the failure that this pause is for
         pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), LONGEST_PAUSE)

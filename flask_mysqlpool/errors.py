@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dbutils.pooled_db import InvalidConnectionError, TooManyConnectionsError
+from pymysql.constants import CR
 from pymysql.err import InterfaceError, OperationalError, ProgrammingError
 
 
@@ -47,21 +48,25 @@ class PoolClosed(PoolError, InterfaceError):
     """The pool has been closed; it hands nothing out any more."""
 
 
-class ConnectionLost(PoolError, OperationalError):
+class ConnectionLost(OperationalError, PoolError):
     """The server is gone, and with it the work that was not committed.
 
     Every statement and ``commit()`` raises this until the caller calls
     ``rollback()`` or returns the connection, so that the second half of a
     transaction is never committed without its first. The error that broke the
-    connection is the ``__cause__``.
+    connection is the ``__cause__``. ``args`` are a number and a text, as those of an
+    error of the server.
     """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(CR.CR_SERVER_GONE_ERROR, text)
 
 
 class TransactionError(PoolError, ProgrammingError):
     """A transaction was begun, or ended, where that cannot be what was meant."""
 
 
-class CommitUnknown(PoolError, OperationalError):
+class CommitUnknown(OperationalError, PoolError):
     """The connection was lost after COMMIT was sent and before it was answered.
 
     The work may be there, or not. What broke the connection is the ``__cause__``.

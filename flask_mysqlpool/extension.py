@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,15 +25,17 @@ from flask.ctx import AppContext
 from flask.globals import app_ctx
 from werkzeug.exceptions import ServiceUnavailable
 
-from . import cli
+from . import cli, signals
 from .backends import make_pool
 from .board import Board
 from .config import AppConfig, PoolConfig
 from .errors import ConfigError, PoolFull, PoolTimeout
 from .handle import PooledConnection
+from .health import Health, examine
 from .pool import Pool
 from .presence import Presence
-from .stats import PoolStats
+from .recording import RecordedQuery, make_recorder
+from .stats import Observer, PoolStats
 from .transaction import run_in_transaction, transaction
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ log = logging.getLogger(__name__)
 KEY = "mysqlpool"
 #: Under this one in ``g``: what each of these states has checked out.
 KEY_IN_G = "_mysqlpool"
+#: And under this one: what was executed.
+QUERIES_IN_G = "_mysqlpool_queries"
 
 #: What a client that was refused for lack of connections is told to wait.
 RETRY_AFTER = 1  # second
@@ -82,7 +87,7 @@ class MySQLPool:
                 " or not at all after MySQLPool(app)"
             )
         config = AppConfig.from_mapping(app.config, name=app.name)
-        state = _State(config, _board(app, config), app.name, len(states))
+        state = _State(config, _board(app, config), app, len(states))
         states[self] = state
         self._apps.add(app)
         app.teardown_request(state.release_request)
@@ -241,6 +246,15 @@ class MySQLPool:
         """What this process's pool looks like now."""
         return self.pool(bind).stats()
 
+    def health(self, bind: str | None = None) -> Health:
+        """Whether this process's pools can serve: at once, from their counters.
+
+        Takes no connection, so it tells a pool that is saturated from a database that
+        is down, and is as quick then as ever. For readiness checks.
+        """
+        chosen = self.pools if bind is None else {bind: self.pool(bind)}
+        return examine(chosen)
+
     def reset(self, bind: str | None = None) -> None:
         """Replace this process's connections: idle ones now, others as they return."""
         for pool in self._chosen(bind):
@@ -261,7 +275,7 @@ class _State:
     """What one :class:`MySQLPool` has for one app."""
 
     def __init__(
-        self, config: AppConfig, board: Board | None, app: str, number: int
+        self, config: AppConfig, board: Board | None, app: Flask, number: int
     ) -> None:
         self.config = config
         self.board = board
@@ -269,6 +283,7 @@ class _State:
         # Commands tell the pools of a second MySQLPool in one app by a number.
         self._suffix = f"-{number + 1}" if number else ""
         self._pools: dict[str, Pool] = {}
+        self._observers: list[Observer] = []
 
     def pool(self, bind: str) -> Pool:
         pool = self._pools.get(bind)
@@ -284,14 +299,34 @@ class _State:
             pool = self._pools.setdefault(bind, self._make(bind, config))
         return pool
 
+    def pools_in_use(self) -> list[Pool]:
+        """Those that somebody has asked for."""
+        return list(self._pools.values())
+
+    def observe(self, observer: Observer) -> None:
+        """Have this told of every event in every pool, also in those to come."""
+        self._observers.append(observer)
+        for pool in self.pools_in_use():
+            pool.add_observer(observer)
+
     def published(self) -> dict[str, PoolConfig]:
         """The pools, by what the commands call them."""
         return {f"{b}{self._suffix}": pool for b, pool in self.config.pools.items()}
 
     def _make(self, bind: str, config: PoolConfig) -> Pool:
         pool = make_pool(config)
+        pool.recorder = make_recorder(config, _keep)
+        for observer in self._observers:
+            pool.add_observer(observer)
+        signals.attach(pool, self._app, bind + self._suffix)
         if self.board is not None:
-            Presence(pool, self.board, app=self._app, bind=bind + self._suffix)
+            Presence(
+                pool,
+                self.board,
+                app=self._app.name,
+                bind=bind + self._suffix,
+                silent=_is_own_command(self.config.cli),
+            )
         return pool
 
     def forget(self, pool: Pool) -> None:
@@ -336,11 +371,14 @@ class _State:
         """A block at whose end is returned what it has taken."""
         all_held, key = self._all_held(_app_context()), _request_context()
         before = set(all_held.get(key, ()))
+        thread = threading.get_ident()
         try:
             yield
         finally:
             held = all_held.get(key, _Held())
-            _release([held.pop(bind) for bind in held.keys() - before])
+            # A thread that shares the context may be using what it has taken.
+            own = [b for b in held.keys() - before if held[b].holder in (None, thread)]
+            _release([held.pop(bind) for bind in own])
 
     def release_request(self, error: BaseException | None = None) -> None:
         """Return what the request that ends has taken. Never raises."""
@@ -355,6 +393,20 @@ class _State:
         all_held = self._all_held(_app_context())
         while all_held:
             _release(all_held.popitem()[1].values(), error)
+
+
+def _keep(query: RecordedQuery) -> None:
+    if app_ctx:
+        app_ctx.g.__dict__.setdefault(QUERIES_IN_G, []).append(query)
+
+
+def get_recorded_queries() -> list[RecordedQuery]:
+    """What the current request, or application context, has executed so far.
+
+    Empty unless ``MYSQLPOOL_RECORD_QUERIES`` is set. :exc:`RuntimeError` without an
+    application context.
+    """
+    return list(_app_context().g.__dict__.get(QUERIES_IN_G, ()))
 
 
 def _release(
@@ -403,6 +455,15 @@ def _board(app: Flask, config: AppConfig) -> Board | None:
     if config.status_dir is None:
         return None
     return Board(os.path.join(app.instance_path, config.status_dir))
+
+
+def _is_own_command(group: str | None) -> bool:
+    """Whether this process is ``flask mysqlpool …``, and no worker of the site.
+
+    Importing the app may use the pool; were that paused, nothing could resume it.
+    """
+    from_cli = os.environ.get("FLASK_RUN_FROM_CLI") == "true"
+    return from_cli and group in sys.argv[1:]
 
 
 def _app_context() -> AppContext:

@@ -14,8 +14,13 @@ COUNTS = (
     *("checkouts", "timeouts", "opened", "discarded"),
 )
 
-#: Seconds after a timeout during which a pool counts as degraded.
+#: Seconds after a timeout, or a connect that failed, during which a pool counts as
+#: degraded.
 RECENT = 60.0
+
+#: Seconds within which every live worker with a connection makes a round; a little more
+#: than ``presence.QUIET``.
+ROUND = 0.6
 
 #: Seconds between two looks at workers that are being waited for.
 _POLL = 0.05
@@ -31,28 +36,59 @@ class Fleet:
         self._app = app
         #: What could not be read at the last look, one sentence each.
         self.problems: list[str] = []
+        #: Those of them that hide a live worker.
+        self.hidden: list[str] = []
+        #: That the orders cannot be read, or an empty string.
+        self.misorder = ""
+        self._ordered = 0.0
 
     def workers(self) -> dict[str, list[Worker]]:
         """What every live worker publishes, by bind; raises OSError if it cannot be.
 
         Nothing, where no worker has ever published anything.
         """
+        self.problems, self.hidden, self.misorder = [], [], ""
         try:
             reading = self.board.read()
         except FileNotFoundError:
             return {}
-        self.problems = reading.problems
+        self.hidden = list(reading.hidden)
         by_bind: dict[str, list[Worker]] = {}
-        for sheet in sorted(reading.sheets, key=lambda sheet: int(sheet["pid"])):
-            if sheet["app"] == self._app:
-                by_bind.setdefault(sheet["bind"], []).append(sheet)
+        for sheet in reading.sheets:
+            if not _is_complete(sheet):
+                text = "a worker of another version of this package"
+                self.hidden.append(f"{sheet['id']}.worker: {text}")
+            elif sheet["app"] == self._app:
+                worker = {**sheet, "heard": reading.heard[sheet["id"]]}
+                by_bind.setdefault(sheet["bind"], []).append(worker)
+        for workers in by_bind.values():
+            workers.sort(key=lambda worker: int(worker["pid"]))
+        self.misorder = self._fault_of_orders()
+        others = [p for p in reading.problems if p not in reading.hidden]
+        self.problems = [*filter(None, [self.misorder]), *self.hidden, *others]
         return by_bind
 
+    def _fault_of_orders(self) -> str:
+        try:
+            self.board.orders("")
+        except FileNotFoundError:
+            return ""  # the folder has been removed meanwhile
+        except (OSError, ValueError) as error:
+            return f"orders: {getattr(error, 'strerror', None) or error}"
+        return ""
+
     def orders(self, bind: str) -> Orders:
+        """What is ordered, as far as that can be read."""
         try:
             return self.board.orders(self._key(bind))
-        except (FileNotFoundError, ValueError):
-            return Orders()
+        except (OSError, ValueError):
+            return Orders()  # `misorder` says so
+
+    def is_paused(self, bind: str, workers: Iterable[Worker]) -> bool:
+        """Whether checkouts are to wait; what workers do, if orders cannot be read."""
+        if self.misorder:
+            return any(worker["paused"] for worker in workers)
+        return self.orders(bind).paused
 
     def _key(self, bind: str) -> str:
         return f"{self._app}/{bind}"
@@ -69,42 +105,85 @@ class Fleet:
             newest = max([orders.generation, *seen])
             return orders._replace(generation=newest + 1)
 
-        orders = self.board.order(self._key(bind), change)
+        orders = self._order(bind, change)
 
         def has_done(worker: Worker) -> bool:
-            obeyed = worker["generation"] == orders.generation
+            obeyed = worker["generation"] >= orders.generation
             return not worker["size"] or (obeyed and not worker["outdated"])
 
         return has_done
 
     def pause(self, bind: str) -> Callable[[Worker], bool]:
         """Let all checkouts wait; gives the test for a worker without connections."""
-        self.board.order(self._key(bind), lambda orders: orders._replace(paused=True))
+        self._order(bind, lambda orders: orders._replace(paused=True))
         return lambda worker: not worker["size"]
 
     def resume(self, bind: str) -> Callable[[Worker], bool]:
-        """End a pause; gives the test for a worker that lets checkouts through."""
-        self.board.order(self._key(bind), lambda orders: orders._replace(paused=False))
-        return lambda worker: not worker["paused"] or not worker["size"]
+        """End a pause; gives the test for a worker that lets checkouts through.
+
+        One without connections, and without anybody who waits for one, makes no rounds:
+        it looks for orders before its next connect.
+        """
+        self._order(bind, lambda orders: orders._replace(paused=False))
+        return lambda worker: (
+            not worker["paused"] or not (worker["size"] or worker["waiting"])
+        )
+
+    def _order(self, bind: str, change: Callable[[Orders], Orders]) -> Orders:
+        orders = self.board.order(self._key(bind), change)
+        self._ordered = time.monotonic()
+        return orders
 
     def wait(
         self, bind: str, has_done: Callable[[Worker], bool], seconds: float
     ) -> Iterator[list[Worker]]:
         """Those that have not done so yet: now, and again each time that it changes.
 
-        Ends when there are none left, or after so many seconds.
+        Ends when there are none left, or after so many seconds; but not before a worker
+        had time to notice that somebody has removed its sheet, and to write another.
         """
         deadline = time.monotonic() + seconds
         last: object = None
         while True:
+            now = time.monotonic()
             others = [w for w in self.workers().get(bind, []) if not has_done(w)]
-            state = [(w["id"], w["outdated"], w["in_use"], w["size"]) for w in others]
+            state = [tuple(w[key] for key in _PROGRESS) for w in others]
             if state != last:
                 yield others
             last = state
-            if not others or time.monotonic() >= deadline:
+            if now >= self._ordered + ROUND and (not others or now >= deadline):
                 return
             time.sleep(_POLL)
+
+
+#: What tells that a worker has come nearer to what was ordered.
+_PROGRESS = "id", "outdated", "in_use", "size", "waiting"
+
+_NUMBERS = {*COUNTS, "pid", "generation", "outdated", "updated"}
+
+
+def _is_complete(sheet: Worker) -> bool:
+    """Whether it says all that the commands read."""
+    connections, threads = sheet.get("connections"), sheet.get("thread_ids", [])
+    return (
+        all(isinstance(sheet.get(key), (int, float)) for key in _NUMBERS)
+        and all(isinstance(sheet.get(key), str) for key in ("app", "bind"))
+        and isinstance(sheet.get("paused"), bool)
+        and isinstance(sheet.get("last_timeout"), (int, float, type(None)))
+        and isinstance(threads, list)
+        and all(isinstance(number, int) for number in threads)
+        and isinstance(connections, list)
+        and all(_is_connection(connection) for connection in connections)
+    )
+
+
+def _is_connection(connection: Any) -> bool:
+    return (
+        isinstance(connection, dict)
+        and {"state", "endpoint"} <= connection.keys()
+        and isinstance(connection.get("thread_id"), int)
+        and isinstance(connection.get("for"), (int, float))
+    )
 
 
 def totals(workers: Iterable[Worker]) -> dict[str, int]:
@@ -115,9 +194,26 @@ def totals(workers: Iterable[Worker]) -> dict[str, int]:
 
 
 def is_degraded(workers: Iterable[Worker]) -> bool:
-    """Whether somebody waits now, or gave up within the last minute."""
+    """Whether somebody waits; or gave up, or could not connect, a short while ago."""
     since = time.time() - RECENT
-    return any(w["waiting"] or (w["last_timeout"] or 0.0) > since for w in workers)
+    return any(
+        w["waiting"] or (w["last_timeout"] or 0.0) > since or _failed_at(w) > since
+        for w in workers
+    )
+
+
+def last_failure(workers: Iterable[Worker]) -> dict[str, Any] | None:
+    """The last connect that failed, if it did so within the last minute."""
+    last = max(workers, key=_failed_at, default=None)
+    if last is None or (ago := time.time() - _failed_at(last)) > RECENT:
+        return None
+    error = str(last.get("connect_error"))
+    return {"pid": last["pid"], "ago": round(max(ago, 0.0), 1), "error": error}
+
+
+def _failed_at(worker: Worker) -> float:
+    moment = worker.get("last_connect_failure")
+    return float(moment) if isinstance(moment, (int, float)) else 0.0
 
 
 def holders(workers: Iterable[Worker]) -> list[dict[str, Any]]:

@@ -6,9 +6,11 @@ know the session only through it. The session itself goes on to the next handle.
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from os import getpid
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from pymysql.connections import Connection
@@ -24,14 +26,18 @@ from .errors import (
     TransactionError,
 )
 from .leaks import Stack
+from .recording import Recorder
 
 C = TypeVar("C", bound=Cursor)
+
+_ROLLBACK = re.compile(rb"\s*rollback(?:\s+work)?[\s;]*", re.IGNORECASE)
 
 
 class _Pool(Protocol):
     """What a :class:`PooledConnection` needs of the pool that it came from."""
 
     name: str
+    recorder: Recorder | None
 
     def lend(self, handle: PooledConnection, timeout: float | None = None) -> None: ...
     def cache(self, con: PhysicalConnection) -> None: ...
@@ -332,6 +338,8 @@ class PooledConnection(_Face):
         con = self._con or self._attached()
         cls = cursor or self.cursorclass or con.raw.cursorclass
         bound = _BOUND.get(cls) or _bound_cursor(cls)
+        if self._pool.recorder is not None:
+            bound = _RECORDING.get(bound) or _recording_cursor(bound)
         if con.traced:
             return con.dbapi_connection.cursor(lambda _: bound(self))
         return bound(self)
@@ -342,6 +350,11 @@ class PooledConnection(_Face):
 
     def escape(self, obj: object, mapping: Any = None) -> str:
         return self._peek().escape(obj, mapping)  # type: ignore[no-any-return]
+
+    @property
+    def holder(self) -> int | None:
+        """The thread that took what it holds."""
+        return self._con.holder if self._con else None
 
     @property
     def returned(self) -> bool:
@@ -409,7 +422,13 @@ class _BoundCursor(Cursor):
     def _query(self, q: str | bytes) -> int:
         # PyMySQL's, but alone in the connection until the result is the cursor's.
         handle = self._get_db()  # type: ignore[attr-defined]
-        con = handle._enter()
+        try:
+            con = handle._enter()
+        except ConnectionLost:
+            if not _ROLLBACK.fullmatch(q.encode() if isinstance(q, str) else bytes(q)):
+                raise
+            handle.rollback()
+            return 0
         try:
             self._clear_result()  # type: ignore[attr-defined]
             con.execute(q, self._unbuffered)
@@ -483,11 +502,41 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
     __del__ = close
 
 
+class _RecordingCursor(Cursor):
+    """Notes what it executes, and how long that took."""
+
+    connection: Any
+    _unbuffered: bool
+
+    def execute(self, query: str | bytes, args: Any = None) -> int:
+        handle = self.connection
+        started, rows = perf_counter(), None
+        try:
+            found = super().execute(query, args)  # type: ignore[arg-type]
+            rows = None if self._unbuffered else found
+            return found
+        finally:
+            if handle is not None and handle._pool.recorder is not None:
+                note = handle._pool.recorder.note
+                note(query, args, started, handle.endpoint, rows)
+
+
+#: By the class that they are made from, for none is made twice.
 _BOUND: dict[type[Cursor], type[Cursor]] = {}
+_RECORDING: dict[type[Cursor], type[Cursor]] = {}
 
 
 def _bound_cursor(cls: type[Cursor]) -> type[Cursor]:
     base = _BoundSSCursor if issubclass(cls, SSCursor) else _BoundCursor
-    names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    _BOUND[cls] = type(cls.__name__, (base, cls), names)
+    _BOUND[cls] = _combined(base, cls)
     return _BOUND[cls]
+
+
+def _recording_cursor(bound: type[Cursor]) -> type[Cursor]:
+    _RECORDING[bound] = _combined(_RecordingCursor, bound)
+    return _RECORDING[bound]
+
+
+def _combined(first: type[Cursor], cls: type[Cursor]) -> type[Cursor]:
+    names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (first, cls), names)

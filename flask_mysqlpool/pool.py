@@ -37,7 +37,8 @@ from .errors import PoolClosed, PoolError, PoolFull, PoolTimeout
 from .handle import PooledConnection
 from .housekeeper import housekeeper
 from .leaks import describe, stack
-from .stats import ConnectionStats, PoolStats
+from .recording import Recorder, make_recorder
+from .stats import ConnectionStats, Observer, PoolStats, Times
 from .waiters import Waiter, WaiterQueue
 
 #: While other connections are open, a waiter trusts for so many seconds that one
@@ -129,6 +130,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.liaison: Liaison = Alone(config)
         #: From when on, in `time.monotonic()` seconds, the liaison wants to hear news.
         self.news_from = float("inf")
+        self._observers: tuple[Observer, ...] = ()
+        #: Notes statements, if that is asked for.
+        self.recorder: Recorder | None = make_recorder(config, _ignore)
         super().__init__(DRIVER, maxconnections=config.max_size, ping=0, reset=False)
         self._begin()
         _POOLS.add(self)
@@ -157,6 +161,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._last_timeout: float | None = None
         #: Checkouts of the connections that are no more; the others count theirs.
         self._past_uses = 0
+        self._past_times = Times()
+        #: Of the checkouts that took any time, and of the connects.
+        self._waits, self._creates = Times(), Times()
         self._discarded: Counter[str] = Counter()
         self._pid = getpid()
 
@@ -230,20 +237,28 @@ class Pool(PooledDB):  # type: ignore[misc]
                 con = self._wait(waiter)
             elif con.unanswered:
                 con = self._one_that_is_answered(con, owner)
-            if (
+            at_once = (
                 started < con.fresh_until
                 and con.generation == self._generation
                 and not con.unanswered
                 and con.is_alive()
-            ) or self._is_usable(con, started, deadline):
+            )
+            if at_once or self._is_usable(con, started, deadline):
                 con.uses += 1
                 con.since = max(con.since, started)
                 con.holder = threading.get_ident()
                 handle._con = con
                 if started >= self.news_from:
                     self.tell()
+                if self._observers or waiter is not None or not at_once:
+                    self._took_time(handle, monotonic() - started)
                 return
             been_served = True
+
+    def _took_time(self, handle: PooledConnection, seconds: float) -> None:
+        with self._lock:
+            self._waits.add(seconds)
+        self._notify("checked_out", handle, seconds)
 
     def _stand_in_line(
         self, waiter: Waiter[PhysicalConnection], been_served: bool
@@ -257,6 +272,18 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._waiters.join(waiter)
         if waiter.since >= self.news_from:
             self.tell()
+
+    def add_observer(self, observer: Observer) -> None:
+        """Have this told of every event from now on."""
+        self._observers += (observer,)
+
+    def _notify(self, event: str, *about: Any) -> None:
+        for observer in self._observers:
+            try:
+                getattr(observer, event)(self, *about)
+            except Exception:
+                log.exception("%s: %r is told nothing any more", self.name, observer)
+                self._observers = tuple(o for o in self._observers if o is not observer)
 
     def tell(self) -> None:
         """Tell the liaison that something changed; not again until it asks."""
@@ -401,12 +428,16 @@ class Pool(PooledDB):  # type: ignore[misc]
             self.dropped(con)
             return
         now = monotonic()
+        used = now - con.since
+        con.times.add(used)
         fault = self._fault(con, now)
         if fault is None:
             con.fresh_until = min(con.expires, now + self._ping_after)
             self._put_back(con, now)
         else:
             self._discard(con, fault)
+        if self._observers:
+            self._notify("checked_in", con.raw.thread_id(), used)
 
     def unshare(self, con: PhysicalConnection) -> None:
         """The same as :meth:`cache`: no connection is ever shared."""
@@ -461,11 +492,14 @@ class Pool(PooledDB):  # type: ignore[misc]
             del self._in_use[con]
             self._discarded[reason] += 1
             self._past_uses += con.uses
+            self._past_times.merge(con.times)
             if con.is_disconnected and con.generation == self._generation:
                 # The server went away under one connection; the others may look
                 # alive for as long as nobody tells them.
                 self._generation += 1
             self._ring_next()
+        if self._observers:
+            self._notify("discarded", con.raw.thread_id(), reason)
 
     def _discard_idle(self, reason: str, count: int | None = None) -> None:
         """Close so many of the idle connections, those first that were idle longest."""
@@ -513,6 +547,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             if slot is None:
                 self._postpone(connect)
                 return
+            begun = monotonic()
             con = self.steady_connection()
         except BaseException as error:
             slot = None  # whoever keeps the error keeps this frame
@@ -522,12 +557,16 @@ class Pool(PooledDB):  # type: ignore[misc]
         con.generation = connect.generation
         if lifetime := self.config.max_lifetime:
             con.expires = con.opened + lifetime * random.uniform(0.9, 1.1)
+        took = monotonic() - begun
         with self._lock:
+            self._creates.add(took)
             self._in_use[con] = ref(connect)
             self._connects.succeeded(connect)
             self._opened += 1
             self._short = False
             outdated = con.generation != self._generation
+        if self._observers:
+            self._notify("created", con.raw.thread_id(), took)
         if outdated:
             self._discard(con, "invalidated")
         else:
@@ -557,6 +596,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 error if waiter is connect.waiter else without_traceback(kept)
             )
             waiter.ring()
+        self._notify("connect_failed", kept)
 
     def _refused(
         self, owner: Waiter[PhysicalConnection] | None
@@ -582,6 +622,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         with self._lock:
             self._generation += 1
         self._discard_idle("invalidated")
+        self._notify("was_reset")
 
     def pause(self) -> None:
         """Let new checkouts wait, within their deadlines, until :meth:`resume`.
@@ -640,8 +681,16 @@ class Pool(PooledDB):  # type: ignore[misc]
             now, generation = monotonic(), self._generation
             first = next(iter(self._waiters), None)
             outdated = sum(con.generation != generation for con in self._all())
+            checkouts = self._past_uses + sum(con.uses for con in self._all())
+            uses, waits = Times(), Times()
+            for times in (self._past_times, *(con.times for con in self._all())):
+                uses.merge(times)
+            waits.merge(self._waits)
+            # The others took no time.
+            waits.counts[0] += checkouts - sum(waits.counts)
             return PoolStats(
                 name=self.name,
+                min_size=self.config.min_size,
                 max_size=self.config.max_size,
                 size=self._places(),
                 idle=len(self._idle_cache),
@@ -653,12 +702,18 @@ class Pool(PooledDB):  # type: ignore[misc]
                 outdated=outdated + self._connects.outdated(generation),
                 paused=self._paused,
                 short=self._short and first is not None and self._has_room(),
-                checkouts=self._past_uses + sum(con.uses for con in self._all()),
+                checkouts=checkouts,
                 timeouts=self._timeouts,
                 last_timeout=self._last_timeout,
+                last_connect_failure=self._connects.failed_at,
+                connect_error=_what_was_said(self._connects.last_error),
+                failing=self._connects.failing,
                 opened=self._opened,
                 discarded=self._discarded.total(),
                 discarded_by_reason=dict(self._discarded),
+                wait_seconds=waits.snapshot(),
+                use_seconds=uses.snapshot(),
+                create_seconds=self._creates.snapshot(),
             )
 
     def connections(self) -> list[ConnectionStats]:
@@ -683,6 +738,18 @@ class Pool(PooledDB):  # type: ignore[misc]
             *(about(con, "in_use", owner) for con, owner in in_use),
             *(about(con, "idle", None) for con in reversed(idle)),
         ]
+
+    def probe(self) -> None:
+        """Open a connection for nobody, if there is room, to see whether that works."""
+        self._begin_in_child()
+        connect = None
+        with self._lock:
+            now = monotonic()
+            may = self._has_room() and not self._closed and not self._connects
+            if may and self._connects.may_begin(now):
+                connect = self._connects.begin(self._generation, now)
+        if connect is not None:
+            self._start(connect)
 
     def housekeep(self) -> float | None:
         """Do what is due without anybody asking, on the housekeeper's thread.
@@ -718,8 +785,10 @@ class Pool(PooledDB):  # type: ignore[misc]
             who = describe(
                 con.dropped_by[0], _thread_names().get(con.holder), con.dropped_by[1]
             )
-            text = "%s: a connection was dropped without being returned; %s"
-            log.warning(text, self.name, who)
+            report = (
+                f"{self.name}: a connection was dropped without being returned; {who}"
+            )
+            self._report(con.dropped_by[0], report)
 
     def _report_leak(self, con: PhysicalConnection, handle: Any, now: float) -> None:
         """Report a holder that has had its connection for too long, once."""
@@ -731,9 +800,12 @@ class Pool(PooledDB):  # type: ignore[misc]
             who = describe(
                 handle.endpoint, _thread_names().get(con.holder), handle.stack
             )
-            log.warning(
-                "%s: a connection is in use for %.1f s; %s", self.name, held, who
-            )
+            report = f"{self.name}: a connection is in use for {held:.1f} s; {who}"
+            self._report(handle.endpoint, report)
+
+    def _report(self, endpoint: str | None, report: str) -> None:
+        log.warning("%s", report)
+        self._notify("leaked", endpoint, report)
 
     def _take_abandoned(self) -> dict[PhysicalConnection, str]:
         """What nobody holds any more, and why it must go. [lock held]
@@ -791,6 +863,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         error.__cause__ = cause
         if monotonic() >= self.news_from:
             self.tell()
+        self._notify("timed_out", error)
         return error
 
     def __repr__(self) -> str:
@@ -809,8 +882,22 @@ def _thread_names() -> dict[int | None, str]:
     return {thread.ident: thread.name for thread in threading.enumerate()}
 
 
+def _ignore(_: object) -> None:
+    """Keep nothing: only an app has a place for what was recorded."""
+
+
 def _stays(con: PhysicalConnection) -> bool:
     return not con.retired
+
+
+def _what_was_said(error: BaseException | None) -> str | None:
+    """An error as the mysql client prints it; no more than its kind if it is not ours.
+
+    What a ``PASSWORD`` that is a function raises could hold a secret.
+    """
+    if isinstance(error, (DRIVER.MySQLError, PoolError)):
+        return ": ".join(map(str, error.args))
+    return None if error is None else type(error).__name__
 
 
 def _half_way_to(deadline: float) -> float:

@@ -40,20 +40,29 @@ class Presence:
     """One pool of this process, on the board.
 
     ``app`` and ``bind`` are what the commands know the pool by. For a pool outside of
-    Flask: ``Presence(pool, Board("/run/jobs"), app="jobs")``.
+    Flask: ``Presence(pool, Board("/run/jobs"), app="jobs")``. One that is ``silent``
+    neither publishes nor obeys, and does no more than keep MAX_HOST_CONNECTIONS.
     """
 
     def __init__(
-        self, pool: Pool, board: Board, *, app: str, bind: str = "default"
+        self,
+        pool: Pool,
+        board: Board,
+        *,
+        app: str,
+        bind: str = "default",
+        silent: bool = False,
     ) -> None:
         self._pool = pool
         self._board = board
         self._about: dict[str, Any] = {"app": app, "bind": bind, "pid": 0}
         self._key = f"{app}/{bind}"
+        self._silent = silent
         self._budget = self._make_budget()
         self._begin()
         pool.liaison = self
-        pool.news_from = 0.0
+        if not silent:
+            pool.news_from = 0.0
         _PRESENCES.add(self)
 
     def _make_budget(self) -> Budget | None:
@@ -86,6 +95,8 @@ class Presence:
         Whoever gives orders takes a pool that has published no connection to have
         none. So this one is published, and only then the orders are read.
         """
+        if self._silent:
+            return
         if self._pid != getpid():
             self._sheet.let_go()
             self._begin()
@@ -131,24 +142,25 @@ class Presence:
         """Publish what changed; and anything while somebody waits, for it ages."""
         obeyed = self._obeyed or Orders()
         state = (*_essence(stats), obeyed)
-        if state == self._published and not stats.waiting:
-            return
+        unchanged = state == self._published and not stats.waiting
         self._published = state
         try:
-            self._sheet.write(self._content(stats, obeyed))
-            self._problem = ""
+            if not (unchanged and self._sheet.touch()):
+                self._sheet.write(self._content(stats, obeyed))
+                self._problem = ""
         except OSError as error:
             self._note(error)
 
     def _note(self, error: Exception) -> None:
         """Say once why the board is of no use."""
-        text = f"{type(error).__name__}: {error}"
+        # Not the file: that has another name each time.
+        text = getattr(error, "strerror", None) or str(error)
         if text != self._problem:
-            log.debug("%s: nothing is published: %s", self._pool.name, text)
+            log.debug("%s: nothing is published: %r", self._pool.name, error)
         self._problem = text
 
     def _content(self, stats: PoolStats, obeyed: Orders) -> dict[str, Any]:
-        now = time.time()
+        now, connections = time.time(), self._pool.connections()
         return {
             **self._about,
             "generation": obeyed.generation,
@@ -165,9 +177,12 @@ class Presence:
             "paused": stats.paused,
             "outdated": stats.outdated,
             "last_timeout": stats.last_timeout,
+            "last_connect_failure": stats.last_connect_failure,
+            "connect_error": stats.connect_error,
             "waited": stats.waited,
             "short": stats.short,
-            "connections": [_describe(c) for c in self._pool.connections()[:LISTED]],
+            "connections": [_describe(c) for c in connections[:LISTED]],
+            "thread_ids": [c.thread_id for c in connections],
         }
 
     def _try_to_obey(self) -> None:
@@ -182,7 +197,9 @@ class Presence:
     def _obey(self, orders: Orders) -> None:
         # At the first look there is nothing yet that a reset could replace.
         before = self._obeyed or Orders(orders.generation)
-        self._obeyed = orders
+        # It only grows; if it does not, somebody has removed the orders.
+        newest = max(orders.generation, before.generation)
+        self._obeyed = orders = orders._replace(generation=newest)
         if orders.generation != before.generation:
             self._pool.reset()
         if orders.paused and not before.paused:
@@ -192,24 +209,24 @@ class Presence:
 
     def _share(self, budget: Budget) -> None:
         """Give up what is more than a fair share, if another process needs it."""
-        now = time.time()
-        claims, needed = [], False
-        mine = self._pool.stats()
-        claims.append(
-            _claim(self._sheet.id, now, mine.in_use, mine.waiting, mine.waited)
-        )
+        now, mine = time.time(), self._pool.stats()
+        id, needed = self._sheet.id, False
+        claims = [_claim(id, now, mine.in_use, mine.waiting, mine.waited)]
         for sheet in self._board.read().sheets:
-            same_pool = self._key == f"{sheet['app']}/{sheet['bind']}"
-            if not same_pool or sheet["id"] == self._sheet.id:
-                continue
-            fresh = now - sheet["updated"] < STALE
-            needed = needed or (sheet["short"] and fresh)
-            waiting = sheet["waiting"] if fresh else 0
-            claim = sheet["id"], now, sheet["in_use"], waiting, sheet["waited"]
-            claims.append(_claim(*claim))
+            try:
+                if sheet["id"] == id or self._key != f"{sheet['app']}/{sheet['bind']}":
+                    continue
+                fresh = now - sheet["updated"] < STALE
+                waiting = sheet["waiting"] if fresh else 0
+                claims.append(
+                    _claim(sheet["id"], now, sheet["in_use"], waiting, sheet["waited"])
+                )
+                needed = needed or (sheet["short"] and fresh)
+            except (KeyError, TypeError):
+                continue  # another version's; the commands name it
         limit = self._pool.config.max_size
         if needed:
-            limit = fair_shares(budget.size, claims)[self._sheet.id]
+            limit = fair_shares(budget.size, claims)[id]
         if limit != self._limit or mine.size > limit:
             self._limit = limit
             self._pool.limit(limit)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pymysql.constants import ER
@@ -155,9 +155,12 @@ class Server:
 def connect_to(config: PoolConfig) -> Iterator[Server]:
     """A :class:`Server` for a ``with`` block.
 
-    Raises what connecting raises, within ``CONNECT_TIMEOUT``.
+    Raises what connecting raises, within ``CONNECT_TIMEOUT``. An answer may take as
+    long, unless there is a ``READ_TIMEOUT``.
     """
-    connection = Connector(config).connect(time.monotonic() + config.connect_timeout)
+    seconds = config.connect_timeout
+    config = replace(config, read_timeout=config.read_timeout or seconds)
+    connection = Connector(config).connect(time.monotonic() + seconds)
     try:
         yield Server(config, connection)
     finally:

@@ -1,9 +1,71 @@
-"""What a pool looks like at one instant."""
+"""What a pool looks like at one instant, and who is told of every event in it."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+#: Upper bounds of what durations are sorted into, in seconds; the last has none.
+BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+
+class Times:
+    """Durations, counted by how long they were: a histogram."""
+
+    __slots__ = ("counts", "seconds")
+
+    def __init__(self) -> None:
+        #: How many there were up to each of :data:`BOUNDS`, and how many longer.
+        self.counts = [0] * (len(BOUNDS) + 1)
+        #: All of them together.
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.seconds += seconds
+
+    def merge(self, other: Times) -> None:
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.seconds += other.seconds
+
+    def snapshot(self) -> tuple[float, ...]:
+        """The counts and then the seconds; immutable."""
+        return (*self.counts, self.seconds)
+
+
+class Observer:
+    """What a pool tells of each event, outside its lock; here, to nobody.
+
+    A subclass is given to :meth:`Pool.add_observer() <flask_mysqlpool.Pool>`. It runs
+    within checkouts and returns, so it should be quick. One that raises is told nothing
+    any more, and that is logged. Durations are in seconds.
+    """
+
+    def created(self, pool: Any, thread_id: int, seconds: float) -> None:
+        """A connection was opened, which took so long."""
+
+    def checked_out(self, pool: Any, connection: Any, waited: float) -> None:
+        """A connection was handed out, after so long."""
+
+    def checked_in(self, pool: Any, thread_id: int, used: float) -> None:
+        """A connection was returned that was in use for so long."""
+
+    def discarded(self, pool: Any, thread_id: int, reason: str) -> None:
+        """A connection was closed."""
+
+    def timed_out(self, pool: Any, error: Exception) -> None:
+        """A checkout was given up."""
+
+    def connect_failed(self, pool: Any, error: BaseException) -> None:
+        """A connection could not be opened."""
+
+    def was_reset(self, pool: Any) -> None:
+        """All connections are being replaced."""
+
+    def leaked(self, pool: Any, endpoint: str | None, report: str) -> None:
+        """A holder keeps its connection for too long, or has dropped it."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +77,7 @@ class PoolStats:
     """
 
     name: str
+    min_size: int
     max_size: int
     size: int
     #: Open and ready to be handed out.
@@ -39,10 +102,20 @@ class PoolStats:
     timeouts: int
     #: When the last of them was, in `time.time()` seconds; None if there was none.
     last_timeout: float | None
+    #: The same for connects that failed, and what the server said to the last of them.
+    last_connect_failure: float | None
+    connect_error: str | None
+    #: Whether the server could not be reached the last time that this was tried.
+    failing: bool
     opened: int
     #: Connections closed, and how many for which reason.
     discarded: int
     discarded_by_reason: Mapping[str, int]
+    #: How long checkouts took, connections were in use, and connects took: so many for
+    #: each of :data:`BOUNDS`, so many that were longer, and the sum in seconds.
+    wait_seconds: tuple[float, ...]
+    use_seconds: tuple[float, ...]
+    create_seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True)

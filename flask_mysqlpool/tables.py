@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -31,6 +33,9 @@ _COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "red"}
 #: So many holders are listed, and so many threads of the server.
 _LISTED = 10
 
+#: Seconds after which a worker with connections has not been heard of as it should.
+_SILENCE = 1.0
+
 Row = Sequence[object]
 
 
@@ -38,13 +43,16 @@ def status(report: Mapping[str, Any], terminal: bool) -> Iterator[str]:
     """The report of ``status``, as lines."""
     width = shutil.get_terminal_size().columns if terminal else 120
     yield f"{report['app']} on {report['host']}"
-    yield from report["problems"]
+    yield from map(plain, report["problems"])
     for bind, pool in report["pools"].items():
         yield ""
         yield _headline(bind, pool)
         if pool["workers"]:
             yield from _workers(pool, width)
+            yield from _silent(pool["workers"])
             yield from _holders(pool, width)
+        if pool["connect_failure"]:
+            yield from _failure(pool["connect_failure"], width)
         if "seen_by_server" in pool:
             yield from _server(pool["seen_by_server"], width)
 
@@ -53,7 +61,18 @@ def finding(finding: Finding) -> str:
     """One finding of ``check``, as a line."""
     level = click.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
     mend = f" -> {finding.mend}" if finding.mend else ""
-    return f"{level} {finding.subject}: {finding.text}{mend}"
+    return f"{level} {plain(f'{finding.subject}: {finding.text}{mend}')}"
+
+
+def plain(text: str) -> str:
+    """What others have named, without what a terminal would obey."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def _fitted(text: str, width: int) -> list[str]:
+    return textwrap.wrap(plain(text), max(width, 20), subsequent_indent="  ")
 
 
 def _headline(bind: str, pool: Mapping[str, Any]) -> str:
@@ -88,6 +107,21 @@ def _marked(line: str, worker: Mapping[str, Any]) -> str:
     return click.style(line, fg="yellow") if worker["waiting"] else line
 
 
+def _silent(workers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Of whom what is shown may have changed; all others tell what changes at once."""
+    now = time.time()
+    for worker in workers:
+        silence = now - worker["heard"]
+        if silence > _SILENCE and (worker["size"] or worker["waiting"]):
+            yield f"worker {worker['pid']}: last heard of {silence:.0f} s ago"
+
+
+def _failure(failure: Mapping[str, Any], width: int) -> list[str]:
+    text = f"a connect failed {failure['ago']:.0f} s ago in worker {failure['pid']}"
+    lines = _fitted(f"{text}: {failure['error']}", width)
+    return [click.style(line, fg="red") for line in lines]
+
+
 def _holders(pool: Mapping[str, Any], width: int) -> Iterator[str]:
     held = pool["holders"]
     if not held:
@@ -101,31 +135,36 @@ def _holders(pool: Mapping[str, Any], width: int) -> Iterator[str]:
     for line in _aligned(rows):
         yield line[:width]
     if len(held) > _LISTED:
-        yield f"  and {len(held) - _LISTED} more"
+        # A worker describes the first of its connections only.
+        yield f"  and {max(len(held), pool['totals']['in_use']) - _LISTED} more"
 
 
 def _server(seen: Mapping[str, Any], width: int) -> Iterator[str]:
     if "error" in seen:
-        yield click.style(f"server: cannot connect: {seen['error']}", fg="red")
+        for line in _fitted(f"server: cannot connect: {seen['error']}", width):
+            yield click.style(line, fg="red")
         return
-    yield (
+    yield from _fitted(
         f"server {seen['version']}: {seen['connected']} connected of"
         f" {seen['max_connections']} allowed; {len(seen['threads'])} of this user,"
-        f" {seen['orphans']} of them claimed by no worker here"
+        f" {seen['orphans']} of them claimed by no worker here",
+        width,
     )
     rows: list[Row] = [("thread", "worker", "seconds", "command", "client")]
     threads = sorted(seen["threads"], key=lambda t: (t["pid"] is not None, -t["for"]))
     rows += [
         (t["thread_id"], t["pid"] or "-", t["for"], t["command"], t["client"])
-        for t in threads
+        for t in threads[:_LISTED]
     ]
     for line in _aligned(rows):
         yield line[:width]
+    if len(threads) > _LISTED:
+        yield f"  and {len(threads) - _LISTED} more"
 
 
 def _aligned(rows: Sequence[Row]) -> list[str]:
     """Numbers to the right, other things to the left."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[plain(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     numeric = [
         all(text.replace(".", "").isdigit() for text in column[1:-1] or column[1:])

@@ -315,6 +315,65 @@ def test_a_withdrawn_sheet_is_written_into_nobody_elses_file(
     assert [(tmp_path / name).read_bytes() for name in "abc"] == [b"", b"", b""]
 
 
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 10)
+
+
+def move_the_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("old"))
+
+
+@pytest.mark.parametrize("harm", [remove, truncate, move_the_folder])
+def test_who_touches_a_sheet_learns_that_it_has_to_be_written_again(
+    board: Board, harm: Callable[[Path], None]
+) -> None:
+    sheet = published(board, n=1)
+    assert sheet.touch()
+    harm(Path(board.path, sheet.id + SHEET))
+
+    assert not sheet.touch()
+    sheet.write({"n": 2})
+
+    assert numbers(board) == [2]
+    assert sheet.touch()
+
+
+def test_a_sheet_that_could_not_be_written_is_not_one_to_touch(
+    board: Board, start: Callable[[], Worker]
+) -> None:
+    worker = start()
+    worker.ask("signal.signal(signal.SIGXFSZ, signal.SIG_IGN)")
+    worker.ask("resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))")
+    worker.ask("attempt(n=1)")
+    assert worker.ask("sheet.touch()") == "True"
+
+    worker.ask("attempt(n=2, text='x' * 5000)")
+
+    assert worker.ask("sheet.touch()") == "False"
+
+
+def test_a_touch_tells_that_the_worker_is_alive(board: Board) -> None:
+    sheet = published(board, n=1)
+    path = Path(board.path, sheet.id + SHEET)
+    os.utime(path, (0, 0))
+    assert board.read().heard == {sheet.id: 0}
+
+    sheet.touch()
+
+    assert board.read().heard[sheet.id] == path.stat().st_mtime > 0
+
+
+def test_a_sheet_with_two_names_counts_once(board: Board) -> None:
+    sheet = published(board, n=1)
+    os.link(Path(board.path, sheet.id + SHEET), Path(board.path, "z" + SHEET))
+
+    assert numbers(board) == [1]
+
+
 # What is not in order
 
 
@@ -374,6 +433,25 @@ def test_what_is_no_sheet_is_named_and_the_others_are_read(
     [problem] = reading.problems
     assert problem.startswith(f"{path.name}: ")
     assert path.is_symlink() or path.exists()
+
+
+@pytest.mark.parametrize(
+    "harm", [truncate, pytest.param(lambda p: os.chown(p, 65534, 65534), marks=AS_ROOT)]
+)
+def test_a_live_worker_that_cannot_be_read_is_told_from_what_is_no_worker(
+    board: Board, harm: Callable[[Path], None]
+) -> None:
+    sheet = published(board, n=1)
+    path = Path(board.path, sheet.id + SHEET)
+    harm(path)
+    Path(board.path, "notes.txt").touch()
+
+    reading = board.read()
+
+    [hidden] = reading.hidden
+    assert hidden.startswith(f"{path.name}: a worker that cannot be read: ")
+    assert hidden in reading.problems and len(reading.problems) == 2
+    assert path.exists()
 
 
 def test_what_is_not_ours_is_named_and_left_there(board: Board) -> None:
@@ -438,11 +516,26 @@ def test_a_symbolic_link_is_not_followed(tmp_path: Path, ending: str) -> None:
     (tmp_path / "board").symlink_to("elsewhere")
     board = Board(f"{tmp_path}/board{ending}")
 
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="is a symbolic link"):
         published(board, n=1)
     with pytest.raises(OSError):
         board.order("shop/default", raised)
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@AS_ROOT
+def test_what_root_makes_belongs_to_the_owner_of_what_was_there(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    board = Board(tmp_path / "instance" / "run" / "board")
+
+    board.order("shop/default", raised)
+
+    made = [path for path in tmp_path.rglob("*")]
+    assert len(made) == 5
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {
+        (65534, 65534)
+    }
+    assert board.place() == f"{board.path}, which belongs to nobody"
 
 
 def test_a_folder_that_was_removed_is_made_anew(board: Board) -> None:
@@ -526,6 +619,46 @@ def test_a_reader_of_damaged_orders_notices_the_next(board: Board) -> None:
     board.order("shop/default", lambda orders: Orders(7))
 
     assert reader.orders("shop/default").generation == 7
+
+
+def test_orders_that_are_a_link_are_not_followed_and_the_next_replace_it(
+    board: Board, tmp_path: Path
+) -> None:
+    board.order("shop/default", raised)
+    path = Path(board.path, ORDERS)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(ValueError, match="a symbolic link"):
+        Board(board.path).orders("shop/default")
+    board.order("shop/default", raised)
+
+    assert not path.is_symlink()
+
+
+def test_a_folder_in_the_way_of_orders_is_named_and_nothing_is_left_behind(
+    board: Board,
+) -> None:
+    Path(board.path, ORDERS).mkdir(parents=True)
+    os.chmod(board.path, 0o700)
+
+    with pytest.raises(OSError, match=f"is a folder.*{board.path}/orders"):
+        board.order("shop/default", raised)
+
+    assert names(board) == [ORDERS, "orders.lock"]
+
+
+def test_orders_are_not_given_for_ever_where_the_lock_is_held(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flask_mysqlpool.board, "_TURN", 0.05)
+    board.order("shop/default", raised)
+    with open(f"{board.path}/orders.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match=r"keeps it locked.*orders\.lock"):
+            board.order("shop/default", raised)
+
+    assert board.order("shop/default", raised).generation == 2
 
 
 @AS_ROOT

@@ -61,6 +61,17 @@ def start(board: Board) -> Iterator[Callable[[int], Worker]]:
         yield lambda size: stack.enter_context(started(TAKER, board.path, size))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_makes_is_for_the_owner_of_the_folder_to_use(board: Board) -> None:
+    os.mkdir(board.path, 0o700)
+    os.chown(board.path, 65534, 65534)
+
+    slot = Budget(board, NAME, 1).take()
+
+    assert slot is not None
+    assert os.stat(os.path.join(board.path, NAME)).st_uid == 65534
+
+
 # Shares
 
 CLAIMS = st.lists(

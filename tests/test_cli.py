@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import MakeApp, MakeServer, until
 from flask import Flask
 from flask.testing import FlaskCliRunner
+from pymysql.err import OperationalError
+from test_fleet import complete
 
-from flask_mysqlpool import MySQLPool, PooledConnection, PoolTimeout
-from flask_mysqlpool.board import Board
-from flask_mysqlpool.testing import LocalServer
+import flask_mysqlpool.check
+import flask_mysqlpool.cli
+import flask_mysqlpool.presence
+from flask_mysqlpool import MySQLPool, PoolConfig, PooledConnection, PoolTimeout
+from flask_mysqlpool.board import SHEET, Board, Orders, Sheet
+from flask_mysqlpool.check import examine
+from flask_mysqlpool.connection import PhysicalConnection
+from flask_mysqlpool.connector import Connector
+from flask_mysqlpool.fleet import Fleet
+from flask_mysqlpool.server import Facts
+from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 
@@ -42,6 +58,7 @@ def connected(app: Flask) -> PooledConnection:
 def run(app: Flask, *arguments: str) -> tuple[int, str]:
     result = FlaskCliRunner(app).invoke(args=["mysqlpool", *arguments])
     assert "Traceback" not in result.output
+    assert isinstance(result.exception, (SystemExit, type(None)))
     return result.exit_code, result.output
 
 
@@ -200,7 +217,172 @@ def test_with_the_server_down_status_shows_the_workers_all_the_same(
 
     assert str(os.getpid()) in output
     assert "cannot connect: 2003" in output
-    assert code in (0, 1)
+    assert code == 1
+
+
+def test_a_connect_that_failed_lately_is_shown_and_degraded(make_app: MakeApp) -> None:
+    app = make_app(PORT=1)
+    with pytest.raises(OperationalError):
+        connected(app)
+    until(lambda: report(app)["pools"]["default"]["workers"])
+    until(lambda: report(app)["pools"]["default"]["totals"]["waiting"] == 0)
+    until(lambda: report(app)["pools"]["default"]["connect_failure"])
+
+    code, output = run(app, "status")
+
+    assert code == 1
+    assert re.search(rf"failed \d+ s ago in worker {os.getpid()}: 2003: Can't", output)
+
+
+def test_all_threads_of_a_worker_are_claimed_however_many_it_describes(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flask_mysqlpool.presence, "LISTED", 2)
+    app = make_app(MAX_SIZE=12)
+    with ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(connected(app))
+        until(lambda: totals(app)["in_use"] == 12)
+        pool = report(app, "--server")["pools"]["default"]
+        threads = {t["thread_id"]: t["pid"] for t in pool["seen_by_server"]["threads"]}
+        output = run(app, "status", "--server")[1]
+
+    [worker] = pool["workers"]
+    assert len(worker["thread_ids"]) == 12 and len(worker["connections"]) == 2
+    assert {threads[number] for number in worker["thread_ids"]} == {os.getpid()}
+    lines = output.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.split()[:1] == ["thread"])
+    assert len(lines) == first + 1 + 10 + 1
+    assert re.fullmatch(r"  and \d+ more", lines[-1])
+
+
+@pytest.mark.parametrize(
+    "command", [("check",), ("status", "--server"), ("reset", "--server", "--yes")]
+)
+def test_no_command_waits_for_ever_for_a_server_that_stopped_answering(
+    make_app: MakeApp,
+    proxy: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+) -> None:
+    connect = Connector.connect
+
+    def connect_and_hold(connector: Connector, deadline: float) -> PhysicalConnection:
+        connection = connect(connector, deadline)
+        proxy.hang()
+        return connection
+
+    monkeypatch.setattr(Connector, "connect", connect_and_hold)
+    app = make_app(HOST=proxy.host, PORT=proxy.port, CONNECT_TIMEOUT=0.5)
+
+    code, output = run(app, *command)
+
+    assert code == 1
+    assert "2013" in output
+
+
+def heard_from(app: Flask, seconds: float, **about: Any) -> Sheet:
+    """A worker that published this, and so many seconds ago was alive."""
+    board = board_of(app)
+    sheet = Sheet(board)
+    sheet.write(complete(**about))
+    path = Path(board.path, sheet.id + SHEET)
+    os.utime(path, (0, path.stat().st_mtime - seconds))
+    return sheet
+
+
+def board_of(app: Flask) -> Board:
+    [state] = app.extensions["mysqlpool"].values()
+    assert isinstance(state.board, Board)
+    return state.board
+
+
+def test_a_worker_that_is_not_heard_of_is_said_to_be_silent(make_app: MakeApp) -> None:
+    app = make_app()
+    sheets = [
+        heard_from(app, 12, pid=4011, size=1, in_use=1),
+        heard_from(app, 12, pid=4012),
+        heard_from(app, 0, pid=4013, size=1),
+    ]
+
+    output = run(app, "status")[1]
+
+    assert "worker 4011: last heard of 12 s ago" in output
+    assert output.count("last heard of") == 1
+    for sheet in sheets:
+        sheet.withdraw()
+
+
+def test_ctrl_c_ends_watching_without_a_word(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flask_mysqlpool.cli, "time", SimpleNamespace(sleep=press))
+    app = make_app()
+
+    code, output = run(app, "status", "--watch", "1")
+
+    assert code == 2
+    assert output == run(app, "status")[1]
+
+
+# Commands as processes
+
+SITE = """
+import sys
+from flask import Flask
+from flask_mysqlpool import MySQLPool
+
+app = Flask("shop")
+app.config.update(MYSQLPOOL_URL={url!r}, MYSQLPOOL_STATUS_DIR={board!r})
+app.config.update(MYSQLPOOL_TIMEOUT=5)
+db = MySQLPool(app)
+with app.app_context(), db.connection() as connection:
+    connection.ping()
+"""
+
+
+@pytest.fixture
+def flask_command(server: LocalServer, tmp_path: Path) -> Callable[..., Any]:
+    """``flask mysqlpool …`` for an app that uses its pool as it is imported."""
+    board = str(tmp_path / "board")
+    (tmp_path / "shop.py").write_text(SITE.format(url=server.url, board=board))
+
+    def flask(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flask", "--app", str(tmp_path / "shop.py")]
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.run(
+            [*command, *arguments], text=True, timeout=60, **{**pipe, **how}
+        )
+
+    return flask
+
+
+def test_a_command_is_no_worker_and_no_pause_is_in_its_way(
+    flask_command: Callable[..., Any], tmp_path: Path
+) -> None:
+    board = Board(tmp_path / "board")
+    assert flask_command("mysqlpool", "pause").returncode == 0
+    assert board.orders("shop/default").paused
+
+    status = flask_command("mysqlpool", "status")
+    resume = flask_command("mysqlpool", "resume")
+
+    assert status.returncode == 2 and "No worker of 'shop' is running" in status.stdout
+    assert resume.returncode == 2 and "no worker is there" in resume.stdout
+    assert not board.orders("shop/default").paused
+
+
+def test_output_that_cannot_be_written_is_one_line_and_no_traceback(
+    flask_command: Callable[..., Any],
+) -> None:
+    with open("/dev/full", "w") as full:
+        ended = flask_command("mysqlpool", "status", stdout=full)
+
+    assert ended.returncode == 1
+    assert ended.stderr == "The output cannot be written: No space left on device\n"
 
 
 # What cannot be read
@@ -219,6 +401,69 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_shown(
     assert code == 0
     assert "notes.txt: not ours" in output and "link.worker: " in output
     assert str(os.getpid()) in output
+
+
+def test_what_a_file_is_called_does_nothing_to_a_terminal(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    board = Board(tmp_path / "board")
+    board.order("shop/default", lambda orders: orders)
+    (tmp_path / "board" / "a\x1b[31m\nb").touch()
+
+    for command in ("status", "check"):
+        output = run(make_app(), command)[1]
+        assert "a\\x1b[31m\\nb: not ours" in output
+
+
+def test_orders_that_cannot_be_read_are_a_problem_and_the_pause_is_seen(
+    make_app: MakeApp,
+) -> None:
+    app = make_app()
+    heard_from(app, 0, pid=4011, paused=True)
+    run(app, "pause")
+    Path(board_of(app).path, "orders").write_bytes(b"damage")
+
+    assert "orders: damaged" in run(app, "status")[1]
+    assert report(app)["pools"]["default"]["paused"] is True
+    output = run(app, "check")[1]
+    assert "warning  workers: orders: damaged -> remove it, and order anew" in output
+    assert "default is paused" in output
+    assert run(app, "resume")[0] == 0
+    assert "orders" not in run(app, "status")[1]
+
+
+def test_a_live_worker_that_cannot_be_read_is_not_to_be_removed(
+    make_app: MakeApp,
+) -> None:
+    app = make_app()
+    sheet = Sheet(board_of(app))
+    sheet.write({"n": 1})
+
+    code, output = run(app, "status")
+    assert code == 2
+    assert "No worker of 'shop' can be read" in output and "another version" in output
+    code, output = run(app, "pause", "--wait", "0")
+    assert code == 2
+    assert f"{sheet.id}.worker: a worker of another version" in output
+
+    heard_from(app, 0, pid=4011, paused=True)
+    assert run(app, "pause", "--wait", "0")[0] == 1
+    output = run(app, "check")[1]
+    assert "restart the site's workers" in output and "remove it" not in output
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_folder_that_was_given_to_root_is_to_be_given_back(make_app: MakeApp) -> None:
+    app = make_app()
+    sheet = heard_from(app, 0, pid=4011)
+    path = board_of(app).path
+    os.chown(f"{path}/{sheet.id}{SHEET}", 65534, 65534)
+
+    code, output = run(app, "pause", "--wait", "0")
+    assert code == 2
+    assert f"No worker of 'shop' can be read in {path}, which belongs to root" in output
+    output = run(app, "check")[1]
+    assert f"it belongs to nobody -> chown {path}, and what is in it, to" in output
 
 
 def test_a_folder_that_others_can_write_to_is_refused_and_requests_go_on(
@@ -330,6 +575,28 @@ def test_reset_at_a_server_that_is_down_gives_its_reason(make_app: MakeApp) -> N
     assert "cannot connect to 127.0.0.1:1/test: 2003" in output
 
 
+def test_reset_at_the_server_has_nothing_to_wait_for(make_app: MakeApp) -> None:
+    code, output = run(make_app(), "reset", "--server", "--wait", "3")
+
+    assert code == 2
+    assert "there is no --wait" in output
+
+
+def test_what_is_shown_of_those_who_follow_is_not_repeated(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    heard_from(app, 0, pid=4011)
+    states = [complete(pid=4011, size=n, in_use=1) for n in (2, 2, 1)]
+    monkeypatch.setattr(Fleet, "wait", lambda *_: iter([[s] for s in states] + [[]]))
+
+    assert run(app, "pause", "--wait", "9")[1].splitlines() == [
+        "default: worker 4011: 2 connections to go, 1 in use",
+        "default: worker 4011: 1 connection to go, 1 in use",
+        "default: paused (1 worker)",
+    ]
+
+
 def test_reset_with_no_worker_says_so(make_app: MakeApp) -> None:
     code, output = run(make_app(), "reset", "--yes")
 
@@ -383,6 +650,53 @@ def test_a_pause_holds_for_a_worker_that_starts_later(make_app: MakeApp) -> None
     connected(app).close()
 
 
+@pytest.mark.parametrize("command", ["pause", "resume", "reset"])
+def test_orders_that_nobody_confirms_are_given_and_said_to_be_unconfirmed(
+    make_app: MakeApp, command: str
+) -> None:
+    app = make_app()
+    arguments = {"pause": ["--wait", "0"], "reset": ["--yes"]}.get(command, [])
+    run(app, "pause" if command == "resume" else "resume")
+
+    code, output = run(app, command, *arguments)
+
+    assert code == 2
+    assert "default: ordered, but no worker is there to confirm it\n" in output
+    assert f"none publishes in {board_of(app).path}, which belongs to " in output
+    orders = board_of(app).orders("shop/default")
+    assert orders == Orders(int(command == "reset"), command == "pause")
+
+
+def test_who_waits_for_all_does_not_miss_one_whose_sheet_was_removed(
+    make_app: MakeApp,
+) -> None:
+    app = make_app()
+    with connected(app):
+        until(lambda: totals(app)["in_use"] == 1)
+        [path] = Path(board_of(app).path).glob("*" + SHEET)
+        path.unlink()
+        code, output = run(app, "pause", "--wait", "0")
+    run(app, "resume")
+
+    assert code == 1
+    assert "1 of 1 worker will follow" in output
+
+
+def test_resume_does_not_take_for_done_what_has_not_been_seen(
+    make_app: MakeApp,
+) -> None:
+    app = make_app()
+    heard_from(app, 0, pid=4011, paused=True, waiting=2)
+
+    code, output = run(app, "resume")
+
+    assert code == 1
+    assert output.splitlines() == [
+        "default: 1 of 1 worker will follow",
+        "default: worker 4011: 2 checkouts still waiting, 0 in use",
+    ]
+
+
 # check
 
 
@@ -434,7 +748,7 @@ def test_check_finds_limits_that_do_not_fit(
 
     assert code == 1
     assert lines_of(output, "wait_timeout").startswith("warning")
-    assert "set MAX_IDLE to less than 5" in output
+    assert "set MAX_IDLE to less than 5 (1 to 4), or raise wait_timeout" in output
     assert lines_of(output, "capacity").startswith("failure")
     assert "1 worker × MAX_SIZE 50 = 50; max_connections 12" in output
 
@@ -464,6 +778,152 @@ def test_check_tells_of_a_pause_and_of_a_folder_of_no_use(
     code, output = run(app, "check")
     assert code == 0
     assert "warning  workers: " in output and "set STATUS_DIR" in output
+
+
+def test_check_and_status_make_nothing(make_app: MakeApp, tmp_path: Path) -> None:
+    app = make_app(STATUS_DIR=tmp_path / "a" / "b")
+
+    line = lines_of(run(app, "check")[1], "workers")
+    output = run(app, "status", "--server")[1]
+
+    assert line.endswith(f"0 publish in {tmp_path}/a/b, which does not exist")
+    assert f"none publishes in {tmp_path}/a/b, which does not exist" in output
+    assert not (tmp_path / "a").exists()
+
+
+def test_check_tells_of_a_pause_although_nobody_publishes(make_app: MakeApp) -> None:
+    run(make_app(), "pause")
+
+    assert "default is paused" in run(make_app(), "check")[1]
+
+
+def open_to_all(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said", "mend"),
+    [
+        (open_to_all, "can be written to by others", "chmod go-w {}"),
+        (lambda path: path.symlink_to("."), "is a symbolic link", "remove it, or set"),
+        (Path.touch, "Not a directory", "set STATUS_DIR to a folder"),
+    ],
+)
+def test_check_has_the_mend_for_a_folder_that_cannot_be_used(
+    make_app: MakeApp,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    said: str,
+    mend: str,
+) -> None:
+    path = tmp_path / "board"
+    spoil(path)
+
+    line = lines_of(run(make_app(), "check")[1], "workers")
+
+    assert line.startswith(f"warning  workers: {path}: {said} -> {mend.format(path)}")
+    assert f"cannot be seen: {path}: {said}\n" in run(make_app(), "status")[1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_check_as_another_user_says_whose_the_folder_is(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    (tmp_path / "board").mkdir(0o755)
+    app = make_app()
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        line = lines_of(run(app, "check")[1], "workers")
+    finally:
+        os.seteuid(0)
+
+    assert "board: belongs to root -> run this as root, or chown the folder" in line
+
+
+def test_check_of_a_host_that_has_no_address(make_app: MakeApp) -> None:
+    code, output = run(make_app(HOST="nowhere.invalid"), "check")
+
+    assert code == 1
+    assert "correct HOST: its name cannot be resolved" in lines_of(output, "connection")
+
+
+FACTS = Facts(
+    version="10.11.6-MariaDB",
+    connect=0.001,
+    round_trip=0.001,
+    cipher=None,
+    account="shop@%",
+    plugin="ed25519",
+    read_only=False,
+    wait_timeout=28800,
+    max_connections=151,
+    max_user_connections=0,
+    connected=10,
+    of_this_user=4,
+)
+
+
+@pytest.mark.parametrize(
+    ("about", "workers", "text", "mend"),
+    [
+        (
+            {},
+            2,
+            "2 workers seen × MAX_SIZE 10 = 20; max_connections 151, of which others"
+            " use 6",
+            "",
+        ),
+        (
+            {"max_user_connections": 20, "connected": 100},
+            2,
+            "max_connections 151, of which others use 96, max_user_connections 20",
+            "",
+        ),
+        (
+            {"max_user_connections": 20, "connected": 100},
+            3,
+            "3 workers seen",
+            "raise max_user_connections to 30 or more, lower MAX_SIZE, or set"
+            " MAX_HOST_CONNECTIONS to 20",
+        ),
+        (
+            {"max_user_connections": 20, "connected": 135},
+            3,
+            "others use 131",
+            "raise max_connections to 161 or more and max_user_connections to 30 or"
+            " more, lower MAX_SIZE, or set MAX_HOST_CONNECTIONS to 20",
+        ),
+        (
+            {"connected": 145},
+            None,
+            "1 worker × MAX_SIZE 10 = 10; max_connections 151, of which others use 141;"
+            " the number of workers is not known",
+            "",
+        ),
+    ],
+)
+def test_what_all_workers_may_open_is_held_against_each_limit(
+    monkeypatch: pytest.MonkeyPatch,
+    about: dict[str, Any],
+    workers: int | None,
+    text: str,
+    mend: str,
+) -> None:
+    @contextmanager
+    def connect_to(config: PoolConfig) -> Iterator[Any]:
+        yield SimpleNamespace(facts=lambda: dataclasses.replace(FACTS, **about))
+
+    monkeypatch.setattr(flask_mysqlpool.check, "connect_to", connect_to)
+    config = PoolConfig.from_mapping({"HOST": "localhost", "USER": "shop"})
+
+    *_, capacity = examine(config, workers)
+
+    assert text in capacity.text
+    assert capacity.mend == mend
+    assert capacity.level == ("failure" if mend else "ok")
 
 
 # The group

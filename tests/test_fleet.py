@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,17 @@ import pytest
 from conftest import local_server, until
 from test_servers import BOARD, PATIENCE, Load, Site
 
-from flask_mysqlpool.board import Board
-from flask_mysqlpool.fleet import Fleet, Worker, holders, is_degraded, totals
+from flask_mysqlpool.board import Board, Sheet
+from flask_mysqlpool.fleet import (
+    ROUND,
+    Fleet,
+    Worker,
+    holders,
+    is_degraded,
+    last_failure,
+    totals,
+)
+from flask_mysqlpool.presence import QUIET
 from flask_mysqlpool.testing import LocalServer
 
 BUDGET, MAX_SIZE, WORKERS = 12, 10, 8
@@ -235,6 +245,104 @@ def test_who_waits_or_gave_up_lately_is_degraded(
     about: dict[str, Any], degraded: bool
 ) -> None:
     assert is_degraded([worker(), worker(**about)]) is degraded
+
+
+def test_a_connect_that_failed_lately_is_degraded_and_told_of() -> None:
+    now = time.time()
+    failed = {"last_connect_failure": now - 5, "connect_error": "2003: down"}
+    older = {"last_connect_failure": now - 50, "connect_error": "1045: wrong"}
+    long_ago = {"last_connect_failure": now - 70, "connect_error": "1045: wrong"}
+
+    assert is_degraded([worker(), worker(**failed)])
+    assert not is_degraded([worker(), worker(**long_ago)])
+    assert last_failure([worker(), worker(**long_ago)]) is None
+    found = last_failure([worker(**older), worker(**failed, pid=7), worker()])
+    assert found is not None and 5 <= found.pop("ago") < 50
+    assert found == {"pid": 7, "error": "2003: down"}
+
+
+def test_who_waits_for_all_workers_waits_longer_than_a_round() -> None:
+    assert ROUND > QUIET
+
+
+def complete(**about: Any) -> Worker:
+    known = {"generation": 0, "outdated": 0, "updated": 0.0, "paused": False}
+    return worker(app="shop", bind="default", **known | about)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"pid": "many"},
+        {"app": None},
+        {"paused": None},
+        {"last_timeout": "never"},
+        {"connections": {}},
+        {"connections": [{"thread_id": 1}]},
+        {"thread_ids": [[]]},
+        {"outdated": None},
+    ],
+)
+def test_a_worker_of_another_version_is_named_and_the_others_are_read(
+    tmp_path: Path, about: dict[str, Any]
+) -> None:
+    board = Board(tmp_path / "board")
+    sheets = [Sheet(board) for _ in range(2)]
+    sheets[0].write(complete(pid=4))
+    sheets[1].write(complete() | about)
+    fleet = Fleet(board, "shop")
+
+    [found] = fleet.workers()["default"]
+
+    assert found["pid"] == 4
+    assert fleet.problems == fleet.hidden
+    assert fleet.problems == [
+        f"{sheets[1].id}.worker: a worker of another version of this package"
+    ]
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(b"damage")
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def make_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/null")
+
+
+@pytest.mark.parametrize("harm", [damage, make_folder, make_link])
+def test_where_orders_cannot_be_read_a_pause_is_what_workers_say(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    board = Board(tmp_path / "board")
+    sheet = Sheet(board)
+    sheet.write(complete(paused=True))
+    fleet = Fleet(board, "shop")
+    fleet.resume("default")
+    workers = fleet.workers()["default"]
+    assert not fleet.is_paused("default", workers)
+
+    harm(tmp_path / "board" / "orders")
+    workers = fleet.workers()["default"]
+
+    assert fleet.is_paused("default", workers)
+    assert not fleet.is_paused("default", [])
+    assert fleet.problems == [fleet.misorder]
+    assert fleet.misorder.startswith("orders: ")
+
+
+def test_who_is_paused_and_has_somebody_waiting_has_not_resumed(tmp_path: Path) -> None:
+    has_resumed = Fleet(Board(tmp_path / "board"), "shop").resume("default")
+
+    assert has_resumed(worker(paused=False, size=1, waiting=1))
+    assert has_resumed(worker(paused=True))
+    assert not has_resumed(worker(paused=True, waiting=1))
+    assert not has_resumed(worker(paused=True, size=1))
 
 
 def test_the_oldest_holder_comes_first_over_all_workers() -> None:

@@ -20,11 +20,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hints": set(),
     "config": {"errors", "convert", "hints"},
     "leaks": set(),
+    "recording": {"config", "leaks"},
     "residue": set(),
     "wire": set(),
-    "connection": {"errors", "config", "leaks", "residue", "wire"},
+    "connection": {"errors", "config", "leaks", "residue", "stats", "wire"},
     "connector": {"config", "connection"},
-    "handle": {"errors", "config", "connection", "leaks"},
+    "handle": {"errors", "config", "connection", "leaks", "recording"},
     "connects": {"waiters"},
     "pool": {
         "errors",
@@ -37,8 +38,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "handle",
         "housekeeper",
         "leaks",
+        "recording",
     },
     "backends": {"config", "connection", "pool"},
+    "signals": {"stats"},
+    "health": {"pool", "stats"},
     "transaction": {"errors", "handle"},
     "board": set(),
     "budget": {"errors", "board"},
@@ -60,10 +64,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "board",
         "presence",
         "cli",
+        "signals",
+        "health",
+        "recording",
         "transaction",
     },
 }
-WITHOUT_FLASK = set(MAY_IMPORT) - {"extension", "cli"}
+WITHOUT_FLASK = set(MAY_IMPORT) - {"extension", "cli", "signals"}
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:

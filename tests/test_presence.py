@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import pytest
 from conftest import until
+from pymysql.err import OperationalError
 from test_board import Worker, started
 
 import flask_mysqlpool.housekeeper
@@ -190,6 +191,108 @@ def test_nothing_is_written_while_nothing_changes(
 
     assert before
     assert len(writes) == before
+
+
+def sheet_of(board: Board) -> Path:
+    [path] = Path(board.path).glob("*.worker")
+    return path
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 10)])
+def test_a_sheet_that_somebody_harmed_is_written_again_although_nothing_changes(
+    make: MakePool, board: Board, harm: Callable[[Path], None]
+) -> None:
+    make().connection().close()
+    until(lambda: shown(board, idle=1, checkouts=1))
+
+    harm(sheet_of(board))
+
+    until(lambda: shown(board, idle=1, checkouts=1), 2)
+
+
+def test_what_could_not_be_published_is_published_as_soon_as_it_can_be(
+    make: MakePool, board: Board
+) -> None:
+    make_file(board)
+    make().connection().close()
+
+    os.unlink(board.path)
+
+    until(lambda: shown(board, idle=1, checkouts=1), 2)
+
+
+def test_a_worker_at_rest_is_heard_of(
+    make: MakePool, board: Board, writes: list[float]
+) -> None:
+    make().connection().close()
+    until(lambda: shown(board, idle=1, checkouts=1))
+    before = len(writes)
+    os.utime(sheet_of(board), (0, 0))
+
+    until(lambda: sheet_of(board).stat().st_mtime > 0, 2)
+
+    assert len(writes) == before
+
+
+def test_of_many_connections_some_are_described_and_all_are_named(
+    make: MakePool, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flask_mysqlpool.presence, "LISTED", 2)
+    pool = make(MAX_SIZE=3)
+    held = [pool.connection() for _ in range(3)]
+    until(lambda: shown(board, in_use=3))
+
+    [sheet] = board.read().sheets
+    assert [c["thread_id"] for c in sheet["connections"]] == [1, 2]
+    assert sheet["thread_ids"] == [1, 2, 3]
+    for handle in held:
+        handle.close()
+
+
+def test_a_connect_that_failed_is_published_with_what_was_said(
+    make: MakePool, board: Board
+) -> None:
+    faults: list[Exception] = [
+        OperationalError(1045, "Access denied"),
+        RuntimeError("the token is t0ps3cret"),
+    ]
+
+    def connect() -> None:
+        if faults:
+            raise faults.pop(0)
+
+    pool = make(connect)
+    before = time.time()
+    with pytest.raises(OperationalError):
+        pool.connection()
+    until(lambda: shown(board, connect_error="1045: Access denied", waiting=0))
+    [sheet] = board.read().sheets
+    assert before <= sheet["last_connect_failure"] <= time.time()
+
+    with pytest.raises(RuntimeError):
+        pool.connection()
+    until(lambda: shown(board, connect_error="RuntimeError"))
+    pool.connection().close()
+    until(lambda: shown(board, idle=1, connect_error="RuntimeError"))
+
+
+# Silence
+
+
+def test_who_is_silent_neither_publishes_nor_obeys_and_keeps_the_budget(
+    make: MakePool, board: Board
+) -> None:
+    pause(board)
+    silent, other = (FakePool(MAX_HOST_CONNECTIONS=1, TIMEOUT=5) for _ in range(2))
+    for pool in (silent, other):
+        Presence(pool, board, app="shop", silent=True)
+
+    with silent.connection():
+        with pytest.raises(PoolTimeout):
+            other.connection(timeout=0.1)
+        assert board.read().sheets == []
+    other.close()
+    silent.close()
 
 
 def rate(moments: list[float], started: float) -> float:
@@ -428,6 +531,31 @@ def test_what_was_reset_before_its_first_connection_is_not_reset_again(
     assert pool.connects == 1
 
 
+def test_orders_that_somebody_removed_reset_nothing_and_end_a_pause(
+    make: MakePool, board: Board, threads: ThreadPoolExecutor
+) -> None:
+    reset(board)
+    pool = make()
+    pool.connection().close()
+    generation = reset(board).generation
+    until(lambda: shown(board, generation=generation, size=0))
+    held = pool.connection()
+    pause(board)
+    until(lambda: shown(board, paused=True, outdated=1))
+    held.close()
+    waiter = threads.submit(pool.connection)
+    until(lambda: shown(board, waiting=1))
+
+    Path(board.path, "orders").unlink()
+    waiter.result(timeout=10).close()
+    until(lambda: shown(board, generation=generation, paused=False, idle=1))
+    time.sleep(1)  # for what should not happen
+    assert shown(board, generation=generation, idle=1)
+
+    board.order(KEY, lambda orders: Orders(generation + 1))
+    until(lambda: shown(board, generation=generation + 1, size=0), 2)
+
+
 # Boards of no use
 
 
@@ -611,3 +739,16 @@ def test_who_needs_one_gets_it_from_who_has_two(
         handle.close()
 
     waiter.result().close()
+
+
+def test_a_sheet_of_another_version_is_in_no_share_and_in_nobodys_way(
+    make: MakePool, board: Board, threads: ThreadPoolExecutor
+) -> None:
+    Sheet(board).write(foreign := {"app": "shop", "bind": "default"})
+    sheets = [Sheet(board) for _ in range(2)]
+    sheets[0].write({**foreign, "updated": "yesterday", "waiting": 1})
+    sheets[1].write({"colour": "blue"})
+    rich, poor = (make(MAX_HOST_CONNECTIONS=1) for _ in range(2))
+    rich.connection().close()
+
+    threads.submit(poor.connection, timeout=10).result().close()

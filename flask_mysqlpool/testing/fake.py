@@ -14,6 +14,7 @@ from typing import Any
 
 from ..config import PoolConfig
 from ..pool import Pool, monotonic
+from ..stats import Times
 
 
 class WatchedLock:
@@ -51,6 +52,7 @@ class FakeConnection:
         self.pid = getpid()
         self.lost: BaseException | None = None
         self.dropped_by: Any = None
+        self.times = Times()
         self.opened = self.since = monotonic()
         self.expires = float("inf")
         self.fresh_until = 0.0

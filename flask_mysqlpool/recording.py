@@ -1,0 +1,103 @@
+"""What statements took: recorded for whoever develops, and logged where they are slow.
+
+Without a recorder nothing of this is in the way of a statement: cursors that record are
+classes of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from .config import PoolConfig
+from .leaks import stack
+
+log = logging.getLogger(__name__)
+
+#: So much of a statement is logged, in characters.
+LOGGED = 1000
+
+
+@dataclass(frozen=True)
+class RecordedQuery:
+    """One statement that a cursor has executed."""
+
+    #: As it was given to ``execute()``, without its parameters.
+    statement: str
+    #: Those, if ``LOG_PARAMETERS`` asks for them.
+    parameters: Any
+    #: Seconds until its result was there.
+    duration: float
+    #: What the connection was taken for.
+    endpoint: str | None
+    #: Rows found or changed; None if they are read one by one, or after an error.
+    rows: int | None
+    #: The file and line that executed it.
+    location: str
+
+
+class Recorder:
+    """Notes statements as the settings of a pool say."""
+
+    def __init__(
+        self, config: PoolConfig, keep: Callable[[RecordedQuery], None]
+    ) -> None:
+        self._name = config.name
+        self._slow = config.slow_query or float("inf")
+        self._with_parameters = config.log_parameters
+        self._keep = keep if config.record_queries else None
+
+    def note(
+        self,
+        statement: str | bytes,
+        parameters: object,
+        started: float,
+        endpoint: str | None,
+        rows: int | None,
+    ) -> None:
+        duration = perf_counter() - started
+        if duration < self._slow and self._keep is None:
+            return
+        query = RecordedQuery(
+            statement if isinstance(statement, str) else repr(bytes(statement)),
+            parameters if self._with_parameters else None,
+            duration,
+            endpoint,
+            rows,
+            _caller(),
+        )
+        if self._keep is not None:
+            self._keep(query)
+        if duration >= self._slow:
+            self._log(query)
+
+    def _log(self, query: RecordedQuery) -> None:
+        text = " ".join(query.statement.split())
+        log.warning(
+            "%s: %.3f s, %s rows, for %s, at %s: %s%s",
+            self._name,
+            query.duration,
+            "?" if query.rows is None else query.rows,
+            query.endpoint,
+            query.location,
+            text if len(text) <= LOGGED else f"{text[:LOGGED]}…",
+            f" {query.parameters!r:.{LOGGED}}" if self._with_parameters else "",
+        )
+
+
+def make_recorder(
+    config: PoolConfig, keep: Callable[[RecordedQuery], None]
+) -> Recorder | None:
+    """What the settings ask for; None if that is nothing."""
+    wanted = config.record_queries or config.slow_query
+    return Recorder(config, keep) if wanted else None
+
+
+def _caller() -> str:
+    for code, line in stack():
+        if "pymysql" not in code.co_filename:
+            return f"{code.co_filename}:{line}"
+    return "?"

@@ -1,0 +1,102 @@
+"""Signals of the pools of an app, as Flask has its own.
+
+The sender is the app; ``pool`` is the :class:`~flask_mysqlpool.Pool`, and ``bind`` its
+name. While nobody listens, nothing is computed. Receivers run within checkouts and
+returns. One that raises is disconnected, and that is logged; the request goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from blinker import NamedSignal, Namespace
+from flask import Flask
+
+from .stats import Observer
+
+log = logging.getLogger(__name__)
+
+_signals = Namespace()
+
+connection_created = _signals.signal(
+    "connection-created", "A connection was opened: thread_id, seconds."
+)
+connection_checked_out = _signals.signal(
+    "connection-checked-out", "A connection was handed out: connection, waited."
+)
+connection_checked_in = _signals.signal(
+    "connection-checked-in", "A connection was returned: thread_id, used."
+)
+connection_discarded = _signals.signal(
+    "connection-discarded", "A connection was closed: thread_id, reason."
+)
+connect_failed = _signals.signal(
+    "connect-failed", "A connection could not be opened: error."
+)
+pool_timeout = _signals.signal("pool-timeout", "A checkout was given up: error.")
+pool_reset = _signals.signal("pool-reset", "All connections are being replaced.")
+leak_detected = _signals.signal(
+    "leak-detected", "A connection does not come back: endpoint, report."
+)
+
+#: Those who have nobody to tell anything, and their pools.
+_unheard: WeakKeyDictionary[Any, _Signaller] = WeakKeyDictionary()
+
+
+class _Signaller(Observer):
+    """Sends the signals of one pool."""
+
+    def __init__(self, app: Flask, bind: str) -> None:
+        self._app = app
+        self._bind = bind
+
+    def _send(self, signal: NamedSignal, pool: Any, **about: Any) -> None:
+        for receiver in list(signal.receivers_for(self._app)):
+            try:
+                receiver(self._app, pool=pool, bind=self._bind, **about)
+            except Exception:
+                log.exception("%s: %r is not called any more", signal.name, receiver)
+                signal.disconnect(receiver)
+
+    def created(self, pool: Any, thread_id: int, seconds: float) -> None:
+        self._send(connection_created, pool, thread_id=thread_id, seconds=seconds)
+
+    def checked_out(self, pool: Any, connection: Any, waited: float) -> None:
+        self._send(connection_checked_out, pool, connection=connection, waited=waited)
+
+    def checked_in(self, pool: Any, thread_id: int, used: float) -> None:
+        self._send(connection_checked_in, pool, thread_id=thread_id, used=used)
+
+    def discarded(self, pool: Any, thread_id: int, reason: str) -> None:
+        self._send(connection_discarded, pool, thread_id=thread_id, reason=reason)
+
+    def connect_failed(self, pool: Any, error: BaseException) -> None:
+        self._send(connect_failed, pool, error=error)
+
+    def timed_out(self, pool: Any, error: Exception) -> None:
+        self._send(pool_timeout, pool, error=error)
+
+    def was_reset(self, pool: Any) -> None:
+        self._send(pool_reset, pool)
+
+    def leaked(self, pool: Any, endpoint: str | None, report: str) -> None:
+        self._send(leak_detected, pool, endpoint=endpoint, report=report)
+
+
+def attach(pool: Any, app: Flask, bind: str) -> None:
+    """Send the signals of this pool, from when on somebody listens to any."""
+    _unheard[pool] = _Signaller(app, bind)
+    if any(signal.receivers for signal in _signals.values()):
+        _listen()
+
+
+def _listen(*_: object, **__: object) -> None:
+    while _unheard:
+        pool, signaller = _unheard.popitem()
+        pool.add_observer(signaller)
+
+
+for _signal in _signals.values():
+    _signal.receiver_connected.connect(_listen)

@@ -1,0 +1,107 @@
+"""What statements took: recorded, and logged where they are slow."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pymysql.err
+import pytest
+from conftest import MakeApp, MakePool
+from flask import Flask
+from pymysql.cursors import Cursor, DictCursor, SSCursor
+
+from flask_mysqlpool import MySQLPool, get_db, get_recorded_queries
+
+SECRET = "hunter2"
+
+
+def extension(app: Flask) -> MySQLPool:
+    [db] = app.extensions["mysqlpool"]
+    assert isinstance(db, MySQLPool)
+    return db
+
+
+def test_a_request_can_see_what_it_has_executed(make_app: MakeApp, table: str) -> None:
+    app = make_app(RECORD_QUERIES=True)
+
+    @app.get("/", endpoint="shop.index")
+    def view() -> str:
+        with extension(app).transaction() as connection:
+            with connection.cursor() as cursor:
+                cursor.execute("INSERT INTO t (a) VALUES (%s)", (1,))
+                cursor.executemany("INSERT INTO t (a) VALUES (%s)", [(2,), (3,)])
+            with connection.cursor(DictCursor) as cursor:
+                line = inspect.stack()[0].lineno + 1
+                cursor.execute("SELECT a FROM t WHERE a > %s", (0,))
+                assert list(cursor.fetchall()) == [{"a": 1}, {"a": 2}, {"a": 3}]
+            with connection.cursor(SSCursor) as cursor:
+                cursor.execute("SELECT a FROM t")
+                assert cursor.fetchall() == [(1,), (2,), (3,)]
+            with pytest.raises(pymysql.err.ProgrammingError):
+                connection.cursor().execute("SELECT a FROM nothing")
+        first, many, select, stream, wrong = get_recorded_queries()
+        assert first.statement == "INSERT INTO t (a) VALUES (%s)"
+        assert first.parameters is None and first.rows == 1
+        assert many.rows == 2
+        assert (select.rows, stream.rows, wrong.rows) == (3, None, None)
+        assert select.location == f"{__file__}:{line}"
+        assert {q.endpoint for q in get_recorded_queries()} == {"shop.index"}
+        assert all(q.duration > 0 for q in get_recorded_queries())
+        return "done"
+
+    assert app.test_client().get("/").text == "done"
+    with app.app_context():
+        assert get_recorded_queries() == []
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_parameters_only_where_they_are_asked_for(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, asked: bool
+) -> None:
+    app = make_app(RECORD_QUERIES=True, SLOW_QUERY=1e-9, LOG_PARAMETERS=asked)
+    with app.app_context():
+        get_db().cursor().execute("SELECT %s,\n  1", (SECRET,))
+        [query] = get_recorded_queries()
+
+    [message] = caplog.messages
+    assert (SECRET in message) is asked
+    assert query.parameters == ((SECRET,) if asked else None)
+    assert message.startswith("shop: 0.")
+    assert " s, 1 rows, for None, at " in message
+    assert "test_recording.py:" in message and ": SELECT %s, 1" in message
+
+
+def test_only_slow_statements_are_logged(
+    make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with make_pool(SLOW_QUERY=0.05).connection(endpoint="jobs") as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.execute("SELECT SLEEP(0.06), '" + "x" * 2000 + "'")
+
+    [message] = caplog.messages
+    assert ", for jobs, at " in message
+    assert message.endswith("x…")
+    assert len(message) < 1300
+
+
+def test_by_default_cursors_are_the_plain_ones(make_pool: MakePool) -> None:
+    plain, recording = make_pool(), make_pool(RECORD_QUERIES=True)
+    with plain.connection() as one, recording.connection() as other:
+        assert "execute" not in _own_names(type(one.cursor()))
+        assert "execute" in _own_names(type(other.cursor()))
+        assert type(other.cursor()) is type(other.cursor())
+        # Outside of an app there is no place for what was recorded.
+        assert other.cursor().execute("SELECT 1") == 1
+
+
+def _own_names(cls: type[Any]) -> set[str]:
+    """What its bases before PyMySQL's have."""
+    bases = cls.__mro__[: cls.__mro__.index(Cursor)]
+    return {name for base in bases for name in vars(base)}
+
+
+def test_get_recorded_queries_needs_a_context() -> None:
+    with pytest.raises(RuntimeError, match="none is active here"):
+        get_recorded_queries()
