@@ -22,8 +22,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from .board import Board, open_shared
+from .board import Board
 from .errors import PoolError
+from .files import open_shared
 
 #: Seconds that the server has to notice that a process was killed, whose connection is
 #: one too many until then.

@@ -303,6 +303,10 @@ class _State:
         """Those that somebody has asked for."""
         return list(self._pools.values())
 
+    def named_pools(self) -> list[tuple[str, Pool]]:
+        """The same, with what the commands call them."""
+        return [(f"{b}{self._suffix}", pool) for b, pool in self._pools.items()]
+
     def observe(self, observer: Observer) -> None:
         """Have this told of every event in every pool, also in those to come."""
         self._observers.append(observer)

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .board import Board, Orders
+from .board import Board, Orders, Reading
+from .past import Counts, Past, counts, site, total
 
 #: What ``status`` adds up over the workers of a pool.
 COUNTS = (
@@ -47,11 +48,39 @@ class Fleet:
 
         Nothing, where no worker has ever published anything.
         """
-        self.problems, self.hidden, self.misorder = [], [], ""
         try:
-            reading = self.board.read()
+            return self._by_bind(self.board.read())
         except FileNotFoundError:
-            return {}
+            return self._by_bind(Reading())
+
+    def counts(self) -> tuple[dict[str, list[Worker]], dict[str, Counts]]:
+        """The same, and what all workers have counted together, those that died too.
+
+        Of the dead, those that the process has started that has started a live one, or
+        this one.
+        """
+        try:
+            reading, past = self.board.read_with_past()
+        except FileNotFoundError:
+            reading, past = Reading(), Past()
+        by_bind = self._by_bind(reading)
+        workers = [worker for each in by_bind.values() for worker in each]
+        sites = {site(), *(worker.get("site", "") for worker in workers)}
+        prefix = f"{self._app}/"
+        binds = {*by_bind}
+        binds |= {p.removeprefix(prefix) for p in past.pools() if p.startswith(prefix)}
+        together = {
+            bind: total(
+                [
+                    past.counts(self._key(bind), sites),
+                    *map(counts, by_bind.get(bind, [])),
+                ]
+            )
+            for bind in binds
+        }
+        return by_bind, together
+
+    def _by_bind(self, reading: Reading) -> dict[str, list[Worker]]:
         self.hidden = list(reading.hidden)
         by_bind: dict[str, list[Worker]] = {}
         for sheet in reading.sheets:

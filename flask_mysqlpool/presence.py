@@ -19,6 +19,7 @@ from weakref import WeakSet
 from .board import BUDGET, Board, Orders, Sheet
 from .budget import Budget, Claim, fair_shares
 from .housekeeper import housekeeper
+from .past import site
 from .pool import Pool
 from .stats import ConnectionStats, PoolStats
 
@@ -81,6 +82,7 @@ class Presence:
         self._looked = Event()
         self._problem = ""
         self._limit = self._pool.config.max_size
+        self._about["site"] = site()
         self._pid = self._about["pid"] = getpid()
 
     # What the pool calls
@@ -173,6 +175,10 @@ class Presence:
             "timeouts": stats.timeouts,
             "opened": stats.opened,
             "discarded": stats.discarded,
+            "discarded_by_reason": stats.discarded_by_reason,
+            "wait": stats.wait_seconds,
+            "use": stats.use_seconds,
+            "create": stats.create_seconds,
             "updated": now,
             "paused": stats.paused,
             "outdated": stats.outdated,
@@ -234,7 +240,9 @@ class Presence:
     def closed(self) -> None:
         """Take the pool off the board."""
         self._withdrawn = True
-        if self._pid == getpid():
+        if self._pid == getpid() and not self._silent:
+            # What was counted since the last round would be missing for ever.
+            self._try_publish(self._pool.stats())
             self._sheet.withdraw()
 
 

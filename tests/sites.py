@@ -12,8 +12,10 @@ from contextlib import ExitStack
 from typing import Any
 
 from flask import Flask, request
+from prometheus_client import CollectorRegistry, generate_latest
 
 from flask_mysqlpool import MySQLPool, get_db
+from flask_mysqlpool.metrics.prometheus import PoolCollector
 
 #: Connections of a process; fewer than there are threads, so that requests wait. One of
 #: them is never returned.
@@ -57,3 +59,11 @@ def echo() -> dict[str, Any]:
         )
         [[value, number, _]] = cursor.fetchall()
     return {"value": value, "id": number, "pid": os.getpid(), "origin": ORIGIN}
+
+
+@app.get("/metrics")
+def metrics() -> bytes:
+    """What Prometheus would scrape."""
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(app))
+    return generate_latest(registry)

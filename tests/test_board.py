@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 import flask_mysqlpool.board
-from flask_mysqlpool.board import NEW, ORDERS, SHEET, Board, Orders, Sheet
+import flask_mysqlpool.files
+from flask_mysqlpool.board import NEW, ORDERS, PAST, SHEET, Board, Orders, Sheet
 
 WRITER = """
 import itertools, os, resource, signal, sys, time
@@ -109,7 +110,8 @@ def numbers(board: Board) -> list[int]:
 
 
 def names(board: Board) -> list[str]:
-    return sorted(os.listdir(board.path))
+    """The files on the board, but for what the dead have counted."""
+    return sorted(n for n in os.listdir(board.path) if not n.startswith(PAST))
 
 
 def raised(orders: Orders) -> Orders:
@@ -294,14 +296,14 @@ def test_a_withdrawn_sheet_is_written_into_nobody_elses_file(
 ) -> None:
     sheet = published(board, n=1)
     writing, withdrawn = threading.Event(), threading.Event()
-    write = flask_mysqlpool.board._write
+    write = flask_mysqlpool.files.write_record
 
     def write_late(fd: int, content: Any) -> None:
         writing.set()
         withdrawn.wait(0.5)
         write(fd, content)
 
-    monkeypatch.setattr(flask_mysqlpool.board, "_write", write_late)
+    monkeypatch.setattr(flask_mysqlpool.board, "write_record", write_late)
     with ThreadPoolExecutor(1) as threads:
         written = threads.submit(sheet.write, {"n": 2})
         assert writing.wait(5)
@@ -651,7 +653,7 @@ def test_a_folder_in_the_way_of_orders_is_named_and_nothing_is_left_behind(
 def test_orders_are_not_given_for_ever_where_the_lock_is_held(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.board, "_TURN", 0.05)
+    monkeypatch.setattr(flask_mysqlpool.files, "TURN", 0.05)
     board.order("shop/default", raised)
     with open(f"{board.path}/orders.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -44,10 +44,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "signals": {"stats"},
     "health": {"pool", "stats"},
     "transaction": {"errors", "handle"},
-    "board": set(),
-    "budget": {"errors", "board"},
-    "presence": {"board", "budget", "housekeeper", "pool", "stats"},
-    "fleet": {"board"},
+    "files": set(),
+    "past": set(),
+    "board": {"files", "past"},
+    "budget": {"errors", "board", "files"},
+    "presence": {"board", "budget", "housekeeper", "past", "pool", "stats"},
+    "fleet": {"board", "past"},
     "server": {"config", "connection", "connector"},
     "check": {"config", "fleet", "server"},
     "tables": {"check"},
@@ -131,3 +133,18 @@ def test_what_knows_the_drivers(package: str, modules: set[str]) -> None:
 
 def test_nothing_imports_the_test_tools() -> None:
     assert not any("testing" in imports(module)[0] for module in MAY_IMPORT)
+
+
+def test_the_monitor_knows_what_is_published_and_no_pool() -> None:
+    modules = {path.stem for path in (PACKAGE / "monitor").glob("*.py")}
+    ours = {name for module in modules for name in imports(f"monitor/{module}")[0]}
+
+    assert ours - modules <= {"config", "fleet", "server", "stats"}
+
+
+def test_nothing_imports_the_monitor() -> None:
+    others = [p for p in PACKAGE.rglob("*.py") if "monitor" not in p.parts]
+    names = [p.relative_to(PACKAGE).with_suffix("").as_posix() for p in others]
+
+    assert len(names) > len(MAY_IMPORT)
+    assert not any("monitor" in imports(name)[0] for name in names)

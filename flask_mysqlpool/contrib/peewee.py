@@ -42,5 +42,6 @@ class PooledDatabase(MySQLDatabase):
 
     def rollback(self) -> None:
         # What broke the connection is the news, not that there is none to roll back.
-        if self._state.conn:
-            self._state.conn.rollback()
+        state: Any = self._state
+        if state.conn:
+            state.conn.rollback()

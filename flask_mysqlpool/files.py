@@ -1,0 +1,184 @@
+"""Files that processes share, none of which trusts what it finds.
+
+A *record* is a dictionary in a file: a line with a checksum, and JSON. It is written
+over where it is, which is much cheaper than to replace it, and a reader can meet it
+half written; the checksum tells, and then the reader looks again. The space is
+allocated beforehand, so that a full disk leaves the last record readable.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_MAGIC = b"mysqlpool1"
+#: How often a reader looks at a record that is not in order, and seconds in between.
+_LOOKS, _PAUSE = 5, 0.002
+#: Files are allocated in pieces of so many bytes, and not read if larger than this.
+_PIECE, _MOST = 4096, 1 << 22
+#: Seconds that whoever wants a lock waits for others.
+TURN = 3.0
+#: Seconds after which something half made is left over from a crash.
+_LEFT_OVER = 60.0
+
+FOLDER = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+FOLDER |= os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+
+
+def make_folder(path: Path, mode: int) -> None:
+    """Make it, and what it lies in; the owner of what was there owns it all."""
+    if not path.parent.exists():
+        make_folder(path.parent, 0o777)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        return
+    folder = os.open(path, FOLDER)
+    try:
+        belong_to(os.stat(path.parent), folder)
+    finally:
+        os.close(folder)
+
+
+def open_shared(folder: int, name: str) -> int:
+    """A file that any process of the site may write to, made if need be."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=folder)
+    try:
+        belong_to(os.fstat(folder), fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def create_file(folder: int, name: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, 0o600, dir_fd=folder)
+
+
+def write_record(fd: int, content: Mapping[str, Any]) -> int:
+    """Write it over what there was; how many bytes it has."""
+    data = json.dumps(content, separators=(",", ":")).encode()
+    data = b"%s %08x %d\n%s" % (_MAGIC, zlib.crc32(data), len(data), data)
+    size = -(-len(data) // _PIECE) * _PIECE
+    if os.fstat(fd).st_size < size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+    return os.pwrite(fd, data, 0)
+
+
+def load_record(folder: int, name: str, owners: set[int]) -> dict[str, Any]:
+    fd = open_file(folder, name)
+    try:
+        check_owner(os.fstat(fd), owners)
+        return parse_record(fd)
+    finally:
+        os.close(fd)
+
+
+def open_file(folder: int, name: str) -> int:
+    """Open a file, and nothing else, for reading."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("a symbolic link") from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError("not a file")
+    return fd
+
+
+def check_owner(about: os.stat_result, owners: set[int]) -> None:
+    if about.st_uid not in owners:
+        raise ValueError(f"it belongs to {user_name(about.st_uid)}")
+
+
+def is_locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def parse_record(fd: int) -> dict[str, Any]:
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_PAUSE)
+        head, _, data = os.pread(fd, _MOST, 0).partition(b"\n")
+        try:
+            magic, checksum, length = head.split()
+            data = data[: int(length)]
+            if magic == _MAGIC and int(checksum, 16) == zlib.crc32(data):
+                content = json.loads(data)
+                if isinstance(content, dict):
+                    return content
+        except ValueError:
+            continue
+    raise ValueError("damaged")
+
+
+def remove_left_over(folder: int, name: str) -> None:
+    about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if time.time() - about.st_mtime > _LEFT_OVER:
+        os.unlink(name, dir_fd=folder)
+
+
+@contextmanager
+def locked(
+    folder: int, path: str, name: str, patience: float | None = None
+) -> Iterator[None]:
+    """One at a time: with this file of the folder, which is at this path, locked.
+
+    :exc:`BlockingIOError` if another process keeps it for so many seconds, by default
+    :data:`TURN`.
+    """
+    fd = open_shared(folder, name)
+    try:
+        _lock(fd, os.path.join(path, name), TURN if patience is None else patience)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, path: str, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                text = "another process keeps it locked"
+                raise BlockingIOError(error.errno, text, path) from error
+        time.sleep(_PAUSE)
+
+
+def belong_to(folder: os.stat_result, file: int) -> None:
+    """What root makes belongs to whoever has to use it."""
+    if os.geteuid() == 0 != folder.st_uid:
+        os.fchown(file, folder.st_uid, folder.st_gid)
+
+
+def user_name(number: int) -> str:
+    try:
+        import pwd
+
+        return pwd.getpwuid(number).pw_name
+    except (ImportError, KeyError):
+        return f"user {number}"

@@ -1,0 +1,147 @@
+"""A collector for ``prometheus_client``: one scrape of any worker counts all of them.
+
+Needs the extra ``prometheus``::
+
+    from flask_mysqlpool.metrics.prometheus import PoolCollector
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(app))
+
+    @app.get("/metrics")
+    def metrics():
+        return generate_latest(registry)
+
+The numbers come from what all workers publish, so it does not need that library's
+multiprocess mode, and does not mind it. What a worker has counted that is dead stays
+counted. Where nothing is published (``STATUS_DIR`` False), they are those of the worker
+that is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from flask import Flask
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from ..fleet import Fleet, Worker
+from ..stats import BOUNDS, PoolStats
+
+_STATES = "idle", "in_use", "connecting"
+
+
+class PoolCollector(Collector):
+    """Gives the metrics of all pools of an app; for a registry.
+
+    ``mysqlpool_connections{pool,state}``, ``mysqlpool_connections_max``,
+    ``mysqlpool_waiting``, ``mysqlpool_workers``; ``mysqlpool_checkouts_total``,
+    ``mysqlpool_timeouts_total``, ``mysqlpool_opened_total``,
+    ``mysqlpool_discarded_total{reason}``; and the histograms
+    ``mysqlpool_wait_seconds``, ``mysqlpool_use_seconds`` and
+    ``mysqlpool_create_seconds``. ``pool`` is the pool's ``NAME``.
+    """
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: to be registered is no reason to look."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        pools = list(self._pools())
+
+        def gauge(name: str, what: str, *labels: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(
+                f"mysqlpool_{name}", what, labels=("pool", *labels)
+            )
+
+        def counter(name: str, what: str, *labels: str) -> CounterMetricFamily:
+            labels = ("pool", *labels)
+            return CounterMetricFamily(f"mysqlpool_{name}", what, labels=labels)
+
+        connections = gauge("connections", "Connections by state.", "state")
+        discarded = counter("discarded", "Connections closed by reason.", "reason")
+        most = gauge("connections_max", "The most connections that there may be.")
+        waiting = gauge("waiting", "Checkouts that wait for a connection.")
+        workers = gauge("workers", "Processes that use the pool.")
+        counters = {
+            "checkouts": counter("checkouts", "Connections handed out."),
+            "timeouts": counter("timeouts", "Checkouts that were given up."),
+            "opened": counter("opened", "Connections opened."),
+        }
+        histograms = {
+            "wait": _histogram("wait", "Time until a checkout has its connection."),
+            "use": _histogram("use", "Time until a connection is returned."),
+            "create": _histogram("create", "Time that a connect takes."),
+        }
+        for name, most_of_all, live, counts in pools:
+            for state in _STATES:
+                connections.add_metric([name, state], sum(w[state] for w in live))
+            most.add_metric([name], most_of_all)
+            waiting.add_metric([name], sum(w["waiting"] for w in live))
+            workers.add_metric([name], len(live))
+            for key, family in counters.items():
+                family.add_metric([name], counts.get(key, 0))
+            for reason, number in sorted(counts.get("discarded_by_reason", {}).items()):
+                discarded.add_metric([name, reason], number)
+            for key, histogram in histograms.items():
+                _add(histogram, name, counts.get(key, [0] * (len(BOUNDS) + 2)))
+        yield from (connections, most, waiting, workers)
+        yield from counters.values()
+        yield discarded
+        yield from histograms.values()
+
+    def _pools(self) -> Iterator[tuple[str, int, list[Worker], Mapping[str, Any]]]:
+        """For each pool: its name, its bound, its live workers, and all counts."""
+        for state in self._app.extensions["mysqlpool"].values():
+            by_bind, counts = _look(state, self._app.name)
+            for bind, config in state.published().items():
+                live = by_bind.get(bind, [])
+                most = config.max_size * len(live)
+                if config.max_host_connections is not None:
+                    most = min(most, config.max_host_connections)
+                yield config.name, most, live, counts.get(bind, {})
+
+
+def _look(
+    state: Any, app: str
+) -> tuple[dict[str, list[Worker]], Mapping[str, Mapping[str, Any]]]:
+    if state.board is not None:
+        try:
+            return Fleet(state.board, app).counts()
+        except OSError:
+            pass  # nobody can publish, so this worker is all that can be seen
+    own = {bind: _as_worker(pool.stats()) for bind, pool in state.named_pools()}
+    return {bind: [worker] for bind, worker in own.items()}, own
+
+
+def _as_worker(stats: PoolStats) -> Worker:
+    return {
+        **asdict(stats),
+        "wait": stats.wait_seconds,
+        "use": stats.use_seconds,
+        "create": stats.create_seconds,
+    }
+
+
+def _histogram(name: str, what: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(f"mysqlpool_{name}_seconds", what, labels=("pool",))
+
+
+def _add(family: HistogramMetricFamily, pool: str, times: Iterable[float]) -> None:
+    *counts, seconds = times
+    buckets, so_far = [], 0.0
+    for bound, count in zip((*map(float, BOUNDS), "+Inf"), counts, strict=True):
+        so_far += count
+        buckets.append((str(bound), so_far))
+    family.add_metric([pool], buckets, seconds)

@@ -1,0 +1,259 @@
+"""What Prometheus scrapes: one worker answers for all, and nothing goes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeApp, local_server, until
+from flask import Flask
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from test_servers import BOARD, PATIENCE, Load, Site
+
+from flask_mysqlpool import MySQLPool, PoolTimeout, get_db
+from flask_mysqlpool.board import Board, Sheet
+from flask_mysqlpool.fleet import Fleet, totals
+from flask_mysqlpool.metrics.prometheus import PoolCollector
+from flask_mysqlpool.past import Past, total
+
+Samples = dict[tuple[Any, ...], float]
+
+
+def parse(text: str) -> Samples:
+    """Every sample, by its name and its labels."""
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def scrape(app: Flask) -> Samples:
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(app))
+    return parse(generate_latest(registry).decode())
+
+
+def extension(app: Flask) -> MySQLPool:
+    [db] = app.extensions["mysqlpool"]
+    assert isinstance(db, MySQLPool)
+    return db
+
+
+def use(app: Flask) -> None:
+    db = extension(app)
+    with app.app_context(), db.connection(), get_db() as second:
+        with pytest.raises(PoolTimeout):
+            db.connection(timeout=0)
+        second.close()
+        db.reset()
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_all_metrics_of_a_worker_are_there(make_app: MakeApp, published: bool) -> None:
+    settings = {} if published else {"STATUS_DIR": False}
+    app = make_app(MAX_SIZE=2, BINDS={"reports": {}}, **settings)
+    use(app)
+
+    def value(name: str, **labels: str) -> float | None:
+        labels = {"pool": "shop", **labels}
+        return scrape(app).get((f"mysqlpool_{name}", *sorted(labels.items())))
+
+    until(lambda: value("discarded_total", reason="invalidated") == 2)
+    assert value("connections", state="idle") == 0
+    assert value("connections", state="in_use") == 0
+    assert value("connections_max") == 2
+    assert value("waiting") == 0
+    assert value("workers") == 1
+    assert value("checkouts_total") == 2
+    assert value("timeouts_total") == 1
+    assert value("opened_total") == 2
+    for name, count in {"wait": 2, "use": 2, "create": 2}.items():
+        assert value(f"{name}_seconds_count") == count
+        assert value(f"{name}_seconds_bucket", le="+Inf") == count
+        assert value(f"{name}_seconds_sum") > 0  # type: ignore[operator]
+    assert value("checkouts_total", pool="shop/reports") in (
+        0,
+        None if not published else 0,
+    )
+
+
+def test_to_be_registered_is_no_reason_to_look(make_app: MakeApp) -> None:
+    app = make_app()
+    CollectorRegistry(auto_describe=True).register(PoolCollector(app))
+
+    with app.app_context():
+        assert not os.path.exists(app.config["MYSQLPOOL_STATUS_DIR"])
+
+
+def test_what_a_closed_pool_has_counted_stays_counted(make_app: MakeApp) -> None:
+    app = make_app(MAX_SIZE=2)
+    for _ in range(2):
+        use(app)
+        with app.app_context():
+            extension(app).close_pool()
+
+    samples = scrape(app)
+    assert samples["mysqlpool_checkouts_total", ("pool", "shop")] == 4
+    assert samples["mysqlpool_wait_seconds_count", ("pool", "shop")] == 4
+    assert samples["mysqlpool_workers", ("pool", "shop")] == 0
+
+
+# Under gunicorn
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    pytest.importorskip("gunicorn")
+    monkeypatch.setenv("SITE_IS_GOOD", "yes")
+    with local_server("mariadb") as database:
+        site = Site(BOARD, database, tmp_path)
+        try:
+            yield site
+        finally:
+            site.end()
+
+
+def scrape_site(site: Site) -> Samples:
+    with urllib.request.urlopen(f"http://127.0.0.1:{site.port()}/metrics") as answer:
+        return parse(answer.read().decode())
+
+
+def go_on(load: Load, requests: int) -> None:
+    goal = load.requests + requests
+    until(lambda: load.requests >= goal, PATIENCE)
+
+
+def test_one_scrape_is_the_sum_of_all_workers(site: Site) -> None:
+    load = Load(site.port())
+    with load.running():
+        until(lambda: len(load.workers) == BOARD.workers, PATIENCE)
+        go_on(load, 100)
+    fleet = Fleet(site.board, "sites")
+
+    def at_rest() -> bool:
+        workers = fleet.workers()["default"]
+        return totals(workers)["checkouts"] == load.requests
+
+    until(at_rest, PATIENCE)
+    counts = totals(fleet.workers()["default"])
+    samples = scrape_site(site)
+    pool = ("pool", "sites")
+    assert samples["mysqlpool_checkouts_total", pool] == counts["checkouts"]
+    assert samples["mysqlpool_opened_total", pool] == counts["opened"]
+    for state in ("idle", "in_use", "connecting"):
+        key = "mysqlpool_connections", pool, ("state", state)
+        assert samples[key] == counts[state]
+    assert samples["mysqlpool_use_seconds_count", pool] == counts["checkouts"]
+    assert samples["mysqlpool_workers", pool] == BOARD.workers
+
+
+def test_no_counter_goes_back_when_a_worker_is_killed(site: Site) -> None:
+    load = Load(site.port())
+    seen: list[Samples] = []
+    with load.running():
+        until(lambda: len(load.workers) == BOARD.workers, PATIENCE)
+        for victim in list(load.workers):
+            go_on(load, 100)
+            seen.append(scrape_site(site))
+            os.kill(victim, signal.SIGKILL)
+            seen.append(scrape_site(site))
+            go_on(load, 300)
+            seen.append(scrape_site(site))
+
+    growing = [
+        key for key in seen[0] if key[0].endswith(("_total", "_count", "_bucket"))
+    ]
+    assert growing
+    for before, after in zip(seen, seen[1:], strict=False):
+        assert [key for key in growing if after[key] < before[key]] == []
+    checkouts = "mysqlpool_checkouts_total", ("pool", "sites")
+    assert seen[-1][checkouts] >= seen[0][checkouts] + 900
+
+
+# What the dead have counted
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path / "board")
+
+
+def sheet(**counts: Any) -> dict[str, Any]:
+    return {"app": "shop", "bind": "default", "site": "1:2", **counts}
+
+
+def test_counts_of_all_forms_are_added_up() -> None:
+    assert total(
+        [
+            {"checkouts": 1, "wait": [1, 2, 0.5]},
+            {"checkouts": 2, "discarded_by_reason": {"idle": 1}},
+            {"wait": [0, 1, 0.5], "discarded_by_reason": {"idle": 2, "dead": 1}},
+        ]
+    ) == {
+        "checkouts": 3,
+        "wait": [1, 3, 1.0],
+        "discarded_by_reason": {"idle": 3, "dead": 1},
+    }
+
+
+def test_a_sheet_is_buried_once_however_often_that_is_tried(board: Board) -> None:
+    live = Sheet(board)
+    live.write(sheet(checkouts=0))
+    dead = Sheet(board)
+    dead.write(sheet(checkouts=5))
+    path = Path(board.path, f"{dead.id}.worker")
+    content = path.read_bytes()
+    dead._close()
+    for _ in range(3):
+        _, past = board.read_with_past()
+        # As if the reader had been killed before it could remove the sheet.
+        path.write_bytes(content)
+        path.chmod(0o600)
+
+    assert past.counts("shop/default", ["1:2"]) == {"checkouts": 5}
+
+
+def test_a_site_without_workers_is_forgotten_when_another_one_buries(
+    board: Board,
+) -> None:
+    for site in ("old", "new"):
+        mortal = Sheet(board)
+        mortal.write({**sheet(checkouts=1), "site": site})
+        mortal.withdraw()
+
+    _, past = board.read_with_past()
+    assert past.counts("shop/default", ["old"]) == {}
+    assert past.counts("shop/default", ["new"]) == {"checkouts": 1}
+
+
+def test_what_is_damaged_counts_nothing_and_is_in_nobodys_way(board: Board) -> None:
+    mortal = Sheet(board)
+    mortal.write(sheet(checkouts=1))
+    name = f"{mortal.id}.worker"
+    os.truncate(os.path.join(board.path, name), 5)
+    mortal._close()
+    Path(board.path, "past").write_text("garbage")
+
+    reading, past = board.read_with_past()
+
+    assert reading.sheets == [] and name not in os.listdir(board.path)
+    assert past.counts("shop/default", ["1:2"]) == {}
+
+
+def test_nothing_is_kept_of_sheets_that_are_gone(board: Board) -> None:
+    for number in range(20):
+        mortal = Sheet(board)
+        mortal.write(sheet(checkouts=number))
+        mortal.withdraw()
+
+    _, past = board.read_with_past()
+    assert len(past.content()["buried"]) <= 1
+    assert past.counts("shop/default", ["1:2"]) == {"checkouts": sum(range(20))}
+    assert Past(past.content()).pools() == {"shop/default"}
