@@ -140,7 +140,7 @@ def _version(facts: Facts) -> Finding:
 
 def _tls(config: PoolConfig, facts: Facts) -> Finding:
     if facts.cipher is None:
-        if config.unix_socket or _is_loopback(config.host):
+        if config.unix_socket or _are_loopback(config):
             return Finding(OK, "TLS", "none; nothing leaves this host")
         return Finding(
             WARNING,
@@ -155,10 +155,14 @@ def _tls(config: PoolConfig, facts: Facts) -> Finding:
     if verified is not None:
         return Finding(OK, "TLS", f"{facts.cipher}; {verified}")
     text = f"{facts.cipher}; the server is not verified (SSL_MODE {config.ssl_mode})"
-    if _is_loopback(config.host):
+    if _are_loopback(config):
         return Finding(OK, "TLS", text)
     mend = "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA"
     return Finding(WARNING, "TLS", text, mend)
+
+
+def _are_loopback(config: PoolConfig) -> bool:
+    return all(_is_loopback(place.host) for place in config.places)
 
 
 def _is_loopback(host: str) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from . import convert
 from .errors import ConfigError
 from .hints import FOREIGN
+from .hosts import Place, parse
 
 if TYPE_CHECKING:
     from pymysql.cursors import Cursor
@@ -106,8 +107,31 @@ class PoolConfig:
     config is built directly or by :meth:`from_mapping`.
     """
 
-    host: str = _setting("localhost", convert.host, "The server's name or IP address.")
+    host: str = _setting(
+        "localhost",
+        convert.host,
+        "The server's name or IP address; or several, ``db1:3306,db2:3306``.",
+    )
     port: int = _setting(3306, convert.whole(1, 65535), "The server's TCP port.")
+    max_lag: float | None = _duration(
+        None, "How far a replica may be behind its primary; unset, any time."
+    )
+    readers: str | None = _setting(
+        None,
+        convert.word,
+        "The bind that ``get_db(readonly=True)`` takes instead of this pool.",
+    )
+    host_order: str = _setting(
+        "given",
+        convert.choice("given", "random"),
+        "In which order several hosts are tried: as given, or random.",
+    )
+    target: str = _setting(
+        "any",
+        convert.choice("any", "primary", "replica", "prefer-replica"),
+        "Which hosts will do: any, primary (writable), replica (read-only), or"
+        " prefer-replica.",
+    )
     unix_socket: str | None = _setting(
         None,
         convert.path,
@@ -135,6 +159,9 @@ class PoolConfig:
         None,
         convert.text(".*", "text"),
         "SQL mode of the session; by default the server's.",
+    )
+    read_only: bool = _setting(
+        False, convert.flag, "Whether sessions are read-only, and refuse to write."
     )
     init_command: str | None = _setting(
         None,
@@ -284,10 +311,14 @@ class PoolConfig:
             object.__setattr__(self, key, value)
 
     @property
+    def places(self) -> tuple[Place, ...]:
+        """The hosts, each with its port."""
+        return parse(self.host, self.port)
+
+    @property
     def server(self) -> str:
         """Where it connects to: ``127.0.0.1:3306/shop`` or ``/run/my.sock/shop``."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        place = self.unix_socket or f"{host}:{self.port}"
+        place = self.unix_socket or ",".join(map(str, self.places))
         return place if self.database is None else f"{place}/{self.database}"
 
     def settings(self) -> dict[str, object]:
@@ -342,6 +373,10 @@ class AppConfig:
         for bind, settings in binds.items():
             label = f"{default['name']}/{bind}"
             found[bind] = {"name": label} | reader.inherit(bind, settings, given)
+        for settings in found.values():
+            if settings.get("readers") not in (None, *found):
+                text = "must name one of {BINDS}"
+                reader.fault("readers", text, repr(settings["readers"]))
         reader.finish()
         if not has_place:
             # Settings for all, and no pool that they would be the only ones of.
@@ -507,7 +542,7 @@ class _Reader:
             own |= {"ssl_ca", "ssl_cert", "ssl_key"}
         if "url" in reader.broken:
             del given["url"]
-        own |= {"name", "url", "binds", *self.broken}
+        own |= {"name", "url", "binds", "readers", *self.broken}
         for name in default.keys() & _POOL.keys() - own:
             given[name] = default[name]
             reader.written[name] = self.key(name)
@@ -528,6 +563,10 @@ class _Reader:
             )
         if values["ssl_key"] and not (values["ssl_cert"] or "ssl_cert" in self.broken):
             self.fault("ssl_key", "needs {SSL_CERT} beside it")
+        if values["max_lag"] is not None and "replica" not in values["target"]:
+            self.fault("max_lag", "needs {TARGET} to be replica or prefer-replica")
+        if values["unix_socket"] and "," in values["host"]:
+            self.fault("host", "must be one where {UNIX_SOCKET} is set")
         for name in ("ssl_ca", "ssl_cert", "ssl_key"):
             if values[name] and values["ssl_mode"] == "DISABLED":
                 self.fault(name, "must be left out where {SSL_MODE} is DISABLED")

@@ -48,10 +48,22 @@ LOST = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2045, 2055, 4031})
 #: Error numbers of a server that has become a replica: ours should move on.
 READ_ONLY = frozenset({1290, 1792, 1836})
 
+#: And of one that takes no statements for now: a member of a Galera cluster that is on
+#: its way in or out (1047), or a proxy without one that does (ProxySQL's 9001).
+NOT_READY = frozenset({1047, 9001})
+
 #: Not in PyMySQL: makes the session as good as new, at the price of a round trip.
 COM_RESET_CONNECTION = 0x1F
 
 _IN_TRANSACTION = SERVER_STATUS.SERVER_STATUS_IN_TRANS
+#: What tells a server's role, and whether a member of a Galera cluster is ready. Not
+#: ``SELECT @@…``, which has some proxies keep the connection to one server.
+_READ_ONLY_IF = "read_only", "super_read_only", "innodb_read_only"
+_VARIABLES = b"SHOW GLOBAL VARIABLES WHERE Variable_name IN ('%s')" % b"', '".join(
+    [*(name.encode() for name in _READ_ONLY_IF), b"wsrep_on"]
+)
+_STATUS = b"SHOW GLOBAL STATUS WHERE Variable_name = 'wsrep_ready'"
+
 _TRANSACTIONS = SNAPSHOT | TRANSACTION
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
 
@@ -67,6 +79,10 @@ _RESIDUE_OF = {
 
 #: Readers of sockets that belong to a parent process, kept from being finalized.
 _INHERITED: list[Any] = []
+
+
+class AnotherRole(OperationalError):
+    """The server is a primary where a replica is wanted, or the other way round."""
 
 
 class _NeverRaised(Exception):
@@ -101,6 +117,12 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         #: server went away, rather than that we lost patience with it.
         self.lost: BaseException | None = None
         self.is_disconnected = False
+        #: Whether the server has said that it is not, or no longer, the right one.
+        self.is_demoted = False
+        #: When it was last asked how far it is behind.
+        self.lag_checked = float("inf")
+        #: Whether it was read-only when this was opened, if that was asked.
+        self.is_replica = False
         #: What its borrower may have left in the session.
         self.residue = NONE
         #: Why it should go when it comes back, although it works, if it should.
@@ -143,8 +165,17 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             self._setup = self._commands_for_setup()
             self._charset = raw.charset, raw.encoding, raw.collation
             raw.autocommit_mode = self.config.autocommit
-            self.write([*self._setup, _query(b"SELECT CURRENT_ROLE()")])
-            [[self._role]] = self.read_answers(deadline)
+            questions = [_query(b"SELECT CURRENT_ROLE()")]
+            if self.config.target != "any":
+                questions += _query(_VARIABLES), _query(_STATUS)
+            self.write([*self._setup, *questions])
+            role, *variables = self.read_answers(deadline)[len(self._setup) :]
+            [[self._role]] = role.rows
+            self._check_target(
+                dict(pair for answer in variables for pair in answer.rows)
+            )
+            if self.is_replica and self.config.max_lag is not None:
+                self.check_lag(deadline)
         except BaseException:
             self.abandon()
             raise
@@ -169,6 +200,19 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self._readable = watch(raw._sock)
         self._has_news = glance(raw._sock)
 
+    def _check_target(self, variables: dict[str, str]) -> None:
+        """Whether the server has the role that is wanted, by what it says."""
+        if variables.get("wsrep_on") == "ON" and variables.get("wsrep_ready") != "ON":
+            raise OperationalError(1047, "this node of the cluster is not ready")
+        self.is_replica = any(
+            variables.get(name, "OFF") not in ("OFF", "0") for name in _READ_ONLY_IF
+        )
+        target = self.config.target
+        if self.is_replica and target == "primary":
+            raise AnotherRole(CR.CR_CONN_HOST_ERROR, "it is read-only, not a primary")
+        if not self.is_replica and target == "replica":
+            raise AnotherRole(CR.CR_CONN_HOST_ERROR, "it is writable, not a replica")
+
     def _commands_for_setup(self) -> list[tuple[int, bytes]]:
         """The commands that give a fresh session the settings of this pool."""
         config, raw = self.config, self.raw
@@ -181,6 +225,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         statements = [names, *config.setsession]
         if config.init_command:
             statements.insert(1, config.init_command)
+        if config.read_only:
+            statements.append("SET SESSION TRANSACTION READ ONLY")
         return [_query(text.encode(raw.encoding)) for text in statements]
 
     def write(self, commands: Sequence[tuple[int, bytes]]) -> bool:
@@ -205,7 +251,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         return complete
 
     def read_answers(self, deadline: float) -> Any:
-        """Read the answers to what :meth:`write` sent; give the rows of the last.
+        """Read the answers to what :meth:`write` sent; PyMySQL's results, one each.
 
         Raises what the server answers; a 2013 if it has not done so by the deadline.
         """
@@ -215,6 +261,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def _read_answers(self, deadline: float) -> Any:
         raw = self.raw
+        answers = []
         with bounded(raw, deadline):
             while self.unanswered:
                 raw._next_seq_id = 1
@@ -222,8 +269,9 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
                 while raw._result.has_next:
                     raw.next_result()
                 self.unanswered -= 1
-        result, raw._result = raw._result, None
-        return result.rows
+                answers.append(raw._result)
+        raw._result = None
+        return answers
 
     def is_alive(self) -> bool:
         """Whether the server still holds its end open; costs no round trip.
@@ -360,8 +408,9 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             if code == ER.LOCK_DEADLOCK:
                 # The server has rolled back all of it, not just the statement.
                 self._transaction_ended()
-            if code in READ_ONLY:
+            if code in READ_ONLY or code in NOT_READY:
                 self.retired = self.retired or "invalidated"
+                self.is_demoted = code in NOT_READY or self.config.target == "primary"
             self.residue |= SESSION  # SHOW WARNINGS, which the next should not see
             return
         if self.lost is None:
@@ -392,6 +441,28 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             # That takes the server no time, so it must be out of reach.
             self.is_disconnected = True
             raise
+
+    def check_lag(self, deadline: float) -> None:
+        """Make sure that the replica is not further behind than ``MAX_LAG``.
+
+        Raises :exc:`AnotherRole` if it is, or if it does not replicate.
+        """
+        self.write([_query(b"SHOW REPLICA STATUS")])
+        [status] = self.read_answers(deadline)
+        self.lag_checked = time.monotonic()
+        names = [column[0] for column in status.description]
+        lags: list[Any] = [
+            dict(zip(names, row, strict=True)).get(name)
+            for row in status.rows
+            for name in ("Seconds_Behind_Source", "Seconds_Behind_Master")
+            if name in names
+        ]
+        limit = self.config.max_lag
+        if not lags or None in lags:
+            raise AnotherRole(CR.CR_CONN_HOST_ERROR, "it is a replica that is stopped")
+        if limit is not None and max(map(float, lags)) > limit:
+            text = f"it is {max(lags)} s behind its primary"
+            raise AnotherRole(CR.CR_CONN_HOST_ERROR, text)
 
     def reset_session(self) -> bool:
         """Make the session fit for the next borrower, without waiting.

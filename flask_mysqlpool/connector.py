@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import ssl
+import time
 from typing import Any
 
 from pymysql.constants import CR, ER
 from pymysql.err import OperationalError
 
 from .config import PoolConfig
-from .connection import PhysicalConnection
+from .connection import NOT_READY, AnotherRole, PhysicalConnection
+from .hosts import Hosts, Place
+
+#: After these, another host may do better: out of reach, full, or about to stop.
+ELSEWHERE = NOT_READY | {
+    *(CR.CR_CONNECTION_ERROR, CR.CR_CONN_HOST_ERROR, CR.CR_UNKNOWN_HOST),
+    *(CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST),
+    *(ER.CON_COUNT_ERROR, ER.SERVER_SHUTDOWN, ER.HOST_IS_BLOCKED),
+}
+
+monotonic = time.monotonic
 
 
 class Connector:
@@ -20,12 +31,14 @@ class Connector:
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
+        self.hosts = Hosts(config.places, in_random_order=config.host_order == "random")
         self._tls: ssl.SSLContext | None = None
 
     def connect(self, deadline: float) -> PhysicalConnection:
         """Open a connection and set its session up, all before the deadline.
 
-        Raises what PyMySQL raises (2003 unreachable, 1045 refused, 1049 unknown
+        Of several hosts, each is tried within its share of the time, until one will
+        do. Raises what PyMySQL raises (2003 unreachable, 1045 refused, 1049 unknown
         database, …). A deadline that passes on the way is a 2003 or a 2013.
         """
         try:
@@ -41,7 +54,50 @@ class Connector:
         password = self.config.password
         if callable(password):
             password = password()
-        connection = PhysicalConnection(self.config, self._arguments(password))
+        if len(self.hosts) == 1:
+            [place] = self.hosts
+            return self._open_at(place, password, deadline)
+        faults: list[str] = []
+        spare: PhysicalConnection | None = None
+        try:
+            for tried, place in enumerate(self.hosts):
+                share = (deadline - monotonic()) / (len(self.hosts) - tried)
+                try:
+                    found = self._open_at(place, password, monotonic() + share)
+                except OperationalError as error:
+                    if error.args[0] not in ELSEWHERE:
+                        raise
+                    self._note(place, error)
+                    faults.append(f"{place}: {error.args[1]}")
+                    last = error
+                    continue
+                self.hosts.works(place)
+                if found.is_replica or self.config.target != "prefer-replica":
+                    return found
+                if spare is None:
+                    spare = found
+                else:
+                    found.close()
+            if spare is not None:
+                found, spare = spare, None
+                return found
+        finally:
+            if spare is not None:
+                spare.close()
+        raise OperationalError(
+            last.args[0], f"No host can be used ({'; '.join(faults)})"
+        ) from last
+
+    def _note(self, place: Place, error: OperationalError) -> None:
+        if isinstance(error, AnotherRole):
+            self.hosts.has_another_role(place)
+        else:
+            self.hosts.failed(place)
+
+    def _open_at(
+        self, place: Place, password: str | None, deadline: float
+    ) -> PhysicalConnection:
+        connection = PhysicalConnection(self.config, self._arguments(place, password))
         raw = connection.raw
         if self._wants_tls():
             # Not a cached property: that has a lock, which a fork may leave held.
@@ -51,11 +107,11 @@ class Connector:
         connection.open(deadline)
         return connection
 
-    def _arguments(self, password: str | None) -> dict[str, Any]:
+    def _arguments(self, place: Place, password: str | None) -> dict[str, Any]:
         config = self.config
         return {
-            "host": config.host,
-            "port": config.port,
+            "host": place.host,
+            "port": place.port,
             "unix_socket": config.unix_socket,
             "user": config.user,
             # PyMySQL would take text for Latin-1, and the server takes it for UTF-8.

@@ -19,6 +19,8 @@ POSTPONEMENT = 0.03
 
 #: Pauses between failing connects: seconds, doubling from the first to the last.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+#: The longest while it is looked for the host that has been made the primary.
+SEARCH_PAUSE = 0.25
 
 
 class Connect:
@@ -37,7 +39,8 @@ class Connects:
     So one that dies in a way that nobody thought of gives its place back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest_pause: float = LONGEST_PAUSE) -> None:
+        self._longest_pause = longest_pause
         self._under_way: WeakSet[Connect] = WeakSet()
         #: The error of the last connect, if it failed.
         self.error: BaseException | None = None
@@ -109,6 +112,6 @@ class Connects:
         self.failed_at = time.time()
         if now < self._retry_at:
             return  # begun before the failure that this pause is for
-        pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), LONGEST_PAUSE)
+        pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), self._longest_pause)
         self._retry_at = now + pause * random.uniform(0.5, 1.0)
         self._failures += 1

@@ -22,8 +22,8 @@ _INT = r"-?(0|[1-9][0-9]{0,17})"
 _FLOAT = _INT + r"(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 _URL = re.compile(
     r"mysql://(?:(?P<user>[^\s:@/?#]*)(?::(?P<password>[^\s/?#]*))?@)?"
-    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:@/?#\[\]]*))"
-    r"(?::(?P<port>[0-9]+))?(?:/(?P<database>[^\s@/?#]*))?"
+    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:@/?#\[\],]*))"
+    r"(?::(?P<port>[0-9]+))?(?P<more>,[^\s@/?#]*)?(?:/(?P<database>[^\s@/?#]*))?"
     r"(?:\?(?P<query>(?:\w+=[^\s@#&]*(?:&\w+=[^\s@#&]*)*)?))?"
 )
 _ODD_PORT = re.compile(_URL.pattern.replace("<port>[0-9]+", "<port>[^\\s:@/?#]*"))
@@ -82,11 +82,34 @@ word = text(*_WORD)
 # The environment turns a database called 2024 into a number, without any loss.
 label = text(*_WORD, number=True)
 statement = text(r".*\S.*", "an SQL statement, as text")
-host = text(
-    r"(?![^:]*:[^:]*$)[^\s\x00-\x1f/@\[\]]+",
+_host = text(
+    r"(?![^:]*:[^:]*$)[^\s\x00-\x1f/@\[\],]+",
     "a bare host name or address (a port goes to {PORT}, a socket to {UNIX_SOCKET}, "
     "a URL to {URL})",
 )
+_ONE_OF_SEVERAL = re.compile(
+    r"(?:[^\s\x00-\x1f/@\[\]:,]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+)
+
+
+def host(value: Any) -> str:
+    """One host, or several with a comma between them, each with a port of its own."""
+    if isinstance(value, str) and "," not in value:
+        return _host(value)
+    hosts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(hosts, list | tuple) or len(hosts) < 2:
+        return _host(hosts[0] if isinstance(hosts, list | tuple) and hosts else value)
+    hosts = [one.strip() if isinstance(one, str) else one for one in hosts]
+    for one in hosts:
+        form = isinstance(one, str) and _ONE_OF_SEVERAL.fullmatch(one)
+        if not form or not 1 <= int(form["port"] or 1) <= 65535:
+            raise Wrong(
+                "must be hosts with a comma between them, such as db1:3306,db2:3306;"
+                f" this is none: {one!r:.60}"
+            )
+    if len(set(hosts)) < len(hosts):
+        raise Wrong("must not name one host twice")
+    return ",".join(hosts)
 
 
 def flag(value: Any) -> bool:
@@ -215,6 +238,10 @@ def url(value: Any) -> dict[str, str]:
             f"%3F, % is %25){port}"
         )
     parts = {name: text for name, text in form.groupdict().items() if text}
+    if more := parts.pop("more", ""):
+        first = f"[{parts.pop('ipv6')}]" if "ipv6" in parts else parts.get("host", "")
+        port = f":{parts.pop('port')}" if "port" in parts else ""
+        parts["host"] = f"{first}{port}{more}"
     parts["host"] = parts.pop("ipv6", "") or parts.get("host", "")
     pairs = [pair.split("=", 1) for pair in parts.pop("query", "").split("&") if pair]
     pairs += [[name, text] for name, text in parts.items() if text]

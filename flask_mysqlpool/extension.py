@@ -112,17 +112,23 @@ class MySQLPool:
             )
         return states[self]
 
-    def get_db(self, bind: str = "default") -> PooledConnection:
+    def get_db(
+        self, bind: str = "default", *, readonly: bool = False
+    ) -> PooledConnection:
         """The connection of this request, checked out when it is first asked for.
 
         The same one all through a request; outside of requests, all through an
         application context. It is returned by itself at the end. What is not
         committed by then is rolled back.
 
+        With ``readonly``, one of the bind that ``READERS`` names, if it does; but once
+        this request has written, it is the same as without, to see what was written.
+
         Raises what :meth:`Pool.connection() <flask_mysqlpool.Pool.connection>` raises,
         and :exc:`RuntimeError` without an application context.
         """
-        return self._state().get_db(bind)
+        state = self._state()
+        return state.get_db(state.reader(bind) if readonly else bind)
 
     def close_db(self, bind: str | None = None) -> None:
         """Return the connection of this request early, or those of all binds."""
@@ -133,6 +139,7 @@ class MySQLPool:
         bind: str = "default",
         timeout: float | None = None,
         *,
+        readonly: bool = False,
         app: Flask | None = None,
     ) -> PooledConnection:
         """A connection of one's own, for ``with``; it has nothing to do with ``g``.
@@ -141,10 +148,13 @@ class MySQLPool:
         name the ``app``, or write ``with app.app_context():`` around it. ``timeout`` is
         in seconds, by default the setting ``TIMEOUT``.
         """
-        if app is not None:
-            return self._state(app).pool(bind).connection(timeout=timeout)
-        endpoint = _endpoint(_app_context(), _request_context())
-        return self.pool(bind).connection(timeout=timeout, endpoint=endpoint)
+        state = self._state(app)
+        if readonly:
+            bind = state.config.pools[bind].readers or bind
+        endpoint = None
+        if app is None:
+            endpoint = _endpoint(_app_context(), _request_context())
+        return state.pool(bind).connection(timeout=timeout, endpoint=endpoint)
 
     @contextmanager
     def transaction(
@@ -338,6 +348,14 @@ class _State:
             if known is pool:
                 del self._pools[bind]
 
+    def reader(self, bind: str) -> str:
+        """The bind to read from instead of this one, in the current request."""
+        readers = self.config.pools[bind].readers if bind in self.config.pools else None
+        held = self._all_held(_app_context()).get(_request_context(), _Held())
+        if readers is None or (bind in held and held[bind].may_have_written):
+            return bind
+        return readers
+
     def get_db(self, bind: str) -> PooledConnection:
         context, key = _app_context(), _request_context()
         all_held = self._all_held(context)
@@ -506,9 +524,10 @@ def _only_state() -> _State:
     return state
 
 
-def get_db(bind: str = "default") -> PooledConnection:
+def get_db(bind: str = "default", *, readonly: bool = False) -> PooledConnection:
     """:meth:`MySQLPool.get_db` of the current app's only :class:`MySQLPool`."""
-    return _only_state().get_db(bind)
+    state = _only_state()
+    return state.get_db(state.reader(bind) if readonly else bind)
 
 
 def close_db(bind: str | None = None) -> None:

@@ -27,8 +27,11 @@ from .errors import (
 )
 from .leaks import Stack
 from .recording import Recorder
+from .residue import SNAPSHOT, TRANSACTION
 
 C = TypeVar("C", bound=Cursor)
+
+_ONLY_READ = SNAPSHOT | TRANSACTION
 
 _ROLLBACK = re.compile(rb"\s*rollback(?:\s+work)?[\s;]*", re.IGNORECASE)
 
@@ -234,8 +237,10 @@ class PooledConnection(_Face):
         try:
             self._command("rollback")
         except MySQLError:
-            if not self._give_up_lost():
+            if not self._give_up():
                 raise
+        else:
+            self._give_up()
 
     def _refuse_in_block(self, what: str, instead: str) -> None:
         if self.blocks:
@@ -252,7 +257,7 @@ class PooledConnection(_Face):
         finally:
             self._leave()
             # With nothing uncommitted before, there is nothing to tell of.
-            self._give_up_lost()
+            self._give_up()
         self.blocks = 1
 
     def end_block(self) -> bool:
@@ -284,12 +289,15 @@ class PooledConnection(_Face):
         """Whether it was lost and rolled back; it takes another one when needed."""
         return self._con is None and not self._returned
 
-    def _give_up_lost(self) -> bool:
-        """Let go of a connection that is dead; False if it is not, or not ours."""
+    def _give_up(self) -> bool:
+        """Let go of a connection that is dead, or of a server that no longer will do.
+
+        False if it is neither, or not ours.
+        """
         if not self._guard.acquire(False):
             return False
         con = self._con
-        lost = con is not None and con.lost is not None
+        lost = con is not None and (con.lost is not None or con.is_demoted)
         if lost:
             self._con = None
         self._leave()
@@ -350,6 +358,11 @@ class PooledConnection(_Face):
 
     def escape(self, obj: object, mapping: Any = None) -> str:
         return self._peek().escape(obj, mapping)  # type: ignore[no-any-return]
+
+    @property
+    def may_have_written(self) -> bool:
+        """Whether more than reading was done since the checkout."""
+        return self._con is not None and self._con.residue > _ONLY_READ
 
     @property
     def holder(self) -> int | None:

@@ -32,7 +32,7 @@ from dbutils.pooled_db import PooledDB
 from .config import PoolConfig
 from .connection import DRIVER, PhysicalConnection, without_traceback
 from .connector import Connector
-from .connects import Connect, Connects
+from .connects import LONGEST_PAUSE, SEARCH_PAUSE, Connect, Connects
 from .errors import PoolClosed, PoolError, PoolFull, PoolTimeout
 from .handle import PooledConnection
 from .housekeeper import housekeeper
@@ -50,6 +50,12 @@ GRACE = 0.005
 
 monotonic = time.monotonic
 log = logging.getLogger(__name__)
+
+#: Seconds for which a replica is trusted not to have fallen behind.
+LAG_CHECKED = 1.0
+
+#: Seconds for which a connection to a primary is kept where a replica is preferred.
+SECOND_BEST = 10.0
 
 #: Seconds between two rounds of the housekeeper.
 INTERVAL = 1.0
@@ -151,7 +157,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         #: Handles that were logged as leaks.
         self._leaks: WeakSet[PooledConnection] = WeakSet()
         #: Connects under way; each takes a place.
-        self._connects = Connects()
+        self._connects = Connects(
+            SEARCH_PAUSE if self.config.target != "any" else LONGEST_PAUSE
+        )
         self._waiters: WaiterQueue[PhysicalConnection] = WaiterQueue()
         self._generation = 0
         self._closed = self._paused = self._short = False
@@ -399,7 +407,9 @@ class Pool(PooledDB):  # type: ignore[misc]
                     con.read_answers(_half_way_to(deadline))
                 fault = "dead"
                 if con.is_alive():
-                    if started - con.since > self._ping_after:
+                    if started > con.lag_checked + LAG_CHECKED:
+                        con.check_lag(_half_way_to(deadline))
+                    elif started - con.since > self._ping_after:
                         con.ping(_half_way_to(deadline))
                     return True
         except Exception as error:
@@ -432,7 +442,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         con.times.add(used)
         fault = self._fault(con, now)
         if fault is None:
-            con.fresh_until = min(con.expires, now + self._ping_after)
+            con.fresh_until = min(
+                con.expires, now + self._ping_after, con.lag_checked + LAG_CHECKED
+            )
             self._put_back(con, now)
         else:
             self._discard(con, fault)
@@ -493,9 +505,10 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._discarded[reason] += 1
             self._past_uses += con.uses
             self._past_times.merge(con.times)
-            if con.is_disconnected and con.generation == self._generation:
-                # The server went away under one connection; the others may look
-                # alive for as long as nobody tells them.
+            gone = con.is_disconnected or con.is_demoted
+            if gone and con.generation == self._generation:
+                # The server went away under one connection, or is the primary no more;
+                # the others look as good as ever for as long as nobody tells them.
                 self._generation += 1
             self._ring_next()
         if self._observers:
@@ -557,6 +570,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         con.generation = connect.generation
         if lifetime := self.config.max_lifetime:
             con.expires = con.opened + lifetime * random.uniform(0.9, 1.1)
+        if self.config.target == "prefer-replica" and not con.is_replica:
+            con.expires = min(con.expires, con.opened + SECOND_BEST)
         took = monotonic() - begun
         with self._lock:
             self._creates.add(took)

@@ -62,6 +62,10 @@ def test_defaults_are_those_of_the_design() -> None:
     assert pool().settings() == {
         "HOST": "localhost",
         "PORT": 3306,
+        "MAX_LAG": None,
+        "READERS": None,
+        "HOST_ORDER": "given",
+        "TARGET": "any",
         "UNIX_SOCKET": None,
         "USER": None,
         "PASSWORD": None,
@@ -69,6 +73,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "CHARSET": "utf8mb4",
         "COLLATION": None,
         "SQL_MODE": None,
+        "READ_ONLY": False,
         "INIT_COMMAND": None,
         "AUTOCOMMIT": False,
         "CURSORCLASS": "pymysql.cursors.Cursor",
@@ -277,7 +282,7 @@ def test_sizes_are_not_compared_where_one_of_them_is_wrong() -> None:
 OPTIONAL = [
     *("URL", "UNIX_SOCKET", "USER", "DATABASE", "COLLATION", "SQL_MODE"),
     *("INIT_COMMAND", "READ_TIMEOUT", "WRITE_TIMEOUT", "SSL_CA", "SSL_CERT", "SSL_KEY"),
-    "MAX_HOST_CONNECTIONS",
+    *("MAX_HOST_CONNECTIONS", "MAX_LAG", "READERS"),
 ]
 
 

@@ -22,7 +22,7 @@ def test_no_transfer_is_lost_doubled_or_halved_whatever_breaks(
     assert figures.faults.keys() == {*Saboteur.FREQUENT, "restart"}
     assert figures.outcomes["acknowledged"] > figures.transfers * 0.8, figures
     assert 0 < figures.unknown_stored < figures.outcomes["unknown"], figures
-    assert figures.errors["ConnectionLost"] > 0, figures
+    assert figures.errors["ConnectionLost 2006"] > 0, figures
     assert figures.errors["OperationalError 1213"] > 0, figures
 
 

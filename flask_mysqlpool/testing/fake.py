@@ -52,6 +52,8 @@ class FakeConnection:
         self.pid = getpid()
         self.lost: BaseException | None = None
         self.dropped_by: Any = None
+        self.is_demoted = self.is_replica = False
+        self.lag_checked = float("inf")
         self.times = Times()
         self.opened = self.since = monotonic()
         self.expires = float("inf")
