@@ -222,13 +222,18 @@ def _capacity(config: PoolConfig, facts: Facts, workers: int | None) -> Finding:
     if config.max_host_connections is not None:
         most = min(most, config.max_host_connections)
         text += f", MAX_HOST_CONNECTIONS {config.max_host_connections}"
+    elsewhere = facts.of_other_hosts
     others = max(facts.connected - facts.of_this_user, 0)
     text += f"; max_connections {facts.max_connections}"
     text += f", of which others use {others}" * (others > 0)
-    limits = {"max_connections": facts.max_connections - others}
-    needed = {"max_connections": most + others, "max_user_connections": most}
+    text += f", and this site on other hosts {elsewhere}" * (elsewhere > 0)
+    limits = {"max_connections": facts.max_connections - others - elsewhere}
+    needed = {
+        "max_connections": most + others + elsewhere,
+        "max_user_connections": most + elsewhere,
+    }
     if facts.max_user_connections:
-        limits["max_user_connections"] = facts.max_user_connections
+        limits["max_user_connections"] = facts.max_user_connections - elsewhere
         text += f", max_user_connections {facts.max_user_connections}"
     if workers is None:
         text += "; the number of workers is not known"

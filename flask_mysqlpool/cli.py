@@ -208,6 +208,7 @@ def _thread(thread: Thread, pid_of: dict[int, int]) -> dict[str, Any]:
         "thread_id": thread.thread_id,
         "pid": pid_of.get(thread.thread_id),
         "client": thread.client,
+        "program": thread.program,
         "command": thread.command,
         "for": thread.seconds,
     }

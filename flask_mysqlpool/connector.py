@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 import time
 from typing import Any
@@ -21,6 +23,11 @@ ELSEWHERE = NOT_READY | {
 }
 
 monotonic = time.monotonic
+
+
+def program_name(pool: str) -> str:
+    """What the server is told of a connection: the pool, this host, this process."""
+    return f"{pool} {socket.gethostname()} {os.getpid()}"
 
 
 class Connector:
@@ -122,7 +129,7 @@ class Connector:
             "cursorclass": config.cursorclass,
             "read_timeout": config.read_timeout,
             "write_timeout": config.write_timeout,
-            "program_name": config.name,
+            "program_name": program_name(config.name),
             **config.connect_args,
             # PyMySQL would spend a round trip each on what `setup` does in one,
             # and build a TLS context for every connection.

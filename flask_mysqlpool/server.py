@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from socket import gethostname
 from typing import Any
 
 from pymysql.constants import ER
@@ -19,6 +20,11 @@ from pymysql.err import MySQLError
 from .config import PoolConfig
 from .connection import PhysicalConnection
 from .connector import Connector
+
+#: Errors of a server that does not let this account see what clients call themselves.
+_NOT_FOR_US = frozenset(
+    {ER.TABLEACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, ER.NO_SUCH_TABLE}
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Thread:
     #: Seconds that it has been doing so.
     seconds: int
     statement: str | None
+    #: What its client calls itself; None if the server does not keep that.
+    program: str | None = None
 
     @property
     def sleeps(self) -> bool:
@@ -74,6 +82,8 @@ class Facts:
     #: Connections of all clients, and those of this user, this one not counted.
     connected: int
     of_this_user: int
+    #: Of these, those from other hosts, by what they call themselves.
+    of_other_hosts: int = 0
 
 
 class Server:
@@ -104,7 +114,9 @@ class Server:
         [(_, cipher)] = self._rows("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
         [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
         threads = self._rows("SHOW PROCESSLIST")
-        of_this_user = sum(row[1] == self._config.user for row in threads)
+        own = [row[0] for row in threads if row[1] == self._config.user]
+        programs = self._programs()
+        here = gethostname()
         read_only, wait_timeout, max_connections, max_user_connections = numbers
         return Facts(
             version=version,
@@ -118,7 +130,8 @@ class Server:
             max_connections=int(max_connections),
             max_user_connections=int(max_user_connections),
             connected=int(connected) - 1,
-            of_this_user=of_this_user - 1,
+            of_this_user=len(own) - 1,
+            of_other_hosts=sum(_host(programs.get(n)) not in (None, here) for n in own),
         )
 
     def _round_trip(self) -> float:
@@ -126,10 +139,28 @@ class Server:
         self._raw.ping(reconnect=False)
         return time.monotonic() - started
 
+    def _programs(self) -> dict[int, str]:
+        """What this account's connections call themselves, where that is kept."""
+        try:
+            rows = self._rows(
+                "SELECT PROCESSLIST_ID, ATTR_VALUE"
+                " FROM performance_schema.session_account_connect_attrs"
+                " WHERE ATTR_NAME = 'program_name'"
+            )
+        except MySQLError as error:
+            if error.args[0] not in _NOT_FOR_US:
+                raise
+            return {}
+        return {int(number): str(program) for number, program in rows}
+
     def _threads(self) -> Iterator[Thread]:
+        programs = self._programs()
         for row in self._rows("SHOW FULL PROCESSLIST"):
             number, user, client, database, command, seconds, _, statement = row[:8]
-            thread = Thread(number, user, client, database, command, seconds, statement)
+            thread = Thread(
+                *(number, user, client, database, command, seconds, statement),
+                program=programs.get(number),
+            )
             if thread.thread_id != self._raw.thread_id() and self._is_ours(thread):
                 yield thread
 
@@ -149,6 +180,12 @@ class Server:
                 raise
             return False
         return True
+
+
+def _host(program: str | None) -> str | None:
+    """The host that is named, if it is one of our pools that calls itself so."""
+    parts = (program or "").rsplit(" ", 2)
+    return parts[1] if len(parts) == 3 and parts[2].isdigit() else None
 
 
 @contextmanager

@@ -150,10 +150,19 @@ def _server(seen: Mapping[str, Any], width: int) -> Iterator[str]:
         f" {seen['orphans']} of them claimed by no worker here",
         width,
     )
-    rows: list[Row] = [("thread", "worker", "seconds", "command", "client")]
+    named = any(thread["program"] for thread in seen["threads"])
+    if seen["orphans"] and not named:
+        yield from _fitted(
+            "  whose they are, it does not say: its performance_schema is off", width
+        )
+    head = ("thread", "worker", "seconds", "command", "client", "program")
+    rows: list[Row] = [head if named else head[:-1]]
     threads = sorted(seen["threads"], key=lambda t: (t["pid"] is not None, -t["for"]))
     rows += [
-        (t["thread_id"], t["pid"] or "-", t["for"], t["command"], t["client"])
+        (
+            *(t["thread_id"], t["pid"] or "-", t["for"], t["command"], t["client"]),
+            *([t["program"] or "-"] if named else []),
+        )
         for t in threads[:_LISTED]
     ]
     for line in _aligned(rows):

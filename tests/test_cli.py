@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +26,13 @@ from test_fleet import complete
 import flask_mysqlpool.check
 import flask_mysqlpool.cli
 import flask_mysqlpool.presence
-from flask_mysqlpool import MySQLPool, PoolConfig, PooledConnection, PoolTimeout
+from flask_mysqlpool import (
+    MySQLPool,
+    Pool,
+    PoolConfig,
+    PooledConnection,
+    PoolTimeout,
+)
 from flask_mysqlpool.board import SHEET, Board, Orders, Sheet
 from flask_mysqlpool.check import examine
 from flask_mysqlpool.connection import PhysicalConnection
@@ -203,6 +210,31 @@ def test_status_with_the_server_tells_orphans_from_workers(
 def connection_id(pool: dict[str, Any]) -> int:
     [worker] = pool["workers"]
     return int(worker["connections"][0]["thread_id"])
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_connections_of_other_hosts_are_named_where_the_server_keeps_that(
+    make_app: MakeApp,
+    make_server: MakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    keeps: bool,
+) -> None:
+    server = make_server(options=[f"--performance-schema={'ON' if keeps else 'OFF'}"])
+    elsewhere = Pool(PoolConfig.from_mapping({"URL": server.url, "NAME": "shop"}))
+    monkeypatch.setattr(socket, "gethostname", lambda: "web-2")
+    there = elsewhere.connection()
+    monkeypatch.undo()
+    app = make_app(URL=server.url)
+    with connected(app):
+        until(lambda: totals(app)["in_use"] == 1)
+        _, output = run(app, "status", "--server")
+        _, checked = run(app, "check")
+    there.close()
+    elsewhere.close()
+
+    assert (f"shop web-2 {os.getpid()}" in output) is keeps
+    assert ("its performance_schema is off" in output) is not keeps
+    assert ("this site on other hosts 1" in checked) is keeps
 
 
 def test_with_the_server_down_status_shows_the_workers_all_the_same(
@@ -895,6 +927,13 @@ FACTS = Facts(
             "others use 131",
             "raise max_connections to 161 or more and max_user_connections to 30 or"
             " more, lower MAX_SIZE, or set MAX_HOST_CONNECTIONS to 20",
+        ),
+        (
+            {"of_other_hosts": 3, "connected": 140},
+            2,
+            "others use 136, and this site on other hosts 3",
+            "raise max_connections to 159 or more, lower MAX_SIZE, or set"
+            " MAX_HOST_CONNECTIONS to 12",
         ),
         (
             {"connected": 145},

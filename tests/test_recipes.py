@@ -197,7 +197,7 @@ def test_peewee_makes_tables(peewee: Recipe, database: Any, sql: Sql) -> None:
     with peewee.app.app_context():
         database.create_tables([peewee.Person])
         peewee.Person.insert_many([{"name": "Cy"}, {"name": "Dee"}]).execute()
-        assert database.get_tables() == ["person"]
+        assert "person" in database.get_tables()
         names = [person.name for person in peewee.Person.select().iterator()]
 
     assert names == ["Cy", "Dee"]
