@@ -18,23 +18,26 @@ from typing import Any
 
 import pymysql
 from dbutils.steady_db import SteadyDBConnection
-from pymysql.constants import COMMAND, CR, ER, SERVER_STATUS
+from pymysql.constants import CLIENT, COMMAND, CR, ER, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .config import PoolConfig
 from .errors import TransactionError
 from .leaks import Stack
 from .residue import (
+    DOUBTFUL,
     ELSEWHERE,
+    HARMLESS,
     INDELIBLE,
     MEMORABLE,
     NONE,
+    REFUSED,
     SESSION,
     SNAPSHOT,
     TRANSACTION,
-    ends_transaction,
     judge,
     residue,
+    within_block,
 )
 from .stats import Times
 from .wire import bounded, dial, glance, watch
@@ -52,6 +55,11 @@ READ_ONLY = frozenset({1290, 1792, 1836})
 #: its way in or out (1047), or a proxy without one that does (ProxySQL's 9001).
 NOT_READY = frozenset({1047, 9001})
 
+#: After these the server has rolled back all of the transaction, not just a statement:
+#: a deadlock, a snapshot that is out of date (MariaDB), no room for locks, a member of
+#: a group that disagrees.
+ROLLED_BACK = frozenset({ER.LOCK_DEADLOCK, ER.CHECKREAD, ER.LOCK_TABLE_FULL, 3101})
+
 #: Not in PyMySQL: makes the session as good as new, at the price of a round trip.
 COM_RESET_CONNECTION = 0x1F
 
@@ -65,6 +73,8 @@ _VARIABLES = b"SHOW GLOBAL VARIABLES WHERE Variable_name IN ('%s')" % b"', '".jo
 _STATUS = b"SHOW GLOBAL STATUS WHERE Variable_name = 'wsrep_ready'"
 
 _TRANSACTIONS = SNAPSHOT | TRANSACTION
+_PROBE = b"SAVEPOINT mysqlpool_probe"
+_STATUS_UNKNOWN = "status unknown"
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
 
 #: What the methods of PyMySQL that talk to the server leave behind.
@@ -147,6 +157,12 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.changed = self.transactions = 0
         #: Which of them a block is; None outside of blocks.
         self.block: int | None = None
+        #: What has to be found out before the block goes on: see `_settle_doubt`.
+        self.doubt = HARMLESS
+        #: Whether some of the block may have been committed, and cannot be undone.
+        self.may_be_committed = False
+        #: Whether rows were changed since the last clean-up.
+        self.has_written = False
         #: Whether it was lost with a COMMIT on its way.
         self.lost_in_commit = False
         #: Commands that were sent and whose answers were not read yet.
@@ -295,7 +311,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         if raw._result is not None:
             self.attempt(self._finish_stream)
         if self.block is not None:
-            self._check_block(statement)
+            self._prepare_in_block(statement)
         short = len(statement) < MEMORABLE
         self.residue |= residue(statement) if short else judge(statement)
         try:
@@ -309,6 +325,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
 
     def _note_change(self, rows: int, more: bool) -> None:
         """Note an OK, which tells whether the session is in a transaction now."""
+        if rows:
+            self.has_written = True
         if self.raw.server_status & _IN_TRANSACTION:
             self.changed += rows
             return
@@ -331,6 +349,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.refuse_open_transaction()
         self.command("begin")
         self.block = self.transactions
+        self.doubt, self.may_be_committed = HARMLESS, False
 
     def refuse_open_transaction(self) -> None:
         if self.in_transaction:
@@ -341,18 +360,57 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
                 " nested"
             )
 
-    def _check_block(self, statement: bytes) -> None:
-        if self.block != self.transactions:
+    def _prepare_in_block(self, statement: bytes) -> None:
+        """Refuse what would end the block's transaction; mark what might."""
+        if not self.block_is_open():
             raise TransactionError(
                 "the transaction of this block has been ended, by a deadlock or by a"
                 " statement that commits implicitly; let the exception out of the block"
             )
-        if ends_transaction(statement):
+        kind = within_block(statement)
+        if kind is REFUSED:
             raise TransactionError(
                 "a statement that ends the transaction, or commits it implicitly (DDL"
                 " does), was refused inside of transaction(): execute it outside; to"
                 " roll back, let an exception out; to nest, use transaction() again"
             )
+        if kind is DOUBTFUL or self.raw.client_flag & CLIENT.MULTI_STATEMENTS:
+            self.attempt(self.raw.query, _PROBE)
+            self.doubt = DOUBTFUL
+
+    def block_is_open(self) -> bool:
+        """Whether the block's transaction still is; asks the server where it must."""
+        if self.block == self.transactions and self.doubt is not HARMLESS:
+            self._settle_doubt()
+        return self.block == self.transactions
+
+    def _settle_doubt(self) -> None:
+        """Find out whether the transaction outlived a statement that may have ended it.
+
+        A savepoint from before a procedure is gone, if that has committed. After an
+        error, the server's answer to a ping tells whether a transaction is open.
+        """
+        doubt, self.doubt = self.doubt, HARMLESS
+        if doubt is DOUBTFUL:
+            try:
+                self.attempt(self.raw.query, b"RELEASE SAVEPOINT mysqlpool_probe")
+            except MySQLError as error:
+                if error.args[0] != ER.SP_DOES_NOT_EXIST:
+                    raise
+                self.may_be_committed = True
+                self._transaction_ended()
+        else:
+            self.attempt(self.raw.ping, False)
+            if not self.raw.server_status & _IN_TRANSACTION:
+                self._transaction_ended()
+
+    def end_block(self) -> None:
+        """Let commit() and rollback() through again."""
+        self.block, self.doubt = None, HARMLESS
+
+    def spoil_block(self) -> None:
+        """Have the block fail at its end, for not all of it could be done."""
+        self.block = -1
 
     def command(self, name: str, *args: Any) -> Any:
         """Call a method of PyMySQL that talks to the server, likewise."""
@@ -360,7 +418,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             self.attempt(self._finish_stream)
         self.residue |= _RESIDUE_OF.get(name, NONE)
         result = self.attempt(getattr(self.raw, name), *args)
-        if name in ("commit", "rollback"):
+        if name in ("commit", "rollback", "autocommit"):
             self._note_change(0, more=False)
         elif name == "next_result" and not self.raw._result.field_count:
             self._note_change(0, more=self.raw._result.has_next)
@@ -405,8 +463,9 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         """
         code = error.args[0] if error.args else None
         if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
-            if code == ER.LOCK_DEADLOCK:
-                # The server has rolled back all of it, not just the statement.
+            if self.block is not None:
+                self._note_failure_in_block(error, code)
+            elif code in ROLLED_BACK:
                 self._transaction_ended()
             if code in READ_ONLY or code in NOT_READY:
                 self.retired = self.retired or "invalidated"
@@ -419,6 +478,15 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             # them the handle, which could then never be found to have been dropped.
             self.lost = without_traceback(error)
         self.abandon()
+
+    def _note_failure_in_block(self, error: MySQLError, code: Any) -> None:
+        if self.doubt is DOUBTFUL:
+            # A procedure may have committed before it failed.
+            self.may_be_committed = True
+        if code in ROLLED_BACK:
+            self._transaction_ended()
+        elif self.doubt is HARMLESS and isinstance(error, OperationalError):
+            self.doubt = _STATUS_UNKNOWN
 
     def _transaction_ended(self) -> None:
         self.forget_changes()
@@ -471,7 +539,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         """
         raw = self.raw
         left, self.residue = self.residue, NONE
-        self.changed, self.block = 0, None
+        self.changed, self.has_written = 0, False
+        self.end_block()
         result = raw._result
         if result is not None:
             if result.unbuffered_active or result.has_next:

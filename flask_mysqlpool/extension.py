@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, cast
@@ -46,6 +47,8 @@ KEY = "mysqlpool"
 KEY_IN_G = "_mysqlpool"
 #: And under this one: what was executed.
 QUERIES_IN_G = "_mysqlpool_queries"
+#: The last so many.
+RECORDED = 1000
 
 #: What a client that was refused for lack of connections is told to wait.
 RETRY_AFTER = 1  # second
@@ -345,7 +348,8 @@ class _State:
 
     def forget(self, pool: Pool) -> None:
         for bind, known in tuple(self._pools.items()):
-            if known is pool:
+            # What stands in for a pool in a test stays.
+            if known is pool and isinstance(pool, Pool):
                 del self._pools[bind]
 
     def reader(self, bind: str) -> str:
@@ -392,14 +396,19 @@ class _State:
     def closing(self) -> Iterator[None]:
         """A block at whose end is returned what it has taken."""
         all_held, key = self._all_held(_app_context()), _request_context()
-        before = set(all_held.get(key, ()))
+        before = list(all_held.get(key, _Held()).values())
+        before = [handle for handle in before if not handle.returned]
         thread = threading.get_ident()
         try:
             yield
         finally:
             held = all_held.get(key, _Held())
             # A thread that shares the context may be using what it has taken.
-            own = [b for b in held.keys() - before if held[b].holder in (None, thread)]
+            own = [
+                bind
+                for bind, handle in list(held.items())
+                if handle not in before and handle.holder in (None, thread)
+            ]
             _release([held.pop(bind) for bind in own])
 
     def release_request(self, error: BaseException | None = None) -> None:
@@ -419,7 +428,8 @@ class _State:
 
 def _keep(query: RecordedQuery) -> None:
     if app_ctx:
-        app_ctx.g.__dict__.setdefault(QUERIES_IN_G, []).append(query)
+        queries = app_ctx.g.__dict__.setdefault(QUERIES_IN_G, deque(maxlen=RECORDED))
+        queries.append(query)
 
 
 def get_recorded_queries() -> list[RecordedQuery]:

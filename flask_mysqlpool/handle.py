@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
+from collections.abc import Callable
 from os import getpid
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
@@ -17,7 +18,7 @@ from pymysql.connections import Connection
 from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import MySQLError, ProgrammingError
 
-from .connection import PhysicalConnection
+from .connection import PhysicalConnection, without_traceback
 from .errors import (
     ConnectionLost,
     ConnectionReturned,
@@ -27,11 +28,9 @@ from .errors import (
 )
 from .leaks import Stack
 from .recording import Recorder
-from .residue import SNAPSHOT, TRANSACTION
+from .residue import TRANSACTION
 
 C = TypeVar("C", bound=Cursor)
-
-_ONLY_READ = SNAPSHOT | TRANSACTION
 
 _ROLLBACK = re.compile(rb"\s*rollback(?:\s+work)?[\s;]*", re.IGNORECASE)
 
@@ -77,9 +76,11 @@ class PooledConnection(_Face):
         "_pool",
         "_result",
         "_returned",
+        "block_owner",
         "blocks",
         "cursorclass",
         "endpoint",
+        "savepoint",
         "stack",
     )
 
@@ -100,8 +101,11 @@ class PooledConnection(_Face):
         self.endpoint = endpoint
         #: Where it was taken, if that is asked for.
         self.stack: Stack = ()
-        #: How many blocks of :func:`~.transaction.transaction` it is in.
+        #: How many blocks of :func:`~.transaction.transaction` it is in; and what their
+        #: savepoints are called.
         self.blocks = 0
+        self.savepoint = "mysqlpool_{}"
+        self.block_owner: object = None
 
     # Getting in and out
 
@@ -260,19 +264,44 @@ class PooledConnection(_Face):
             self._give_up()
         self.blocks = 1
 
-    def end_block(self) -> bool:
-        """Whether the transaction of the block was still open."""
-        con, self.blocks = self._con, 0
-        if con is None:
+    def end_block(self) -> None:
+        """Let :meth:`commit` and :meth:`rollback` through again."""
+        self.blocks = 0
+        if self._con is not None:
+            self._con.end_block()
+
+    def block_is_open(self) -> bool:
+        """Whether the transaction of the block can still go on.
+
+        True on a connection that is lost, too: that shows at the next statement.
+        """
+        con = self._con
+        if con is None or self._returned:
             return False
-        block, con.block = con.block, None
-        return block == con.transactions
+        if con.lost is not None:
+            return True
+        con = self._enter()
+        try:
+            return con.block_is_open()
+        finally:
+            self._leave()
+
+    def spoil_block(self) -> None:
+        """Have the block fail at its end."""
+        if self._con is not None:
+            self._con.spoil_block()
+
+    def condemn(self, error: BaseException) -> None:
+        """Give up a connection that could not be rolled back, whoever is inside."""
+        con = self._con
+        if con is not None and con.lost is None:
+            con.lost = without_traceback(error)
+            con.interrupt()
 
     @property
-    def block_is_open(self) -> bool:
-        """Whether the transaction of the block can still go on."""
-        con = self._con
-        return con is not None and con.lost is None and con.block == con.transactions
+    def may_be_committed(self) -> bool:
+        """Whether some of the block may have been committed by itself."""
+        return self._con is not None and self._con.may_be_committed
 
     @property
     def changed(self) -> int:
@@ -362,7 +391,8 @@ class PooledConnection(_Face):
     @property
     def may_have_written(self) -> bool:
         """Whether more than reading was done since the checkout."""
-        return self._con is not None and self._con.residue > _ONLY_READ
+        con = self._con
+        return con is not None and (con.has_written or bool(con.residue & TRANSACTION))
 
     @property
     def holder(self) -> int | None:
@@ -521,17 +551,35 @@ class _RecordingCursor(Cursor):
     connection: Any
     _unbuffered: bool
 
+    #: Whether what is executed is a part of what is noted anyway.
+    _noting = False
+
     def execute(self, query: str | bytes, args: Any = None) -> int:
+        found: int = self._noted(query, args, super().execute, query, args)
+        return found
+
+    def executemany(self, query: str | bytes, args: Any) -> Any:
+        # PyMySQL would have execute() see the values filled in.
+        return self._noted(query, args, super().executemany, query, args)
+
+    def callproc(self, procname: str, args: Any = ()) -> Any:
+        return self._noted(f"CALL {procname}", args, super().callproc, procname, args)
+
+    def _noted(
+        self, query: str | bytes, args: Any, call: Callable[..., Any], *its: Any
+    ) -> Any:
         handle = self.connection
-        started, rows = perf_counter(), None
+        if self._noting or handle is None or handle._pool.recorder is None:
+            return call(*its)
+        self._noting, started, rows = True, perf_counter(), None
         try:
-            found = super().execute(query, args)  # type: ignore[arg-type]
-            rows = None if self._unbuffered else found
+            found = call(*its)
+            rows = None if self._unbuffered else self.rowcount
             return found
         finally:
-            if handle is not None and handle._pool.recorder is not None:
-                note = handle._pool.recorder.note
-                note(query, args, started, handle.endpoint, rows)
+            self._noting = False
+            note = handle._pool.recorder.note
+            note(query, args, started, handle.endpoint, rows)
 
 
 #: By the class that they are made from, for none is made twice.

@@ -17,8 +17,8 @@ STATES = (OK, UNKNOWN, SATURATED, PAUSED, DOWN)
 class Health:
     """How the pools of this process are; :attr:`state` is that of the worst.
 
-    ``ok``: connections are there. ``unknown``: none was ever needed; one is being
-    opened now, so ask again. ``saturated``: all are in use, or somebody waits.
+    ``ok``: connections are there. ``unknown``: none is open; one is being opened now,
+    so ask again. ``saturated``: all are in use, or somebody waits.
     ``paused``: by ``flask mysqlpool pause``. ``down``: the server could not be reached
     the last time that this was tried; asking makes it try again, at growing intervals.
     """
@@ -36,6 +36,8 @@ class Health:
 
 def examine(pools: Mapping[str, Pool]) -> Health:
     """The health of these pools. Waits for nothing."""
+    for pool in pools.values():
+        pool.discard_dead()
     found = {bind: pool.stats() for bind, pool in pools.items()}
     states = {bind: _state(stats) for bind, stats in found.items()}
     for bind, pool in pools.items():
@@ -52,16 +54,16 @@ def examine(pools: Mapping[str, Pool]) -> Health:
 def _state(stats: PoolStats) -> str:
     if stats.paused:
         return PAUSED
-    if stats.failing:
+    if stats.failing or stats.closed:
         return DOWN
-    if stats.waiting or stats.in_use >= stats.max_size:
+    if stats.waiting or stats.in_use >= stats.limit:
         return SATURATED
-    return OK if stats.opened else UNKNOWN
+    return OK if stats.idle + stats.in_use else UNKNOWN
 
 
 def _reason(stats: PoolStats, state: str) -> str:
     if state == DOWN:
-        return f"{stats.name}: {stats.connect_error}"
+        return f"{stats.name}: {stats.connect_error or 'the pool has been closed'}"
     if state == SATURATED:
         return (
             f"{stats.name}: in use {stats.in_use}/{stats.max_size},"

@@ -580,8 +580,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._opened += 1
             self._short = False
             outdated = con.generation != self._generation
-        if self._observers:
-            self._notify("created", con.raw.thread_id(), took)
+        number = con.raw.thread_id()
         if outdated:
             self._discard(con, "invalidated")
         else:
@@ -589,6 +588,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         with self._lock:
             self._ring_next()
         housekeeper().watch(self)
+        self._notify("created", number, took)
 
     def _postpone(self, connect: Connect) -> None:
         """Give up a connect that may not be made now, for the time being."""
@@ -707,6 +707,8 @@ class Pool(PooledDB):  # type: ignore[misc]
                 name=self.name,
                 min_size=self.config.min_size,
                 max_size=self.config.max_size,
+                limit=self._limit,
+                closed=self._closed,
                 size=self._places(),
                 idle=len(self._idle_cache),
                 in_use=len(self._in_use),
@@ -753,6 +755,19 @@ class Pool(PooledDB):  # type: ignore[misc]
             *(about(con, "in_use", owner) for con, owner in in_use),
             *(about(con, "idle", None) for con in reversed(idle)),
         ]
+
+    def discard_dead(self) -> None:
+        """Close idle connections that the server has closed; costs no round trip."""
+        self._begin_in_child()
+        errand = _Errand()
+        with self._lock:
+            dead = [
+                c for c in self._idle_cache if not c.unanswered and not c.is_alive()
+            ]
+            self._idle_cache[:] = [c for c in self._idle_cache if c not in dead]
+            self._in_use.update(dict.fromkeys(dead, ref(errand)))
+        for con in dead:
+            self._discard(con, "dead")
 
     def probe(self) -> None:
         """Open a connection for nobody, if there is room, to see whether that works."""

@@ -7,15 +7,20 @@ classes of their own.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import pymysql
+
 from .config import PoolConfig
 from .leaks import stack
 
 log = logging.getLogger(__name__)
+
+_PYMYSQL = os.path.dirname(pymysql.__file__) + os.sep
 
 #: So much of a statement is logged, in characters.
 LOGGED = 1000
@@ -84,8 +89,16 @@ class Recorder:
             query.endpoint,
             query.location,
             text if len(text) <= LOGGED else f"{text[:LOGGED]}…",
-            f" {query.parameters!r:.{LOGGED}}" if self._with_parameters else "",
+            f" {_shown(query.parameters)}" if self._with_parameters else "",
         )
+
+
+def _shown(parameters: object) -> str:
+    try:
+        return f"{parameters!r:.{LOGGED}}"
+    except Exception as error:
+        # By now the statement has been executed.
+        return f"(parameters that cannot be shown: {error!r:.100})"
 
 
 def make_recorder(
@@ -98,6 +111,6 @@ def make_recorder(
 
 def _caller() -> str:
     for code, line in stack():
-        if "pymysql" not in code.co_filename:
+        if not code.co_filename.startswith(_PYMYSQL):
             return f"{code.co_filename}:{line}"
     return "?"

@@ -26,8 +26,16 @@ ELSEWHERE = 8
 #: Something that is not certain to be undone by anything.
 INDELIBLE = 16
 
-_LEADING_COMMENTS = re.compile(rb"(?:\s|/\*(?![!+m]).*?\*/)+", re.DOTALL)
+_COMMENTS = re.compile(rb"/\*(?![!+m]).*?\*/|(?:--[\s]|#)[^\n]*(?:\n|$)", re.DOTALL)
+_LEADING_COMMENTS = re.compile(rb"(?:\s|\(|%s)+" % _COMMENTS.pattern, re.DOTALL)
+_EXECUTABLE_COMMENT = re.compile(rb"/\*m?!\d*|\*/")
 _READS = re.compile(rb"(?:select|show)\b")
+# What reads, or changes nothing but the session; whatever else it may be.
+_CHANGES_NO_ROWS = re.compile(
+    rb"(?:select|show|explain|describe|desc|table|values|use|do|help"
+    rb"|set(?!\s+statement)|with(?!.*\b(?:insert|update|delete|replace)\b))\b",
+    re.DOTALL,
+)
 _TRANSACTION = re.compile(
     rb"(?:begin|start\s+transaction|commit|rollback|savepoint\s+\w+"
     rb"|rollback\s+to\s+savepoint\s+\w+|release\s+savepoint\s+\w+)\s*;?\s*"
@@ -40,11 +48,24 @@ _INDELIBLE = re.compile(
     re.DOTALL,
 )
 _LOCKING = re.compile(rb"\bfor\s+(?:update|share)\b|\block\s+in\s+share\b")
+_DDL = (
+    rb"(?:create(?:\s+or\s+replace)?|drop)(?!\s+(?:temporary|prepare|or)\b)|alter"
+    rb"|truncate|rename|grant|revoke|optimize|repair|flush|install|uninstall"
+    rb"|check|checksum|cache\s+index|load\s+index|lock\s+tables?"
+    rb"|analyze(?!\s+(?:select|with|update|insert|delete|replace|format)\b)"
+)
 _ENDS = re.compile(
-    rb"(?:begin(?!\s+not)|start\s+transaction|commit"
-    rb"|rollback(?!\s+(?:work\s+)?to)|set\s+(?:session\s+|@@(?:session\.)?)?autocommit"
-    rb"|(?:create(?:\s+or\s+replace)?|drop)(?!\s+temporary|\s+or)|alter|truncate|rename"
-    rb"|lock\s+tables?|grant|revoke|analyze|optimize|repair|flush|install|uninstall|xa)\b"
+    rb"(?:begin(?!\s+not)|start\s+transaction|commit|xa"
+    rb"|rollback(?!\s+(?:work\s+)?to)|" + _DDL + rb")\b"
+    rb"|set\b[^;]*\bautocommit\b[`\s]*:?=|set\s+statement\b.*\bfor\s+(?:"
+    + _DDL
+    + rb")\b",
+    re.DOTALL,
+)
+# Within these, nothing can end a transaction: neither in functions nor in triggers.
+_ENDS_NOTHING = re.compile(
+    rb"(?:select|insert|update|delete|replace|with|values|table|show|explain|describe"
+    rb"|desc|set(?!\s+statement)|use|do|savepoint|release|rollback|drop|create|analyze|fetch)\b"
 )
 _USER_VARIABLE = re.compile(rb"(?<!@)@(?!@)")
 _KEPT_BY_KEYWORD = re.compile(rb"\bsql_calc_found_rows\b|\bvalue\s+for\b")
@@ -59,7 +80,7 @@ _HARMLESS = frozenset(
     b"""
     all and any as between by case cross distinct div else except exists for
     from having if in inner intersect interval into is join key index left like
-    limit mod natural not on or order outer over partition regexp right rlike
+    limit match mod natural not on or order outer over partition regexp right rlike
     select some straight_join then union using values when where window xor
 
     binary char datetime decimal float signed time unsigned varchar year
@@ -103,24 +124,39 @@ MEMORABLE = 500
 def judge(statement: bytes) -> int:
     """What may be left in the session after this statement, as a sum of the above."""
     statement = _normalize(statement)
+    locks = _LOCKING.search(statement) or not _CHANGES_NO_ROWS.match(statement)
+    left = TRANSACTION if locks else SNAPSHOT
     if b";" in statement.rstrip(b"; \t\r\n"):
         return TRANSACTION | SESSION | ELSEWHERE
     if _READS.match(statement):
-        left = TRANSACTION if _LOCKING.search(statement) else SNAPSHOT
-        return left if _only_reads(statement) else TRANSACTION | SESSION
+        return left if _only_reads(statement) else left | SESSION
     if _TRANSACTION.fullmatch(statement):
         return TRANSACTION
     if _INDELIBLE.match(statement):
-        return TRANSACTION | SESSION | INDELIBLE
+        return left | SESSION | INDELIBLE
     if _WRITES.match(statement) and b"role" not in statement:
-        return TRANSACTION | SESSION
-    return TRANSACTION | SESSION | ELSEWHERE
+        return left | SESSION
+    return left | SESSION | ELSEWHERE
+
+
+#: What a statement may do to the transaction that a block is.
+REFUSED, DOUBTFUL, HARMLESS = "refused", "doubtful", "harmless"
+
+#: So much of a statement, after comments at its front, tells.
+_HEAD = 200
+
+
+def within_block(statement: bytes) -> str:
+    """Whether it is known to end a transaction, may do so, or cannot."""
+    return _within_block(_normalize(statement[: 10 * _HEAD])[:_HEAD])
 
 
 @lru_cache(maxsize=1000)
-def ends_transaction(statement: bytes) -> bool:
-    """Whether its text begins or ends a transaction, or is known to commit one."""
-    return _ENDS.match(_normalize(statement)) is not None
+def _within_block(head: bytes) -> str:
+    head = _EXECUTABLE_COMMENT.sub(b" ", _COMMENTS.sub(b" ", head)).lstrip()
+    if _ENDS.match(head):
+        return REFUSED
+    return HARMLESS if _ENDS_NOTHING.match(head) else DOUBTFUL
 
 
 def _normalize(statement: bytes) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from blinker import NamedSignal, Namespace
 from flask import Flask
@@ -49,13 +49,15 @@ class _Signaller(Observer):
     """Sends the signals of one pool."""
 
     def __init__(self, app: Flask, bind: str) -> None:
-        self._app = app
+        # The app holds the pool; held from here as well, neither would ever go.
+        self._app = ref(app)
         self._bind = bind
 
     def _send(self, signal: NamedSignal, pool: Any, **about: Any) -> None:
-        for receiver in list(signal.receivers_for(self._app)):
+        app = self._app()
+        for receiver in list(signal.receivers_for(app)) if app is not None else ():
             try:
-                receiver(self._app, pool=pool, bind=self._bind, **about)
+                receiver(app, pool=pool, bind=self._bind, **about)
             except Exception:
                 log.exception("%s: %r is not called any more", signal.name, receiver)
                 signal.disconnect(receiver)
@@ -93,9 +95,9 @@ def attach(pool: Any, app: Flask, bind: str) -> None:
 
 
 def _listen(*_: object, **__: object) -> None:
-    while _unheard:
-        pool, signaller = _unheard.popitem()
-        pool.add_observer(signaller)
+    for pool in list(_unheard):
+        if (signaller := _unheard.pop(pool, None)) is not None:
+            pool.add_observer(signaller)
 
 
 for _signal in _signals.values():

@@ -79,6 +79,10 @@ class PoolStats:
     name: str
     min_size: int
     max_size: int
+    #: The most at present, which another process may need lower; and whether there are
+    #: to be none any more.
+    limit: int
+    closed: bool
     size: int
     #: Open and ready to be handed out.
     idle: int

@@ -481,6 +481,17 @@ def test_a_decorated_function_returns_what_it_took(make_app: MakeApp) -> None:
     assert (job.__name__, job.__doc__) == ("job", "Work.")
 
 
+def test_a_decorated_function_returns_what_it_took_after_an_early_return(
+    make_app: MakeApp,
+) -> None:
+    app = make_app()
+    db = database(app)
+    with app.app_context():
+        db.get_db().close()
+        db.auto_close_db(db.get_db)()
+        assert in_use(app) == 0
+
+
 def test_a_decorated_function_needs_no_context_where_there_is_one_app(
     make_app: MakeApp, server: LocalServer
 ) -> None:

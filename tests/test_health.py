@@ -72,6 +72,21 @@ def test_a_server_that_is_gone_is_down_until_it_is_back(
         until(lambda: db.health().state == "ok")
 
 
+def test_idle_connections_that_are_dead_are_no_health(
+    make_app: MakeApp, make_server: MakeServer
+) -> None:
+    """Nobody but the question asks for a connection."""
+    server = make_server()
+    app = make_app(URL=server.url)
+    db = extension(app)
+    with app.app_context():
+        get_db().close()
+        assert db.health().state == "ok"
+        server.stop()
+        until(lambda: db.health().state == "down")
+        assert db.stats().idle == 0
+
+
 def _works(db: MySQLPool) -> bool:
     try:
         db.connection().close()
@@ -113,6 +128,17 @@ def test_the_state_of_a_closed_pool_is_no_reason_to_connect(make_app: MakeApp) -
         pool.close()
         pool.probe()
         assert pool.stats().size == 0
+
+
+def test_a_pool_that_may_have_less_for_now_is_saturated_earlier(
+    make_app: MakeApp,
+) -> None:
+    app = make_app(MAX_SIZE=5)
+    db = extension(app)
+    with app.app_context(), db.connection():
+        assert db.health().state == "ok"
+        db.pool().limit(1)
+        assert db.health().state == "saturated"
 
 
 @pytest.mark.parametrize("name", ["other"])

@@ -288,7 +288,8 @@ def test_the_role_costs_no_further_round_trip(pair: list[LocalServer]) -> None:
     trips = []
     for target in ("any", "primary"):
         with FaultProxy(one.host, one.port) as proxy:
-            pool = make_pool(one, ports=[proxy.port], TARGET=target)
+            settings = {"TARGET": target, "SSL_MODE": "DISABLED"}
+            pool = make_pool(one, ports=[proxy.port], **settings)
             pool.connection().close()
             trips.append(proxy.round_trips)
             pool.close()

@@ -105,3 +105,32 @@ def _own_names(cls: type[Any]) -> set[str]:
 def test_get_recorded_queries_needs_a_context() -> None:
     with pytest.raises(RuntimeError, match="none is active here"):
         get_recorded_queries()
+
+
+def test_the_values_of_executemany_are_no_part_of_its_statement(
+    make_app: MakeApp, table: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app(RECORD_QUERIES=True, SLOW_QUERY=1e-9)
+    with app.app_context(), get_db().cursor() as cursor:
+        cursor.executemany("INSERT INTO t (a) VALUES (LENGTH(%s))", [(SECRET,), ("b",)])
+        cursor.execute("SELECT 1")
+        many, one = get_recorded_queries()
+
+    assert many.statement == "INSERT INTO t (a) VALUES (LENGTH(%s))"
+    assert (many.rows, one.rows) == (2, 1)
+    assert SECRET not in caplog.text
+
+
+class Unspeakable(str):
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+
+def test_parameters_that_cannot_be_shown_do_no_harm(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app(SLOW_QUERY=1e-9, LOG_PARAMETERS=True)
+    with app.app_context(), get_db().cursor() as cursor:
+        assert cursor.execute("SELECT %s", (Unspeakable("x"),)) == 1
+
+    assert "parameters that cannot be shown" in caplog.text

@@ -20,6 +20,7 @@ from flask_mysqlpool import (
     get_db,
 )
 from flask_mysqlpool.testing import rolled_back
+from flask_mysqlpool.transaction import transaction
 
 pytest_plugins = ["pytester"]
 
@@ -194,6 +195,80 @@ def test_each_bind_is_undone(make_app: MakeApp, sql: Sql, table: str) -> None:
         assert numbers(get_db("other")) == [1]
 
     assert sql("SELECT * FROM t") == ()
+
+
+def test_what_an_app_does_by_itself_does_not_escape(
+    undone: Flask, autocommit: bool
+) -> None:
+    db = extension(undone)
+    get_db().autocommit(not autocommit)
+    insert(1)
+    get_db().autocommit(True)
+    insert(2)
+    get_db().rollback()
+    assert numbers() == [1, 2]
+
+    get_db().close()
+    db.close_pool()
+    with db.pool().dedicated_connection() as connection:
+        execute(connection, "INSERT INTO t (a) VALUES (3)")
+        connection.commit()
+    with pytest.raises(AttributeError, match="could be undone"):
+        db.pool().steady_connection()
+    assert numbers() == [1, 2, 3]
+
+
+def test_statements_that_end_transactions_work_by_themselves(undone: Flask) -> None:
+    """As peewee writes them."""
+    execute(get_db(), "BEGIN")
+    insert(1)
+    execute(get_db(), "COMMIT;")
+    execute(get_db(), "start transaction")
+    insert(2)
+    execute(get_db(), "rollback")
+
+    assert numbers() == [1]
+
+
+def test_one_may_be_within_another(undone: Flask) -> None:
+    insert(1)
+    get_db().commit()
+    get_db().close()
+    with rolled_back(undone):
+        insert(2)
+        get_db().commit()
+        get_db().close()
+    insert(3)
+    get_db().commit()
+
+    assert numbers() == [1, 3]
+
+
+def test_nested_blocks_of_two_checkouts_are_apart(undone: Flask) -> None:
+    db = extension(undone)
+    with db.connection() as one, db.connection() as other:
+        assert one.savepoint.format(1) != other.savepoint.format(1)
+        with transaction(one), pytest.raises(Oops), transaction(one):
+            execute(one, "INSERT INTO t (a) VALUES (1)")
+            raise Oops
+        with transaction(other), transaction(other):
+            execute(other, "INSERT INTO t (a) VALUES (2)")
+
+    assert numbers() == [2]
+
+
+def test_the_pool_is_as_good_as_before(app: Flask, table: str) -> None:
+    db = extension(app)
+    with rolled_back(app), app.app_context():
+        insert(1)
+        get_db().close()
+        db.close_pool()
+
+    with app.app_context():
+        insert(2)
+        get_db().commit()
+        assert numbers() == [2]
+        assert db.stats().in_use == 1
 
 
 def test_the_fixtures(pytester: pytest.Pytester) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
+from weakref import ref
 
 import pymysql.err
 import pytest
@@ -216,6 +218,31 @@ def test_observers_are_told_outside_of_the_lock(make_pool: MakePool) -> None:
         "discarded": 1,
         "was_reset": 1,
     }
+
+
+def test_an_app_that_is_gone_takes_its_pool_along(server: LocalServer) -> None:
+    app = Flask("mortal")
+    app.config.update(MYSQLPOOL_URL=server.url, MYSQLPOOL_STATUS_DIR=False)
+    MySQLPool(app)
+    with app.app_context():
+        get_db().query("SELECT 1")
+        pool = ref(extension(app).pool())
+    gone = ref(app)
+    del app
+    until(lambda: gc.collect() is not None and gone() is None and pool() is None)
+
+
+class Quitting(Observer):
+    def created(self, pool: Any, thread_id: int, seconds: float) -> None:
+        raise SystemExit
+
+
+def test_whoever_quits_in_the_middle_keeps_nobody_waiting(make_pool: MakePool) -> None:
+    pool = make_pool(TIMEOUT=5)
+    pool.add_observer(Quitting())
+
+    with pool.connection():
+        assert pool.stats().opened == 1
 
 
 # How long things take

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pymysql.err
 import pytest
-from conftest import MakeApp, MakePool
+from conftest import MakeApp, MakePool, local_server, until
 from flask import Flask
 
 from flask_mysqlpool import (
     CommitUnknown,
     ConnectionLost,
+    ConnectionShared,
     MySQLPool,
+    Pool,
+    PoolConfig,
     PooledConnection,
     PoolTimeout,
     TransactionError,
     get_db,
 )
+from flask_mysqlpool.residue import within_block
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.transaction import run_in_transaction, transaction
 
@@ -128,6 +135,17 @@ def test_an_exception_of_the_outer_block_undoes_the_inner_one(
         "commit and chain",
         "ROLLBACK",
         "SET autocommit = 1",
+        "SET LOCAL autocommit = 1",
+        "SET @@local.autocommit := 1",
+        "SET `autocommit` = 1",
+        "SET @a = 1, autocommit = 1",
+        "-- why\nCOMMIT",
+        "# why\n  CREATE TABLE other (a INT)",
+        "/*! COMMIT */",
+        "/*!40000 CREATE TABLE other (a INT) */",
+        "/* a */ -- b\n /*!COMMIT*/",
+        "CHECK TABLE t",
+        "CREATE /* TEMPORARY */ TABLE other (a INT)",
         "SET SESSION autocommit=1",
         "GRANT SELECT ON test.t TO x",
     ],
@@ -152,11 +170,21 @@ def test_what_does_not_end_it_is_not_refused(
         execute(connection, "SAVEPOINT here")
         insert(connection, 2)
         execute(connection, "ROLLBACK TO SAVEPOINT here")
-        execute(connection, "rollback work to here")
+        execute(connection, "rollback /* all */ work to here")
+        execute(connection, "SET @commit = 'COMMIT', @a = 1")
+        execute(connection, "SELECT 1 AS commit_log -- COMMIT")
+        execute(connection, "REPLACE INTO mine VALUES (2)")
+        execute(connection, "WITH c AS (SELECT 1 AS a) SELECT a FROM c")
+        execute(connection, "EXPLAIN SELECT 1")
+        execute(connection, "DROP /* it */ TEMPORARY TABLE mine")
+        execute(connection, "CREATE TEMPORARY TABLE mine (a INT)")
+        execute(connection, "PREPARE p FROM 'INSERT INTO t (a) VALUES (9)'")
+        execute(connection, "EXECUTE p")
+        execute(connection, "DROP PREPARE p")
         execute(connection, "DROP TEMPORARY TABLE mine")
         assert stored() == []
 
-    assert stored() == [1]
+    assert stored() == [1, 9]
 
 
 @pytest.mark.parametrize("call", ["commit", "rollback", "begin"])
@@ -176,32 +204,237 @@ def test_methods_that_would_end_it_say_what_to_do(
     assert stored() == []
 
 
-def test_a_procedure_that_commits_is_told_at_the_end(
-    connection: PooledConnection, sql: Sql, stored: Stored
-) -> None:
-    sql("CREATE OR REPLACE PROCEDURE commits() COMMIT" if mariadb(sql) else DROP)
-    if not mariadb(sql):
-        sql("CREATE PROCEDURE commits() COMMIT")
+PROCEDURES = {
+    "commits": "COMMIT",
+    "goes_on": "BEGIN INSERT INTO t (a) VALUES (50); COMMIT;"
+    " INSERT INTO t (a) VALUES (51); END",
+    "begins_anew": "BEGIN COMMIT; START TRANSACTION; END",
+    "shows": "BEGIN SELECT 1; COMMIT; END",
+    "is_harmless": "BEGIN SELECT 1; INSERT INTO t (a) VALUES (60); END",
+    "fails": "BEGIN COMMIT; SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213; END",
+}
 
-    with pytest.raises(TransactionError, match="ended inside"):
+
+@pytest.fixture
+def procedures(sql: Sql, table: str) -> None:
+    for name, body in PROCEDURES.items():
+        sql(f"DROP PROCEDURE IF EXISTS {name}")
+        sql(f"CREATE PROCEDURE {name}() {body}")
+
+
+@pytest.mark.parametrize("name", ["commits", "goes_on", "begins_anew", "shows"])
+@pytest.mark.parametrize("then", ["end", "statement", "exception"])
+def test_a_procedure_that_commits_is_told(
+    connection: PooledConnection,
+    procedures: None,
+    stored: Stored,
+    name: str,
+    then: str,
+) -> None:
+    # An exception of the block's own is told as it is.
+    with pytest.raises(Oops if then == "exception" else TransactionError):
         with transaction(connection):
             insert(connection, 1)
-            execute(connection, "CALL commits()")
+            with connection.cursor() as cursor:
+                cursor.execute(f"CALL {name}()")
+            if then == "statement":
+                insert(connection, 2)
+            if then == "exception":
+                raise Oops
 
-    with pytest.raises(TransactionError, match="has been ended"):
+    # What it has committed stays; nothing that came after it does.
+    kept = [n for n in stored() if n != 51 or not autocommits(connection)]
+    assert kept == ([1, 50] if name == "goes_on" else [1])
+
+
+def autocommits(connection: PooledConnection) -> bool:
+    return bool(connection.get_autocommit())
+
+
+def test_a_procedure_that_commits_nothing_is_in_nobodys_way(
+    connection: PooledConnection, procedures: None, stored: Stored
+) -> None:
+    with transaction(connection):
+        execute(connection, "CALL is_harmless()")
+        with pytest.raises(Oops), transaction(connection):
+            execute(connection, "CALL is_harmless()")
+            raise Oops
+        insert(connection, 1)
+
+    assert stored() == [60, 1]
+
+
+def test_what_may_have_committed_before_it_failed_is_not_run_again(
+    connection: PooledConnection, procedures: None, stored: Stored
+) -> None:
+    calls = []
+
+    def order(connection: PooledConnection) -> None:
+        calls.append(1)
+        insert(connection, 7)
+        execute(connection, "CALL fails()")
+
+    with pytest.raises(TransactionError, match="look what is there"):
+        run_in_transaction(connection, order, retries=3)
+
+    assert calls == [1]
+    assert stored() == [7]
+
+
+@pytest.fixture(scope="module")
+def strict_server(engine: str) -> Iterator[LocalServer]:
+    """A lock wait timeout rolls back all of a transaction there."""
+    options = ["--innodb-rollback-on-timeout=ON", "--innodb-lock-wait-timeout=1"]
+    with local_server(engine, options=options) as server:
+        yield server
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_lock_wait_that_ends_the_transaction_ends_the_block(
+    strict_server: LocalServer, nested: bool, autocommit: bool
+) -> None:
+    server = strict_server
+    pool = Pool(PoolConfig.from_mapping({"URL": server.url, "AUTOCOMMIT": autocommit}))
+    with server.connect(database="test") as other, other.cursor() as blocker:
+        blocker.execute("DROP TABLE IF EXISTS t")
+        blocker.execute("CREATE TABLE t (id INT PRIMARY KEY, a INT)")
+        blocker.execute("INSERT INTO t VALUES (1, 0)")
+        other.commit()
+        other.begin()
+        blocker.execute("UPDATE t SET a = 1 WHERE id = 1")
+        with pool.connection() as connection:
+            with pytest.raises(TransactionError):
+                with transaction(connection):
+                    execute(connection, "INSERT INTO t VALUES (2, 0)")
+                    with pytest.raises(pymysql.err.OperationalError):
+                        with transaction(connection) if nested else nullcontext():
+                            execute(connection, "UPDATE t SET a = 2 WHERE id = 1")
+                    execute(connection, "INSERT INTO t VALUES (3, 0)")
+        other.rollback()
+        blocker.execute("SELECT id FROM t")
+        assert blocker.fetchall() == ((1,),)
+    pool.close()
+
+
+def test_blocks_of_two_tasks_do_not_mix(
+    connection: PooledConnection, stored: Stored
+) -> None:
+    async def one(name: int, entered: asyncio.Event, go: asyncio.Event) -> None:
         with transaction(connection):
-            execute(connection, "CALL commits()")
+            insert(connection, name)
+            entered.set()
+            await go.wait()
+
+    async def both() -> None:
+        entered, go = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(one(1, entered, go))
+        await entered.wait()
+        with pytest.raises(TransactionError, match="another task or thread"):
+            await one(2, entered, go)
+        go.set()
+        await first
+
+    asyncio.run(both())
+
+    assert stored() == [1]
+    with transaction(connection):
+        insert(connection, 3)
+
+
+def test_blocks_of_two_generators_do_not_commit_each_others_halves(
+    connection: PooledConnection, stored: Stored
+) -> None:
+    def block(number: int) -> Iterator[None]:
+        with transaction(connection):
+            insert(connection, number)
+            yield
+            insert(connection, number + 10)
+
+    one, other = block(1), block(2)
+    next(one)
+    next(other)
+    for generator in (one, other):
+        with pytest.raises(TransactionError):
+            next(generator)
+
+    # What the second one did after the first had ended was in no block any more.
+    left = [12] if autocommits(connection) else []
+    assert stored() == left
+    with transaction(connection):
+        insert(connection, 3)
+    connection.commit()
+    assert stored() == [*left, 3]
+
+
+def test_a_block_that_cannot_be_rolled_back_is_given_up(
+    make_pool: MakePool, sql: Sql, stored: Stored
+) -> None:
+    """Or its half would be committed by what comes next."""
+    with make_pool().connection() as connection:
+        statement = "SELECT SLEEP(10)"
+
+        def sleep() -> None:
+            with suppress(pymysql.err.MySQLError):
+                execute(connection, statement)
+
+        thread = threading.Thread(target=sleep)
+        query = "SELECT 1 FROM information_schema.processlist WHERE info = %s"
+        with pytest.raises(ConnectionShared), transaction(connection):
+            insert(connection, 1)
+            thread.start()
+            until(lambda: sql(query, statement))
+            raise Oops
+        thread.join()
+        with pytest.raises(ConnectionLost):
             insert(connection, 2)
+        connection.rollback()
+        insert(connection, 3)
+        connection.commit()
+
+    assert stored() == [3]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "WITH c AS (SELECT a FROM t) SELECT * FROM c",
+        "(SELECT a FROM t) UNION (SELECT 1)",
+        "SELECT /* hint */ a FROM t",
+        "SELECT a FROM t -- c",
+        "-- c\nSELECT '#1' FROM t",
+        "EXPLAIN SELECT a FROM t",
+        "DESCRIBE t",
+        "SHOW TABLES",
+        "SELECT uuid_short() FROM t",
+        "SET time_zone = '+00:00'",
+        "USE test",
+    ],
+)
+def test_whatever_only_reads_is_in_no_blocks_way(
+    make_pool: MakePool, stored: Stored, read: str
+) -> None:
+    with make_pool().connection() as connection:
+        execute(connection, "SELECT a FROM t")
+        execute(connection, read)
+        with transaction(connection):
+            insert(connection, 1)
 
     assert stored() == [1]
 
 
-DROP = "DROP PROCEDURE IF EXISTS commits"
+def test_what_is_remembered_of_statements_is_bounded() -> None:
+    for number in range(50):
+        within_block(b"REPLACE INTO t VALUES (%d, '%s')" % (number, b"x" * 100_000))
+
+    gc.collect()
+    kept = [each for each in gc.get_objects() if isinstance(each, bytes)]
+    assert max(map(len, kept), default=0) < 100_000
 
 
-def mariadb(sql: Sql) -> bool:
-    [[version]] = sql("SELECT VERSION()")
-    return "MariaDB" in version
+def test_a_negative_number_of_retries_is_refused(connection: PooledConnection) -> None:
+    with pytest.raises(ValueError, match="retries must be 0 or more"):
+        run_in_transaction(connection, insert, 1, retries=-1)
 
 
 def test_a_connection_returned_inside_is_told_at_the_end(

@@ -14,7 +14,7 @@ from flask import g
 from peewee import MySQLDatabase, _ConnectionState
 from werkzeug.local import LocalProxy
 
-from ..extension import get_db
+from ..extension import _request_context, get_db
 from ..handle import PooledConnection
 
 
@@ -32,13 +32,21 @@ class PooledDatabase(MySQLDatabase):
         self._state = LocalProxy(self._state_of_context)
 
     def _state_of_context(self) -> Any:
-        state = g.setdefault(f"_mysqlpool_peewee_{self.database}", _ConnectionState())
+        # As in the extension: several requests may share one g.
+        key = "_mysqlpool_peewee", self.database, _request_context()
+        states: dict[Any, Any] = g.__dict__
+        state = states.get(key) or states.setdefault(key, _ConnectionState())
         if state.conn and state.conn.returned and not state.transactions:
             state.reset()
         return state
 
     def _connect(self) -> PooledConnection:
-        return get_db(self.database)
+        connection = get_db(self.database)
+        if not connection.get_autocommit():
+            raise RuntimeError(
+                f"peewee needs AUTOCOMMIT; set it for the bind {self.database!r}"
+            )
+        return connection
 
     def rollback(self) -> None:
         # What broke the connection is the news, not that there is none to roll back.

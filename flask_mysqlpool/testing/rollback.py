@@ -7,6 +7,7 @@ rollback goes back to the last one; at the end all of it is rolled back.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from weakref import WeakSet
 
 from flask import Flask
 from pymysql.constants import ER
+from pymysql.cursors import Cursor
 from pymysql.err import OperationalError
 
 from ..connection import PhysicalConnection
@@ -23,6 +25,15 @@ from ..extension import KEY
 from ..handle import PooledConnection
 from ..pool import Pool
 from ..transaction import transaction
+
+#: For savepoints: of all checkouts, also where one is within another's block.
+_NUMBERS = count(1)
+
+_WORDS = {
+    "begin": re.compile(r"\s*(?:begin|start\s+transaction)[\s;]*", re.IGNORECASE),
+    "commit": re.compile(r"\s*commit[\s;]*", re.IGNORECASE),
+    "rollback": re.compile(r"\s*rollback[\s;]*", re.IGNORECASE),
+}
 
 
 @contextmanager
@@ -62,12 +73,13 @@ class _Rehearsal:
         self.name = pool.name
         #: Whoever is inside of the connection.
         self.turn = threading.RLock()
-        self._numbers = count(1)
         self._stack = ExitStack()
         self._handles: WeakSet[_Rehearsed] = WeakSet()
         self._con: PhysicalConnection | None = None
 
     def __getattr__(self, name: str) -> Any:
+        if name == "steady_connection":
+            raise AttributeError("nothing that it does could be undone")
         return getattr(self.pool, name)
 
     def connection(
@@ -79,8 +91,7 @@ class _Rehearsal:
         with self.turn:
             if self._con is None:
                 self._con = self._take(timeout)
-            number = next(self._numbers)
-            handle = _Rehearsed(self, endpoint, f"mysqlpool_checkout_{number}")
+            handle = _Rehearsed(self, endpoint, f"mysqlpool_checkout_{next(_NUMBERS)}")
             handle._con = self._con
             self._handles.add(handle)
             try:
@@ -89,6 +100,12 @@ class _Rehearsal:
                 handle.close()
                 raise
         return handle
+
+    def dedicated_connection(self) -> PooledConnection:
+        return self.connection()
+
+    def close(self) -> None:
+        """Do nothing: what the app does then is still to be undone."""
 
     def _take(self, timeout: float | None) -> PhysicalConnection | None:
         """A connection, in a transaction that ends by an exception of ours."""
@@ -130,12 +147,14 @@ def _undone() -> Iterator[None]:
 class _Rehearsed(PooledConnection):
     """A checkout of the one connection; to its holder it looks like any other."""
 
-    __slots__ = ("_begun", "_inside_turn", "_savepoint", "_stage")
+    __slots__ = ("_autocommit", "_begun", "_inside_turn", "_savepoint", "_stage")
 
     def __init__(self, stage: _Rehearsal, endpoint: str | None, savepoint: str) -> None:
         super().__init__(stage, endpoint)
         self._stage = stage
         self._savepoint = savepoint
+        self.savepoint = savepoint + "_{}"
+        self._autocommit = stage.pool.config.autocommit
         self._inside_turn = False
         #: Whether there is something to roll back to the savepoint.
         self._begun = False
@@ -144,7 +163,7 @@ class _Rehearsed(PooledConnection):
         con = super()._enter()
         self._stage.turn.acquire()
         self._inside_turn = True
-        if not con.config.autocommit:
+        if not self._autocommit:
             self._begun = True
         return con
 
@@ -164,6 +183,21 @@ class _Rehearsed(PooledConnection):
         if self._con is not None:
             # To the holder nothing is uncommitted any more.
             self._con.forget_changes()
+
+    def autocommit(self, value: bool) -> None:
+        self._refuse_in_block("autocommit()", "call it before")
+        self.keep()
+        self._autocommit = bool(value)
+
+    def get_autocommit(self) -> bool:
+        return self._autocommit
+
+    def cursor(self, cursor: Any = None) -> Any:
+        made = super().cursor(cursor)
+        cls = type(made)
+        _REHEARSED.setdefault(cls, type(cls.__name__, (_RehearsedCursor, cls), {}))
+        made.__class__ = _REHEARSED[cls]
+        return made
 
     def begin(self) -> None:
         self._refuse_in_block("begin()", "nest transaction(), for a savepoint")
@@ -192,13 +226,30 @@ class _Rehearsed(PooledConnection):
         self.begin()
         self.blocks = 1
 
-    def end_block(self) -> bool:
+    def end_block(self) -> None:
         self.blocks = 0
-        con = self._con
-        return con is not None and con.block == con.transactions
 
     def close(self) -> None:
         if not self.returned and self.open:
             self.blocks = 0
             self.rollback()
         super().close()
+
+
+class _RehearsedCursor(Cursor):
+    """What is written out as a statement is done as if by its method."""
+
+    connection: Any
+
+    def _query(self, q: str | bytes) -> int:
+        text = q if isinstance(q, str) else bytes(q).decode("utf-8", "replace")
+        for name, word in _WORDS.items():
+            if len(text) < 40 and word.fullmatch(text):
+                getattr(self.connection, name)()
+                return 0
+        found: int = super()._query(q)  # type: ignore[misc]
+        return found
+
+
+#: By the class of the cursor that they stand in for.
+_REHEARSED: dict[type[Any], type[Any]] = {}
