@@ -19,8 +19,9 @@ from flask.cli import with_appcontext
 from pymysql.err import MySQLError
 
 from flask_mysqlpool import PoolError
+from flask_mysqlpool.monitor import create_monitor, is_local
 
-from . import database, pages, people, web
+from . import database, pages, people, trouble, web
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
@@ -43,6 +44,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     web.init_app(app)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(people.blueprint)
+    app.register_blueprint(trouble.blueprint)
+    app.register_blueprint(create_monitor(authorize=is_local, control=True))
     app.cli.add_command(init_db)
     return app
 

@@ -10,6 +10,7 @@ from pymysql.cursors import DictCursor
 from pymysql.err import MySQLError
 
 from flask_mysqlpool import MySQLPool
+from flask_mysqlpool.server import connect_to
 
 db = MySQLPool()
 
@@ -127,6 +128,19 @@ def end_connections() -> int:
         ended = sum(kill(cursor, thread) for thread in others)
         kill_own(cursor)
         return ended + 1
+
+
+def end_connections_from_outside() -> int:
+    """The same over a connection that is not the pool's, so it needs none of them."""
+    with connect_to(db.pool().config) as server:
+        return server.kill(server.report().threads)
+
+
+def sleep(seconds: float) -> float:
+    """Keep this request's connection busy for so long."""
+    with db.get_db().cursor() as cursor:
+        cursor.execute("SELECT SLEEP(%s)", (seconds,))
+    return seconds
 
 
 def kill(cursor: DictCursor, thread: int) -> bool:

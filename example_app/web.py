@@ -13,6 +13,8 @@ from pymysql.constants import ER
 from pymysql.err import ProgrammingError
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
+from flask_mysqlpool.monitor import is_local
+
 TOKEN = "csrf_token"
 
 #: Nothing comes from foreign hosts, nothing runs, nobody frames a delete button.
@@ -35,7 +37,7 @@ def init_app(app: Flask) -> None:
     app.after_request(add_headers)
     app.register_error_handler(HTTPException, show_error)
     app.register_error_handler(ProgrammingError, show_missing_table)
-    app.jinja_env.globals.update(csrf_token=csrf_token)
+    app.jinja_env.globals.update(csrf_token=csrf_token, is_local=is_local)
 
 
 def wants_page() -> bool:

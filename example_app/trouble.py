@@ -1,0 +1,140 @@
+"""Buttons that make trouble, to watch in the monitor how the pool copes.
+
+For whoever sits at this machine. All that goes on at once is bounded: so many threads,
+for so many seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore
+from typing import cast
+
+from flask import (
+    Blueprint,
+    Flask,
+    abort,
+    current_app,
+    flash,
+    jsonify,
+    redirect,
+    request,
+    url_for,
+)
+from flask.typing import ResponseReturnValue
+from pymysql.err import MySQLError
+
+from flask_mysqlpool import PoolError
+from flask_mysqlpool.monitor import is_local
+
+from . import database
+from .web import reply
+
+blueprint = Blueprint("trouble", __name__, url_prefix="/trouble")
+
+log = logging.getLogger(__name__)
+
+#: Threads that make trouble at once, whatever is asked for.
+MOST = 40
+#: What may be asked for: connections and seconds; visitors and requests of each.
+LIMITS = {"connections": 20, "seconds": 15, "visitors": 40, "requests": 20}
+DEFAULTS = {"connections": 10, "seconds": 8, "visitors": 30, "requests": 10}
+
+_threads = ThreadPoolExecutor(MOST, thread_name_prefix="trouble")
+_places = BoundedSemaphore(MOST)
+
+
+@blueprint.before_request
+def refuse_strangers() -> None:
+    if not is_local():
+        abort(403, "Trouble is made from this machine only.")
+
+
+@blueprint.get("/")
+def page() -> ResponseReturnValue:
+    data = {"limits": LIMITS, "post": ["hold", "flood", "kill"]}
+    return reply("trouble.html", data, limits=LIMITS, defaults=DEFAULTS)
+
+
+@blueprint.post("/hold")
+def hold() -> ResponseReturnValue:
+    """Keep connections busy."""
+    connections, seconds = number("connections"), number("seconds")
+    app = this_app()
+    started = start(connections, lambda: keep_busy(app, seconds))
+    return told(f"{started} connections are held for {seconds} seconds.")
+
+
+@blueprint.post("/flood")
+def flood() -> ResponseReturnValue:
+    """Let visitors come all at once."""
+    visitors, requests = number("visitors"), number("requests")
+    app = this_app()
+    started = start(visitors, lambda: visit(app, requests))
+    return told(f"{started} visitors ask for {requests} slow pages each.")
+
+
+@blueprint.post("/kill")
+def kill() -> ResponseReturnValue:
+    """End every connection, without one of the pool's: they may all be taken."""
+    ended = database.end_connections_from_outside()
+    return told(f"The server has ended {ended} connections.")
+
+
+@blueprint.get("/slow")
+def slow() -> ResponseReturnValue:
+    """What the visitors ask for."""
+    return jsonify(slept=database.sleep(0.1))
+
+
+def number(name: str) -> int:
+    data = request.get_json() if request.is_json else request.form
+    try:
+        value = int(data.get(name, DEFAULTS[name]))
+    except (AttributeError, TypeError, ValueError):
+        value = 0
+    if not 1 <= value <= LIMITS[name]:
+        abort(400, f"{name} must be a number from 1 to {LIMITS[name]}.")
+    return value
+
+
+def this_app() -> Flask:
+    return cast(Flask, current_app._get_current_object())  # type: ignore[attr-defined]
+
+
+def start(count: int, work: Callable[[], None]) -> int:
+    """Do it so many times at once, as far as there is room; how many times."""
+    started = 0
+    while started < count and _places.acquire(blocking=False):
+        _threads.submit(work).add_done_callback(lambda _: _places.release())
+        started += 1
+    if not started:
+        abort(429, f"There is trouble enough: {MOST} threads are at it.")
+    return started
+
+
+def keep_busy(app: Flask, seconds: float) -> None:
+    with app.test_request_context("/trouble/hold", method="POST"):
+        try:
+            database.sleep(seconds)
+        except (MySQLError, PoolError) as error:
+            log.info("no longer held: %s", database.describe(error))
+
+
+def visit(app: Flask, requests: int) -> None:
+    client = app.test_client()
+    for _ in range(requests):
+        try:
+            client.get("/trouble/slow")
+        except (MySQLError, PoolError) as error:
+            # Where app.testing lets errors through.
+            log.info("a visitor got an error: %s", database.describe(error))
+
+
+def told(message: str) -> ResponseReturnValue:
+    if request.is_json:
+        return jsonify(message=message)
+    flash(message)
+    return redirect(url_for(".page"), 303)
