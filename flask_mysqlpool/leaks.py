@@ -20,13 +20,19 @@ DEPTH = 50
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
-def stack() -> Stack:
-    """Who is calling, apart from this package."""
+def caller(*others: str) -> FrameType:
+    """Who is calling, apart from this package, and from what is in these folders."""
     frame = sys._getframe(1)
-    while frame.f_back and frame.f_code.co_filename.startswith(_HERE):
+    folders = (_HERE, *others)
+    while frame.f_back and frame.f_code.co_filename.startswith(folders):
         frame = frame.f_back
+    return frame
+
+
+def stack() -> Stack:
+    """The caller and its callers, the innermost first."""
     found: list[tuple[CodeType, int]] = []
-    walker: FrameType | None = frame
+    walker: FrameType | None = caller()
     while walker is not None and len(found) < DEPTH:
         found.append((walker.f_code, walker.f_lineno))
         walker = walker.f_back

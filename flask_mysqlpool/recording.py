@@ -16,7 +16,7 @@ from typing import Any
 import pymysql
 
 from .config import PoolConfig
-from .leaks import stack
+from .leaks import caller
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +66,14 @@ class Recorder:
         duration = perf_counter() - started
         if duration < self._slow and self._keep is None:
             return
+        frame = caller(_PYMYSQL)
         query = RecordedQuery(
             statement if isinstance(statement, str) else repr(bytes(statement)),
             parameters if self._with_parameters else None,
             duration,
             endpoint,
             rows,
-            _caller(),
+            f"{frame.f_code.co_filename}:{frame.f_lineno}",
         )
         if self._keep is not None:
             self._keep(query)
@@ -107,10 +108,3 @@ def make_recorder(
     """What the settings ask for; None if that is nothing."""
     wanted = config.record_queries or config.slow_query
     return Recorder(config, keep) if wanted else None
-
-
-def _caller() -> str:
-    for code, line in stack():
-        if not code.co_filename.startswith(_PYMYSQL):
-            return f"{code.co_filename}:{line}"
-    return "?"

@@ -372,7 +372,7 @@ def test_a_block_that_cannot_be_rolled_back_is_given_up(
 ) -> None:
     """Or its half would be committed by what comes next."""
     with make_pool().connection() as connection:
-        statement = "SELECT SLEEP(10)"
+        statement = "SELECT SLEEP(1)"
 
         def sleep() -> None:
             with suppress(pymysql.err.MySQLError):
