@@ -41,6 +41,8 @@ from flask_mysqlpool.fleet import Fleet
 from flask_mysqlpool.server import Facts
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
+pytestmark = pytest.mark.one_engine
+
 Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 
 #: Of one worker, and of one connection, as the design has it.
@@ -185,6 +187,7 @@ def test_a_bind_that_is_not_configured_lists_those_that_are(make_app: MakeApp) -
         assert "no bind is called 'reports'; configured: 'default'" in output
 
 
+@pytest.mark.one_engine(False)
 def test_status_with_the_server_tells_orphans_from_workers(
     make_app: MakeApp, server: LocalServer
 ) -> None:
@@ -212,6 +215,7 @@ def connection_id(pool: dict[str, Any]) -> int:
     return int(worker["connections"][0]["thread_id"])
 
 
+@pytest.mark.one_engine(False)
 @pytest.mark.parametrize("keeps", [True, False])
 def test_connections_of_other_hosts_are_named_where_the_server_keeps_that(
     make_app: MakeApp,
@@ -237,6 +241,7 @@ def test_connections_of_other_hosts_are_named_where_the_server_keeps_that(
     assert ("this site on other hosts 1" in checked) is keeps
 
 
+@pytest.mark.one_engine(False)
 def test_with_the_server_down_status_shows_the_workers_all_the_same(
     make_app: MakeApp, make_server: MakeServer
 ) -> None:
@@ -288,6 +293,7 @@ def test_all_threads_of_a_worker_are_claimed_however_many_it_describes(
     assert re.fullmatch(r"  and \d+ more", lines[-1])
 
 
+@pytest.mark.one_engine(False)
 @pytest.mark.parametrize(
     "command", [("check",), ("status", "--server"), ("reset", "--server", "--yes")]
 )
@@ -584,6 +590,7 @@ def test_reset_waits_for_busy_connections_and_shows_who_is_to_follow(
         assert connection.thread_id() != before
 
 
+@pytest.mark.one_engine(False)
 def test_reset_at_the_server_ends_idle_connections_and_workers_survive(
     make_app: MakeApp,
 ) -> None:
@@ -600,6 +607,7 @@ def test_reset_at_the_server_ends_idle_connections_and_workers_survive(
         connection.ping()
 
 
+@pytest.mark.one_engine(False)
 def test_reset_at_a_server_that_is_down_gives_its_reason(make_app: MakeApp) -> None:
     code, output = run(make_app(PORT=1), "reset", "--yes", "--server")
 
@@ -607,6 +615,7 @@ def test_reset_at_a_server_that_is_down_gives_its_reason(make_app: MakeApp) -> N
     assert "cannot connect to 127.0.0.1:1/test: 2003" in output
 
 
+@pytest.mark.one_engine(False)
 def test_reset_at_the_server_has_nothing_to_wait_for(make_app: MakeApp) -> None:
     code, output = run(make_app(), "reset", "--server", "--wait", "3")
 
@@ -639,6 +648,7 @@ def test_reset_with_no_worker_says_so(make_app: MakeApp) -> None:
 # pause and resume
 
 
+@pytest.mark.one_engine(False)
 def test_paused_checkouts_wait_until_resume(make_app: MakeApp) -> None:
     app = make_app(TIMEOUT=20)
     connected(app).close()
@@ -737,6 +747,7 @@ def lines_of(output: str, subject: str) -> str:
     return line
 
 
+@pytest.mark.one_engine(False)
 def test_check_of_a_healthy_server(make_app: MakeApp, server: LocalServer) -> None:
     app = make_app()
     connected(app).close()
@@ -754,6 +765,7 @@ def test_check_of_a_healthy_server(make_app: MakeApp, server: LocalServer) -> No
     assert server.password not in output
 
 
+@pytest.mark.one_engine(False)
 def test_check_of_a_server_that_is_down(make_app: MakeApp) -> None:
     code, output = run(make_app(PORT=1), "check")
 
@@ -762,6 +774,7 @@ def test_check_of_a_server_that_is_down(make_app: MakeApp) -> None:
     assert line.startswith("failure") and "2003" in line and "start the server" in line
 
 
+@pytest.mark.one_engine(False)
 def test_check_of_a_wrong_password(make_app: MakeApp) -> None:
     code, output = run(make_app(PASSWORD="wrong"), "check")
 
@@ -770,6 +783,7 @@ def test_check_of_a_wrong_password(make_app: MakeApp) -> None:
     assert "correct USER and PASSWORD" in output
 
 
+@pytest.mark.one_engine(False)
 def test_check_finds_limits_that_do_not_fit(
     make_app: MakeApp, make_server: MakeServer
 ) -> None:
@@ -785,6 +799,7 @@ def test_check_finds_limits_that_do_not_fit(
     assert "1 worker × MAX_SIZE 50 = 50; max_connections 12" in output
 
 
+@pytest.mark.one_engine(False)
 def test_check_of_a_server_that_is_read_only(
     make_app: MakeApp, make_server: MakeServer
 ) -> None:
@@ -795,6 +810,7 @@ def test_check_of_a_server_that_is_read_only(
     assert lines_of(output, "read_only").startswith("warning")
 
 
+@pytest.mark.one_engine(False)
 def test_check_tells_of_a_pause_and_of_a_folder_of_no_use(
     make_app: MakeApp, tmp_path: Path
 ) -> None:
@@ -823,6 +839,7 @@ def test_check_and_status_make_nothing(make_app: MakeApp, tmp_path: Path) -> Non
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.one_engine(False)
 def test_check_tells_of_a_pause_although_nobody_publishes(make_app: MakeApp) -> None:
     run(make_app(), "pause")
 
@@ -834,6 +851,7 @@ def open_to_all(path: Path) -> None:
     path.chmod(0o777)
 
 
+@pytest.mark.one_engine(False)
 @pytest.mark.parametrize(
     ("spoil", "said", "mend"),
     [
@@ -858,6 +876,7 @@ def test_check_has_the_mend_for_a_folder_that_cannot_be_used(
     assert f"cannot be seen: {path}: {said}\n" in run(make_app(), "status")[1]
 
 
+@pytest.mark.one_engine(False)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_check_as_another_user_says_whose_the_folder_is(
     make_app: MakeApp, tmp_path: Path
@@ -875,6 +894,7 @@ def test_check_as_another_user_says_whose_the_folder_is(
     assert "board: belongs to root -> run this as root, or chown the folder" in line
 
 
+@pytest.mark.one_engine(False)
 def test_check_of_a_host_that_has_no_address(make_app: MakeApp) -> None:
     code, output = run(make_app(HOST="nowhere.invalid"), "check")
 

@@ -17,6 +17,8 @@ from flask_mysqlpool import ConfigError, Pool
 from flask_mysqlpool.config import AppConfig, PoolConfig
 from flask_mysqlpool.testing import LocalServer
 
+pytestmark = pytest.mark.one_engine
+
 Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 Snippet = dict[str, Any]
 

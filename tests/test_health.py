@@ -13,6 +13,8 @@ from flask import Flask
 from flask_mysqlpool import MySQLPool, get_db
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
+pytestmark = pytest.mark.one_engine
+
 
 def extension(app: Flask) -> MySQLPool:
     [db] = app.extensions["mysqlpool"]

@@ -418,7 +418,7 @@ def test_a_handle_closed_while_its_rollback_fails_is_returned() -> None:
             self.lock.release()
 
     connection._guard = Guard()  # type: ignore[assignment]
-    assert not connection._give_up_lost()
+    assert not connection._give_up()
 
     assert places(pool) == (0, 0, 0)
 

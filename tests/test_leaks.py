@@ -16,6 +16,8 @@ from flask import Flask
 
 from flask_mysqlpool import MySQLPool, Pool, PooledConnection, PoolTimeout, get_db
 
+pytestmark = pytest.mark.one_engine
+
 
 def connection_id(connection: PooledConnection) -> int:
     with connection.cursor() as cursor:

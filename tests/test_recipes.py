@@ -32,6 +32,8 @@ from flask_mysqlpool import (
 )
 from flask_mysqlpool.testing import LocalServer
 
+pytestmark = pytest.mark.one_engine
+
 PAGE = Path(__file__).parent.parent / "docs" / "recipes.rst"
 BLOCK = re.compile(
     r"^\.\. code-block:: python\n    :name: (\S+)\n\n((?:    .*\n|\n)+)", re.MULTILINE
