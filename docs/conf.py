@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -18,10 +20,13 @@ copyright = "2026 The flask_mysqlpool developers"
 author = "The flask_mysqlpool developers"
 release, version = get_version("flask-pymysqlpool")
 
+sys.path.append(str(Path(__file__).parent / "_ext"))
 extensions = [
     "sphinx.ext.autodoc",
     "pallets_sphinx_themes",
     "myst_parser",
+    "sketch",
+    "sources",
 ]
 default_role = "code"
 exclude_patterns = ["_build"]

@@ -33,6 +33,7 @@ _MENDS = {
     1049: "create the database, or correct DATABASE",
     1129: "have the server's administrator run FLUSH HOSTS",
     1203: "raise the account's max_user_connections, or lower MAX_SIZE",
+    1226: "raise the account's max_user_connections, or lower MAX_SIZE",
     2003: "start the server, or correct HOST, PORT or UNIX_SOCKET",
     2005: "correct HOST: its name cannot be resolved",
     2026: "correct SSL_CA and SSL_MODE, or the server's certificate",

@@ -876,8 +876,8 @@ class Pool(PooledDB):  # type: ignore[misc]
                 f"{self.name}: no connection within {monotonic() - started:.2f} s:"
                 f" in use {len(self._in_use)}/{self.config.max_size},"
                 f" waiting {len(self._waiters)}, connecting {len(self._connects)}"
-                + ", paused"
-                * self._paused
+                + ", paused" * self._paused
+                + ", and this host's MAX_HOST_CONNECTIONS are taken" * self._short
             )
             cause = self._connects.error
             in_use = len(self._in_use) or None
