@@ -7,9 +7,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from pymysql.err import MySQLError
@@ -20,6 +21,9 @@ from flask_mysqlpool.testing import LocalServer, ServerFailed, ServerNotFound
 
 from . import create_app
 from .database import db, describe, init_db
+
+if TYPE_CHECKING:
+    from clusters import GaleraCluster
 
 #: Any of these says where a database is; then none is started here.
 PLACES = (
@@ -35,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     # First of all: whoever asks while the database starts waits instead of failing.
-    with listen(options.host, options.port) as sock, database() as (config, name):
+    place = cluster() if options.cluster else database()
+    with listen(options.host, options.port) as sock, place as (config, name):
         app = prepared_app(config)
         server = make_server(options.host, 0, app, threaded=True, fd=sock.fileno())
         announce(url_of(options.host, server.port), name)
@@ -54,6 +59,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument(
         "--port", type=port, default=5000, help="default: %(default)s; 0: any free one"
+    )
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="on three nodes of a Galera cluster behind HAProxy, to see them fail",
     )
     return parser.parse_args(arguments)
 
@@ -98,6 +108,53 @@ def database() -> Iterator[tuple[dict[str, Any], str]]:
     with server:
         name = f"{server.engine} {server.version} on {server.host}:{server.port}"
         yield {"MYSQLPOOL_URL": server.url}, f"{name}, thrown away at the end"
+
+
+@contextmanager
+def cluster() -> Iterator[tuple[dict[str, Any], str]]:
+    """The same for a cluster whose nodes may be killed, and come back."""
+    try:
+        from clusters import HOST, PASSWORD, GaleraCluster, HAProxy
+    except ImportError:
+        raise fail(
+            "a cluster is there in a clone only: scripts/example --cluster"
+        ) from None
+    try:
+        nodes = GaleraCluster()
+        with nodes, HAProxy(nodes) as proxy:
+            config = {
+                "MYSQLPOOL_URL": f"mysql://app:{PASSWORD}@{HOST}:{proxy.port}/test",
+                "MYSQLPOOL_TARGET": "primary",
+                "MYSQLPOOL_READ_TIMEOUT": 10,
+            }
+            over = threading.Event()
+            threading.Thread(target=revive, args=(nodes, over), daemon=True).start()
+            try:
+                place = f"{HOST}:{proxy.port}"
+                yield config, f"Galera behind HAProxy on {place}{pids(nodes)}"
+            finally:
+                over.set()
+    except (ServerNotFound, ServerFailed) as error:
+        raise fail(str(error)) from None
+
+
+def pids(nodes: GaleraCluster) -> str:
+    return "".join(
+        f"\n    node {number}, port {node.port}:   kill -9 {node.pid}"
+        for number, node in enumerate(nodes.servers)
+    )
+
+
+def revive(nodes: GaleraCluster, over: threading.Event) -> None:
+    """Start again what was killed, after a while in which one can see it missing."""
+    while not over.wait(1):
+        for number, node in enumerate(nodes.servers):
+            if node.running:
+                continue
+            print(f"  node {number} is gone, and comes back in 15 s", flush=True)
+            if not over.wait(15):
+                nodes.rejoin(number)
+                print(f"  node {number} is back:{pids(nodes)}", flush=True)
 
 
 def prepared_app(config: dict[str, Any]) -> Flask:

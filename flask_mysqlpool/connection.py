@@ -163,7 +163,7 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.may_be_committed = False
         #: Whether rows were changed since the last clean-up.
         self.has_written = False
-        #: Whether it was lost with a COMMIT on its way.
+        #: Whether it was lost with a COMMIT on its way, or the server lost that.
         self.lost_in_commit = False
         #: Commands that were sent and whose answers were not read yet.
         self.unanswered = 0
@@ -182,7 +182,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             self._charset = raw.charset, raw.encoding, raw.collation
             raw.autocommit_mode = self.config.autocommit
             questions = [_query(b"SELECT CURRENT_ROLE()")]
-            if self.config.target != "any":
+            # One of several may be an outcast of its cluster, and open to everybody.
+            if self.config.target != "any" or len(self.config.places) > 1:
                 questions += _query(_VARIABLES), _query(_STATUS)
             self.write([*self._setup, *questions])
             role, *variables = self.read_answers(deadline)[len(self._setup) :]
@@ -203,7 +204,8 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         except OSError as error:
             raise OperationalError(
                 CR.CR_CONN_HOST_ERROR,
-                f"Can't connect to MySQL server on {raw.host!r} ({error})",
+                f"Can't connect to MySQL server on {raw.unix_socket or raw.host!r}"
+                f" ({error})",
             ) from error
         # connect() would spend a round trip on SET NAMES alone.
         raw.set_character_set = lambda *_: None
@@ -433,8 +435,11 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         try:
             self.command("commit")
         except BaseException as error:
-            sent = not error.args or error.args[0] != CR.CR_SERVER_GONE_ERROR
-            self.lost_in_commit = sent and self.lost is not None
+            code = error.args[0] if error.args else None
+            # A node of a Galera cluster that loses the others on the way says so, and
+            # they may have got it all the same.
+            lost = self.lost is not None or code == ER.ERROR_DURING_COMMIT
+            self.lost_in_commit = lost and code != CR.CR_SERVER_GONE_ERROR
             raise
 
     def attempt(self, call: Callable[..., Any], *args: Any) -> Any:

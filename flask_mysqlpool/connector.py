@@ -65,6 +65,8 @@ class Connector:
             [place] = self.hosts
             return self._open_at(place, password, deadline)
         faults: list[str] = []
+        kind = OperationalError
+        rotates = callable(self.config.password)
         spare: PhysicalConnection | None = None
         try:
             for tried, place in enumerate(self.hosts):
@@ -72,9 +74,13 @@ class Connector:
                 try:
                     found = self._open_at(place, password, monotonic() + share)
                 except OperationalError as error:
-                    if error.args[0] not in ELSEWHERE:
+                    # Accounts reach replicas later than the primary.
+                    refused = error.args[0] == ER.ACCESS_DENIED_ERROR
+                    if error.args[0] not in ELSEWHERE and not (refused and rotates):
                         raise
                     self._note(place, error)
+                    if isinstance(error, AnotherRole) or error.args[0] in NOT_READY:
+                        kind = AnotherRole
                     faults.append(f"{place}: {error.args[1]}")
                     last = error
                     continue
@@ -91,9 +97,8 @@ class Connector:
         finally:
             if spare is not None:
                 spare.close()
-        raise OperationalError(
-            last.args[0], f"No host can be used ({'; '.join(faults)})"
-        ) from last
+        text = f"No host can be used ({'; '.join(faults)})"
+        raise kind(last.args[0], text) from last
 
     def _note(self, place: Place, error: OperationalError) -> None:
         if isinstance(error, AnotherRole):

@@ -69,7 +69,8 @@ class TransactionError(PoolError, ProgrammingError):
 class CommitUnknown(OperationalError, PoolError):
     """The connection was lost after COMMIT was sent and before it was answered.
 
-    The work may be there, or not. What broke the connection is the ``__cause__``.
+    Or a node of a Galera cluster lost the others meanwhile (1180). The work may be
+    there, or not. What broke the connection is the ``__cause__``.
     """
 
 

@@ -30,7 +30,7 @@ from weakref import WeakSet, ref
 from dbutils.pooled_db import PooledDB
 
 from .config import PoolConfig
-from .connection import DRIVER, PhysicalConnection, without_traceback
+from .connection import DRIVER, AnotherRole, PhysicalConnection, without_traceback
 from .connector import Connector
 from .connects import LONGEST_PAUSE, SEARCH_PAUSE, Connect, Connects
 from .errors import PoolClosed, PoolError, PoolFull, PoolTimeout
@@ -604,7 +604,13 @@ class Pool(PooledDB):  # type: ignore[misc]
         kept = without_traceback(error)
         with self._lock:
             self._connects.failed(connect, kept, monotonic())
-            refused = self._refused(connect.waiter)
+            if isinstance(error, AnotherRole):
+                # A primary that is still to be made is worth waiting for.
+                refused = []
+                if connect.waiter is not None:
+                    connect.waiter.ring()
+            else:
+                refused = self._refused(connect.waiter)
             self._ring_next()
         for waiter in refused:
             waiter.error = (

@@ -29,6 +29,12 @@ T = TypeVar("T")
 #: server, or after a lock wait timeout by the block.
 CONFLICTS = ROLLED_BACK | {ER.LOCK_WAIT_TIMEOUT}
 
+#: Why it is not known what came of a COMMIT.
+_CONNECTION_LOST = (
+    "the connection was lost after COMMIT was sent and before it was answered"
+)
+_SERVER_LOST_IT = "the server cannot say whether what was sent with COMMIT is stored"
+
 #: Pauses before another try: seconds, doubling from the first to the last, jittered.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 
@@ -154,9 +160,10 @@ def _commit(connection: PooledConnection) -> None:
         unknown = connection.lost_in_commit and isinstance(error, Exception)
         _roll_back(connection, error)
         if unknown:
+            said = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
+            why = _SERVER_LOST_IT if said else _CONNECTION_LOST
             raise CommitUnknown(
-                "the connection was lost after COMMIT was sent and before it was"
-                " answered: look whether the work is there, before doing it again"
+                f"{why}: look whether the work is there, before doing it again"
             ) from error
         raise
 

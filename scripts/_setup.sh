@@ -69,6 +69,40 @@ install_missing() {
         "'apt-get install ${missing_packages[*]}' on Debian or Ubuntu$brew$way_out"
 }
 
+# What the tests of clusters need, and 'scripts/example --cluster': Galera and HAProxy.
+haproxy_folder=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/flask_mysqlpool/haproxy
+
+has_galera() {
+    [ -e /usr/lib/galera/libgalera_smm.so ] ||
+        [ -e /usr/lib64/galera-4/libgalera_smm.so ]
+}
+
+has_haproxy() {
+    local PATH=$PATH:/usr/sbin:$haproxy_folder/usr/sbin
+    command -v haproxy >/dev/null
+}
+
+# The program alone, and what it is linked to: Debian's package would also start it.
+unpack_haproxy() {
+    can_apt || return 1
+    local work done=1
+    say "unpacking HAProxy into $haproxy_folder"
+    work=$(mktemp -d)
+    apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive apt-get satisfy -yqq --no-install-recommends \
+            "$(apt-cache show --no-all-versions haproxy | sed -n 's/^Depends: //p')" &&
+        (cd "$work" && apt-get download -qq -o APT::Sandbox::User=root haproxy &&
+            dpkg -x haproxy_*.deb haproxy) &&
+        mkdir -p "${haproxy_folder%/*}" && rm -rf "$haproxy_folder" &&
+        mv -T "$work/haproxy" "$haproxy_folder" && done=0
+    rm -rf "$work"
+    return $done
+}
+
+ensure_cluster() {
+    { has_galera || apt_install galera-4; } && { has_haproxy || unpack_haproxy; }
+}
+
 # The interpreter that PYTHON, by default python3, stands for outside of any virtual
 # environment: the one that is active may be the one to be replaced.
 find_python() {

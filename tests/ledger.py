@@ -111,8 +111,8 @@ def _listed(counts: Counter[str]) -> str:
 # The application
 
 
-def move(connection: Any, transfer: Transfer, execute: Run) -> None:
-    """The transfer itself: what everybody would write."""
+def post(connection: Any, transfer: Transfer, execute: Run) -> None:
+    """What belongs to a transfer, without its commit."""
     with connection.cursor() as cursor:
         for account, amount in (
             (transfer.source, -transfer.amount),
@@ -130,6 +130,11 @@ def move(connection: Any, transfer: Transfer, execute: Run) -> None:
             " VALUES (%s, %s, %s, %s)",
             (transfer.number, transfer.source, transfer.target, transfer.amount),
         )
+
+
+def move(connection: Any, transfer: Transfer, execute: Run) -> None:
+    """The transfer itself: what everybody would write."""
+    post(connection, transfer, execute)
     # Whatever commit raises, it may have been sent; only this it does not send for.
     transfer.outcome = "unknown"
     try:
@@ -176,7 +181,12 @@ class Bank:
     """The threads that make transfers, and their memory of them."""
 
     def __init__(
-        self, pools: Sequence[Any], wanted: int, manners: Sequence[Run], seed: int
+        self,
+        pools: Sequence[Any],
+        wanted: int,
+        manners: Sequence[Run],
+        seed: int,
+        workers: int = WORKERS,
     ) -> None:
         self.pools = pools
         self.manners = manners
@@ -188,7 +198,7 @@ class Bank:
         self._seed = seed
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._work, args=(i,)) for i in range(WORKERS)
+            threading.Thread(target=self._work, args=(i,)) for i in range(workers)
         ]
 
     def open(self) -> None:

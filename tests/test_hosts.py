@@ -21,6 +21,7 @@ from flask_mysqlpool import (
     Pool,
     PoolConfig,
     PooledConnection,
+    PoolTimeout,
     get_db,
 )
 from flask_mysqlpool.hosts import FIRST_PAUSE, Hosts, Place, parse
@@ -229,20 +230,52 @@ def test_a_wrong_host_in_the_list_costs_nobody_the_deadline(
         pool.close()
 
 
-def test_all_that_is_wrong_is_said_when_none_will_do(pair: list[LocalServer]) -> None:
+def test_a_primary_is_waited_for_and_then_all_that_is_wrong_is_said(
+    pair: list[LocalServer],
+) -> None:
     one, other = pair
     set_role(one, writable=False)
     other.stop()
     pool = make_pool(one, other, TARGET="primary", TIMEOUT=0.5)
 
-    with pytest.raises(pymysql.err.OperationalError) as info:
+    with pytest.raises(PoolTimeout) as info:
         pool.connection()
 
-    assert info.value.args[0] == 2003
-    text = str(info.value)
+    text = str(info.value.__cause__)
     assert "No host can be used" in text
     assert f"127.0.0.1:{one.port}: it is read-only, not a primary" in text
     assert f"127.0.0.1:{other.port}: Can't connect" in text
+
+    promotion = threading.Timer(0.3, set_role, (one, True))
+    promotion.start()
+    with pool.connection(timeout=5) as connection:
+        assert port(connection) == one.port
+    promotion.join()
+    pool.close()
+
+
+def test_hosts_that_are_all_down_are_an_error_at_once(pair: list[LocalServer]) -> None:
+    pool = make_pool(pair[0], ports=[1, 2], TARGET="primary")
+    with pytest.raises(pymysql.err.OperationalError) as info:
+        pool.connection()
+    assert info.value.args[0] == 2003
+    assert not isinstance(info.value, PoolTimeout)
+    pool.close()
+
+
+def test_an_account_that_a_replica_does_not_know_yet_is_tried_elsewhere(
+    pair: list[LocalServer],
+) -> None:
+    one, other = pair
+    execute(one, "DROP USER IF EXISTS late")
+    execute(
+        other,
+        "CREATE USER IF NOT EXISTS late@'%' IDENTIFIED BY 'token'",
+        "GRANT ALL ON *.* TO late@'%'",
+    )
+    pool = make_pool(one, other, USER="late", PASSWORD=lambda: "token")
+    with pool.connection() as connection:
+        assert port(connection) == other.port
     pool.close()
 
 

@@ -287,8 +287,9 @@ class LocalServer:
         # What kill -9 left there would be taken for the new server's.
         Path(self.unix_socket).unlink(missing_ok=True)
         self.pid = self._owner().start(command)
-        _until(lambda: self._accepts() or not self.running, START_SECONDS)
-        if self._accepts():
+        done = _until(lambda: self._accepts() or not self.running, START_SECONDS)
+        # Not asked again: a node of a cluster may have second thoughts.
+        if done and self.running:
             return
         kind = _PortTaken if PORT_TAKEN.search(self.log) else ServerFailed
         self.kill()
