@@ -118,6 +118,7 @@ def test_an_exception_of_the_outer_block_undoes_the_inner_one(
     assert stored() == []
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "statement",
     [
