@@ -55,11 +55,6 @@ READ_ONLY = frozenset({1290, 1792, 1836})
 #: its way in or out (1047), or a proxy without one that does (ProxySQL's 9001).
 NOT_READY = frozenset({1047, 9001})
 
-#: Error numbers of a server, or a proxy, that has as many connections as it may.
-FULL = frozenset(
-    {ER.CON_COUNT_ERROR, ER.TOO_MANY_USER_CONNECTIONS, ER.USER_LIMIT_REACHED}
-)
-
 #: After these the server has rolled back all of the transaction, not just a statement:
 #: a deadlock, a snapshot that is out of date (MariaDB), no room for locks, a member of
 #: a group that disagrees.

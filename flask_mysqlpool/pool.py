@@ -30,13 +30,7 @@ from weakref import WeakSet, ref
 from dbutils.pooled_db import PooledDB
 
 from .config import PoolConfig
-from .connection import (
-    DRIVER,
-    FULL,
-    AnotherRole,
-    PhysicalConnection,
-    without_traceback,
-)
+from .connection import DRIVER, AnotherRole, PhysicalConnection, without_traceback
 from .connector import Connector
 from .connects import LONGEST_PAUSE, SEARCH_PAUSE, Connect, Connects
 from .errors import PoolClosed, PoolError, PoolFull, PoolTimeout
@@ -610,10 +604,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         kept = without_traceback(error)
         with self._lock:
             self._connects.failed(connect, kept, monotonic())
-            full = bool(error.args) and error.args[0] in FULL and bool(self._in_use)
-            if isinstance(error, AnotherRole) or full:
-                # A primary that is still to be made is worth waiting for; and so is one
-                # of ours, where the server or a proxy lets nobody else in.
+            if isinstance(error, AnotherRole):
+                # A primary that is still to be made is worth waiting for.
                 refused = []
                 if connect.waiter is not None:
                     connect.waiter.ring()

@@ -20,7 +20,7 @@ from conftest import MakePool, MakeServer, until
 from pymysql.cursors import SSCursor
 from pymysql.err import MySQLError, OperationalError
 
-from flask_mysqlpool import ConnectionLost, Pool, PoolConfig, PooledConnection
+from flask_mysqlpool import ConnectionLost, Pool, PooledConnection
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 #: The first is more than a server keeps to itself until there is a second.
@@ -624,45 +624,3 @@ def test_forks_under_load_share_nothing_and_end_nothing(
 
     assert run.stdout == "fine\n", run.stderr
     assert run.returncode == 0
-
-
-def test_a_server_that_is_full_is_no_error_for_who_can_wait(
-    make_server: MakeServer,
-) -> None:
-    """The pool makes do with what it got, and does not storm for more."""
-    server = make_server(options=["--max-connections=10"])
-    with server.connect() as admin, admin.cursor() as cursor:
-        cursor.execute("CREATE USER plain@'%' IDENTIFIED BY 'plain'")
-        cursor.execute("GRANT SELECT ON *.* TO plain@'%'")
-        pool = Pool(
-            PoolConfig.from_mapping(
-                {
-                    "URL": server.url,
-                    "USER": "plain",
-                    "PASSWORD": "plain",
-                    "MAX_SIZE": 30,
-                    "TIMEOUT": 20,
-                }
-            )
-        )
-        errors: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                for _ in range(10):
-                    with pool.connection() as connection:
-                        execute(connection, "SELECT SLEEP(0.01)")
-            except BaseException as error:
-                errors.append(error)
-
-        threads = [threading.Thread(target=work) for _ in range(30)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        cursor.execute("SHOW GLOBAL STATUS LIKE 'Connection_errors_max_connections'")
-        [(_, refused)] = cursor.fetchall()
-        pool.close()
-
-    assert errors == []
-    assert 0 < int(refused) <= 60
