@@ -158,6 +158,13 @@ def app(make_app: MakeApp) -> Flask:
     return make_app()
 
 
+def extension(app: Flask) -> MySQLPool:
+    """The only one of this app."""
+    [db] = app.extensions["mysqlpool"]
+    assert isinstance(db, MySQLPool)
+    return db
+
+
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait for what another process does and nobody announces."""
     deadline = time.monotonic() + seconds

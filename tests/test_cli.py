@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import MakeApp, MakeServer, until
+from conftest import MakeApp, MakeServer, extension, until
 from flask import Flask
 from flask.testing import FlaskCliRunner
 from pymysql.err import OperationalError
@@ -51,12 +51,6 @@ FIELDS = (
     *("checkouts", "timeouts", "opened", "discarded", "updated", "connections"),
 )
 CONNECTION_FIELDS = {"thread_id", "state", "for", "endpoint", "age"}
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 def connected(app: Flask) -> PooledConnection:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import local_server, until
-from test_servers import BOARD, PATIENCE, Load, Site
+from conftest import until
+from test_servers import BOARD, PATIENCE, Load, Site, good_site
 
 from flask_mysqlpool.board import Board, Sheet
 from flask_mysqlpool.fleet import (
@@ -161,15 +161,8 @@ def test_a_budget_holds_over_all_processes_and_goes_to_who_needs_it(
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """Under gunicorn, with a database that only it uses."""
-    pytest.importorskip("gunicorn")
-    monkeypatch.setenv("SITE_IS_GOOD", "yes")
-    with local_server("mariadb") as database:
-        site = Site(BOARD, database, tmp_path)
-        try:
-            yield site
-        finally:
-            site.end()
+    with good_site(tmp_path, monkeypatch) as site:
+        yield site
 
 
 def begin(site: Site, load: Load) -> Fleet:

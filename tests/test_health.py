@@ -7,19 +7,12 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from conftest import MakeApp, MakeServer, until
-from flask import Flask
+from conftest import MakeApp, MakeServer, extension, until
 
 from flask_mysqlpool import MySQLPool, get_db
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 pytestmark = pytest.mark.one_engine
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 def test_a_pool_that_was_never_used_finds_out(make_app: MakeApp) -> None:

@@ -11,10 +11,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from conftest import MakeApp, MakePool, until
-from flask import Flask
+from conftest import MakeApp, MakePool, extension, until
 
-from flask_mysqlpool import MySQLPool, Pool, PooledConnection, PoolTimeout, get_db
+from flask_mysqlpool import Pool, PooledConnection, PoolTimeout, get_db
 
 pytestmark = pytest.mark.one_engine
 
@@ -24,12 +23,6 @@ def connection_id(connection: PooledConnection) -> int:
         cursor.execute("SELECT CONNECTION_ID()")
         [[number]] = cursor.fetchall()
         return int(number)
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 def taken_here() -> str:

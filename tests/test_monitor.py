@@ -17,7 +17,7 @@ from threading import Barrier, Thread
 from typing import Any
 
 import pytest
-from conftest import MakeApp, until
+from conftest import MakeApp, extension, until
 from flask import Flask, Response, abort, redirect
 from flask.testing import FlaskClient
 from test_fleet import complete
@@ -71,12 +71,6 @@ def pools(client: FlaskClient, query: str = "") -> dict[str, Any]:
 def pool(client: FlaskClient, query: str = "") -> dict[str, Any]:
     found: dict[str, Any] = pools(client, query)["default"]
     return found
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeApp, until
+from conftest import MakeApp, extension, until
 from flask import Flask
 from pymysql.err import MySQLError
 from test_fleet import complete
@@ -236,12 +236,6 @@ def made(
         return ""
 
     return app
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 @contextmanager

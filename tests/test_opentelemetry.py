@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import MakeApp
+from conftest import MakeApp, extension
 from flask import Flask
 from opentelemetry.instrumentation.pymysql import PyMySQLInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -15,18 +15,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from flask_mysqlpool import MySQLPool, PoolTimeout, get_db
+from flask_mysqlpool import PoolTimeout, get_db
 from flask_mysqlpool.metrics.opentelemetry import instrument
 from flask_mysqlpool.stats import BOUNDS
 
 POOL = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 @pytest.fixture

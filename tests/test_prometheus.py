@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeApp, local_server, until
+from conftest import MakeApp, extension, until
 from flask import Flask
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from test_servers import BOARD, PATIENCE, Load, Site
+from test_servers import BOARD, PATIENCE, Load, Site, good_site
 
-from flask_mysqlpool import MySQLPool, PoolTimeout, get_db
+from flask_mysqlpool import PoolTimeout, get_db
 from flask_mysqlpool.board import Board, Sheet
 from flask_mysqlpool.fleet import Fleet, totals
 from flask_mysqlpool.metrics.prometheus import PoolCollector
@@ -38,12 +38,6 @@ def scrape(app: Flask) -> Samples:
     registry = CollectorRegistry()
     registry.register(PoolCollector(app))
     return parse(generate_latest(registry).decode())
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 def use(app: Flask) -> None:
@@ -110,14 +104,8 @@ def test_what_a_closed_pool_has_counted_stays_counted(make_app: MakeApp) -> None
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    pytest.importorskip("gunicorn")
-    monkeypatch.setenv("SITE_IS_GOOD", "yes")
-    with local_server("mariadb") as database:
-        site = Site(BOARD, database, tmp_path)
-        try:
-            yield site
-        finally:
-            site.end()
+    with good_site(tmp_path, monkeypatch) as site:
+        yield site
 
 
 def scrape_site(site: Site) -> Samples:

@@ -7,19 +7,12 @@ from typing import Any
 
 import pymysql.err
 import pytest
-from conftest import MakeApp, MakePool
-from flask import Flask
+from conftest import MakeApp, MakePool, extension
 from pymysql.cursors import Cursor, DictCursor, SSCursor
 
-from flask_mysqlpool import MySQLPool, get_db, get_recorded_queries
+from flask_mysqlpool import get_db, get_recorded_queries
 
 SECRET = "hunter2"
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 def test_a_request_can_see_what_it_has_executed(make_app: MakeApp, table: str) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import pymysql.err
 import pytest
-from conftest import MakeApp
+from conftest import MakeApp, extension
 from flask import Flask
 
 from flask_mysqlpool import (
     ConnectionLost,
     ConnectionReturned,
-    MySQLPool,
     PooledConnection,
     TransactionError,
     get_db,
@@ -44,12 +43,6 @@ def insert(number: int) -> None:
 def numbers(connection: PooledConnection | None = None) -> list[int]:
     rows = execute(connection or get_db(), "SELECT a FROM t ORDER BY id")
     return [a for (a,) in rows]
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 @pytest.fixture(params=[False, True], ids=["manual", "autocommit"])

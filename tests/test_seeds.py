@@ -18,7 +18,7 @@ from typing import Any
 
 import pymysql
 import pytest
-from conftest import MakeApp, MakePool, until
+from conftest import MakeApp, MakePool, extension, until
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from pymysql.cursors import Cursor, DictCursor
@@ -28,7 +28,6 @@ from flask_mysqlpool import (
     ConfigError,
     ConnectionReturned,
     ConnectionShared,
-    MySQLPool,
     Pool,
     PooledConnection,
     PoolTimeout,
@@ -66,12 +65,6 @@ def kill_all(sql: Sql) -> None:
     for thread in present(sql):
         sql(f"KILL {thread}")
     until(lambda: not present(sql))
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 def in_use(app: Flask) -> int:

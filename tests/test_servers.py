@@ -171,6 +171,19 @@ def table(request: pytest.FixtureRequest) -> Table:
     return table
 
 
+@contextmanager
+def good_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """One under gunicorn that does nothing odd, with a database that only it uses."""
+    pytest.importorskip("gunicorn")
+    monkeypatch.setenv("SITE_IS_GOOD", "yes")
+    with local_server("mariadb") as database:
+        site = Site(BOARD, database, tmp_path)
+        try:
+            yield site
+        finally:
+            site.end()
+
+
 @dataclass
 class Load:
     """Clients with a thread each, and what they were answered."""

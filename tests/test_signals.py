@@ -13,7 +13,7 @@ from weakref import ref
 import pymysql.err
 import pytest
 from blinker import NamedSignal
-from conftest import MakeApp, MakePool, until
+from conftest import MakeApp, MakePool, extension, until
 from flask import Flask
 
 from flask_mysqlpool import MySQLPool, Pool, PoolTimeout, get_db, signals
@@ -35,12 +35,6 @@ def heard() -> Iterator[list[tuple[str, Any, dict[str, Any]]]]:
 
             stack.enter_context(signal.connected_to(hear))
         yield heard
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 def test_the_life_of_a_connection_is_told(

@@ -12,14 +12,12 @@ from typing import Any
 
 import pymysql.err
 import pytest
-from conftest import MakeApp, MakePool, local_server, until
-from flask import Flask
+from conftest import MakeApp, MakePool, extension, local_server, until
 
 from flask_mysqlpool import (
     CommitUnknown,
     ConnectionLost,
     ConnectionShared,
-    MySQLPool,
     Pool,
     PoolConfig,
     PooledConnection,
@@ -805,12 +803,6 @@ def test_a_function_that_commits_by_itself_is_told_so(
 
 
 # In Flask
-
-
-def extension(app: Flask) -> MySQLPool:
-    [db] = app.extensions["mysqlpool"]
-    assert isinstance(db, MySQLPool)
-    return db
 
 
 def test_in_a_request_the_block_is_on_its_connection(
