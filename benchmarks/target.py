@@ -126,6 +126,11 @@ class Detour:
         self.target = target
         self._front, self._side, self._server = front, side, front.target
 
+    @property
+    def connections(self) -> int:
+        """All that have been begun so far."""
+        return self._front.connections
+
     def hang(self) -> None:
         self._side.hang()
         self._front.target = self._side.host, self._side.port

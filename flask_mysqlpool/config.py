@@ -10,24 +10,17 @@ is held to the same rules as one read from a mapping. In a fault's text
 from __future__ import annotations
 
 import difflib
-import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from . import convert
-from .errors import ConfigError
 from .hints import FOREIGN
 from .hosts import Place, parse
+from .reader import PLACES, PREFIX, Reader, arguments
 
 if TYPE_CHECKING:
     from pymysql.cursors import Cursor
-
-PREFIX = "MYSQLPOOL_"
-"""What the name of every setting in ``app.config`` begins with."""
-
-_Known = Mapping[str, Field[Any]]
 
 
 def _connect_args(value: Any) -> dict[str, Any]:
@@ -39,20 +32,13 @@ def _connect_args(value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _arguments() -> list[str]:
-    """The names of what pymysql.connect takes."""
-    from pymysql.connections import Connection
-
-    return [*inspect.signature(Connection.__init__).parameters][1:]
-
-
 def _argument_fault(name: object) -> str | None:
     if not isinstance(name, str):
         return "must have text for its keys, the names of arguments"
     if name in _POOL or name in FOREIGN:
         hint = f"write {{{name.upper()}}}" if name in _POOL else FOREIGN[name]
         return f"may not hold {name}: {hint}"
-    known = _arguments()
+    known = arguments()
     if name in known:
         return None
     near = difflib.get_close_matches(name, known, 1)
@@ -295,16 +281,20 @@ class PoolConfig:
         Keys that do not begin with ``prefix`` are left alone; ``name`` is the
         default for ``NAME``. Raises ConfigError, which lists every fault.
         """
-        reader = _Reader(prefix)
+        reader = Reader(_POOL, prefix)
         values = reader.pool(reader.take(mapping, _POOL))
         reader.finish()
         return cls(**({} if name is None else {"name": name}) | values)
 
     def __post_init__(self) -> None:
-        reader, known = _Reader(""), _settings(PoolConfig)
+        reader, known = Reader(_POOL), _settings(PoolConfig)
         reader.written = {key: key for key in known}
         values = {key: getattr(self, key) for key in known}
-        given = {k: v for k, v in values.items() if v is not None or known[k].default}
+        given = {
+            k: v
+            for k, v in values.items()
+            if v is not None or known[k].default is not None
+        }
         values = reader.pool(given)
         reader.finish()
         for key, value in values.items():
@@ -357,7 +347,8 @@ class AppConfig:
         ``name`` is the app's name, the default for ``NAME``. Raises ConfigError,
         which lists every fault.
         """
-        reader, own = _Reader(PREFIX), _settings(cls)
+        own = _settings(cls)
+        reader = Reader(_POOL, PREFIX, own.keys() | {"binds"})
         known = own | _POOL | {"binds": BINDS}
         given = reader.take(mapping, known)
         reader.look_alikes(mapping, known)
@@ -365,7 +356,7 @@ class AppConfig:
         if "max_host_connections" in given and values.get("status_dir", "") is None:
             reader.fault("max_host_connections", "needs {STATUS_DIR}, which is False")
         binds = reader.convert(given, {"binds": BINDS}).get("binds", {})
-        has_place = bool(given.keys() & _PLACES)
+        has_place = bool(given.keys() & PLACES)
         if not (has_place or binds or reader.faults):
             reader.faults.append(_NO_SERVER)
         found = {"default": {"name": name} | reader.pool(given)}
@@ -389,195 +380,10 @@ def _settings(owner: type) -> dict[str, Field[Any]]:
 
 
 _POOL = {"url": URL, **_settings(PoolConfig)}
-_PLACES = {"url", "host", "port", "unix_socket", "user", "password", "database"}
-_PLACES |= {"connect_args"}
-#: What Flask-MySQL-Connector sets by itself.
-_SOMEBODY_ELSES = {"MYSQL_POOL_NAME", "MYSQL_POOL_SIZE", "MYSQL_POOL_RESET_SESSION"}
 _NO_SERVER = (
     f"no server is configured: set {PREFIX}URL (or {PREFIX}HOST, …) before"
     " MySQLPool(app) or init_app(app)"
 )
-# A password None may be what the environment made of "null", so it unsets nothing.
-_OPTIONAL = {k for k, f in _POOL.items() if f.default is None} - {"password"}
-
-
-class _Reader:
-    """Turns what one mapping holds into values, and collects every fault."""
-
-    def __init__(self, prefix: str, bind: str = "") -> None:
-        self.prefix = prefix
-        self.bind = bind
-        self.written: dict[str, str] = {}
-        self.from_url: set[str] = set()
-        self.broken: set[str] = set()
-        self.faults: list[str] = []
-
-    def key(self, name: str) -> str:
-        """The setting as the user wrote it, or would have to."""
-        return self.written.get(name, self.spelled(name.upper()))
-
-    def spelled(self, written: str) -> str:
-        if not self.bind:
-            return self.prefix + written
-        return f'{PREFIX}BINDS["{self.bind}"]["{written}"]'
-
-    def spell(self, text: str) -> str:
-        """Names of settings filled in, to be written: what the URL says, by a key."""
-
-        def key(name: str) -> str:
-            plain = name in self.from_url
-            return self.spelled(name.upper()) if plain else self.key(name)
-
-        return re.sub(r"\{([A-Z_]+)\}", lambda m: key(m[1].lower()), text)
-
-    def fault(self, name: str, text: str, got: str = "") -> None:
-        self.broken.add(name)
-        variable = f"BINDS__{self.bind}__" * bool(self.bind) + name.upper()
-        text = self.spell(text).replace("{}", variable)
-        got = f" (got {got})" if got and name not in self.from_url else ""
-        self.faults.append(f"{self.key(name)} {text}{got}")
-
-    def unknown(self, key: str, name: str, known: _Known) -> None:
-        """Say what to write instead of a name that is nobody's, or another's."""
-        hint = self.hint(name, known)
-        self.faults.append(f"{key} is not a setting{hint and ': '}{hint}")
-
-    def hint(self, name: str, known: _Known) -> str:
-        bare = re.sub(r"^((mysql|mysqlpool|sqlalchemy|database)_)+", "", name)
-        if self.bind and name in {"binds", *_settings(AppConfig)}:
-            return f"write {PREFIX}{name.upper()}, which is for the whole app"
-        near = difflib.get_close_matches(name, known, 1)
-        hint = FOREIGN.get(name) or FOREIGN.get(bare) or ""
-        if not hint and bare in known:
-            hint = f"write {{{bare.upper()}}}"
-        elif not hint and bare in _arguments():
-            hint = f"write {{CONNECT_ARGS}} = {{'{bare}': …}}"
-        elif not hint and near:
-            hint = f"write {{{near[0].upper()}}}"
-        return self.spell(hint)
-
-    def look_alikes(self, mapping: Mapping[str, Any], known: _Known) -> None:
-        """Refuse what without our prefix is nobody else's, and would go unheard."""
-        for key, value in mapping.items():
-            alike = re.fullmatch(r"(?i)(mysqlpool|mysql_pool)_(\w+)", str(key))
-            if str(key).startswith(self.prefix) or key in _SOMEBODY_ELSES:
-                continue
-            if str(key).upper() + "_" == self.prefix and isinstance(value, Mapping):
-                text = "write each key of it as a setting, such as {URL}"
-                self.faults.append(f"{key} is not a setting: {self.spell(text)}")
-            elif alike and (hint := self.hint(alike[2].lower(), known)):
-                self.faults.append(f"{key} is not a setting: {hint}")
-
-    def take(self, mapping: Mapping[str, Any], known: _Known) -> dict[str, Any]:
-        """What is given for known settings; every other key is a fault."""
-        given = {}
-        for key, value in mapping.items():
-            if not str(key).startswith(self.prefix):
-                continue
-            written = str(key)[len(self.prefix) :]
-            name, shown = written.lower(), self.spelled(written)
-            right_case = written.isupper() or (written == name and not self.prefix)
-            if name not in known or not right_case:
-                self.unknown(shown, name, known)
-            elif name in self.written:
-                self.fault(name, f"is given twice, also as {shown}")
-            else:
-                self.written[name] = shown
-                given[name] = value
-        return {k: v for k, v in given.items() if v is not None or k not in _OPTIONAL}
-
-    def convert(self, given: Mapping[str, Any], known: _Known) -> dict[str, Any]:
-        values = {}
-        for name in [name for name in known if name in given]:
-            about = known[name].metadata
-            try:
-                values[name] = about["convert"](given[name])
-            except convert.Wrong as wrong:
-                got = _got(given[name], "quiet" in about or "secret" in about)
-                if name == "url" and isinstance(given[name], str):
-                    got = ""
-                for text in wrong.args:
-                    self.fault(name, text, got)
-        return values
-
-    def pool(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The values of one pool. Single keys win over the parts of the URL."""
-        known = _settings(PoolConfig)
-        parts = self.convert(given, {"url": URL}).get("url", {})
-        for name, text in parts.items():
-            label = f"{self.key('url')} ({name})"
-            if name not in known:
-                self.unknown(label, name, known)
-            elif name not in given:
-                given[name] = text
-                self.written[name] = label
-                self.from_url.add(name)
-        values = self.convert(given, known)
-        self.compare({k: f.default for k, f in known.items()} | values)
-        return values
-
-    def finish(self) -> None:
-        if self.faults:
-            raise ConfigError(self.faults)
-
-    def inherit(
-        self, bind: str, settings: Mapping[str, Any], default: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """The values of another pool, which inherits what it leaves out.
-
-        Not all of it: nothing that was meant for another server or another account.
-        """
-        reader = _Reader("", bind)
-        reader.faults = self.faults
-        given = reader.take(settings, _POOL)
-        parts = reader.convert(given, {"url": URL}).get("url", {})
-        own = {*reader.written, *parts}
-        if "url" in own:
-            own |= {"url", "host", "port", "unix_socket"}
-        if own & {"host", "port"}:
-            own.add("unix_socket")
-        if "user" in own:
-            own.add("password")
-        if str(given.get("ssl_mode", "")).upper() == "DISABLED":
-            own |= {"ssl_ca", "ssl_cert", "ssl_key"}
-        if "url" in reader.broken:
-            del given["url"]
-        own |= {"name", "url", "binds", "readers", *self.broken}
-        for name in default.keys() & _POOL.keys() - own:
-            given[name] = default[name]
-            reader.written[name] = self.key(name)
-            reader.from_url |= {name} & self.from_url
-        if not given.keys() & _PLACES and "url" not in reader.broken:
-            reader.faults.append(f"{reader.key('url')} must say where the server is")
-        return reader.pool(given)
-
-    def compare(self, values: Mapping[str, Any]) -> None:
-        """The rules about more than one setting, where each of them is right."""
-        low, high = values["min_size"], values["max_size"]
-        if low > high and not self.broken & {"min_size", "max_size"}:
-            text = f"must be at most {self.key('max_size')}"
-            self.fault("min_size", text, f"{low} and {high}")
-        if low and values["backend"] == "null":
-            self.fault(
-                "min_size", "must be 0 where {BACKEND} is null, which keeps none"
-            )
-        if values["ssl_key"] and not (values["ssl_cert"] or "ssl_cert" in self.broken):
-            self.fault("ssl_key", "needs {SSL_CERT} beside it")
-        if values["max_lag"] is not None and "replica" not in values["target"]:
-            self.fault("max_lag", "needs {TARGET} to be replica or prefer-replica")
-        if values["unix_socket"] and "," in values["host"]:
-            self.fault("host", "must be one where {UNIX_SOCKET} is set")
-        for name in ("ssl_ca", "ssl_cert", "ssl_key"):
-            if values[name] and values["ssl_mode"] == "DISABLED":
-                self.fault(name, "must be left out where {SSL_MODE} is DISABLED")
-
-
-def _got(value: object, quiet: bool) -> str:
-    plain = value is None or isinstance(value, bool | int | float | str)
-    # What has an @ in it may be a URL with a password.
-    if quiet or not plain or "@" in str(value):
-        return f"a value of type {type(value).__name__}"
-    return f"{value!r:.60}"
 
 
 def _shown(value: Any, secret: bool) -> object:

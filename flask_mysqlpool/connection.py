@@ -1,29 +1,21 @@
-"""One session with the server: how it is opened, checked, cleaned and ended.
+"""One session with the server: its set-up, what was done in it, and its cleaning.
 
-This module and :mod:`.handle`, which is what a caller sees of a session, are the only
-ones that know PyMySQL; this one alone knows DBUtils' ``SteadyDB``.
+What a statement leaves behind is noted when it is executed. So is what ends the
+transaction of a block, or might have: that is what keeps a block all or nothing.
 """
 
 from __future__ import annotations
 
-import copy
-import os
-import socket
-import struct
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from os import getpid
 from typing import Any
 
-import pymysql
-from dbutils.steady_db import SteadyDBConnection
 from pymysql.constants import CLIENT, COMMAND, CR, ER, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .config import PoolConfig
 from .errors import TransactionError
 from .leaks import Stack
+from .link import Link
 from .residue import (
     DOUBTFUL,
     ELSEWHERE,
@@ -40,13 +32,6 @@ from .residue import (
     within_block,
 )
 from .stats import Times
-from .wire import bounded, dial, glance, watch
-
-#: The DB-API module that the pool is built on.
-DRIVER = pymysql
-
-#: Error numbers after which the server has closed the connection, or will.
-LOST = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2045, 2055, 4031})
 
 #: Error numbers of a server that has become a replica: ours should move on.
 READ_ONLY = frozenset({1290, 1792, 1836})
@@ -87,20 +72,8 @@ _RESIDUE_OF = {
 }
 
 
-#: Readers of sockets that belong to a parent process, kept from being finalized.
-_INHERITED: list[Any] = []
-
-
 class AnotherRole(OperationalError):
     """The server is a primary where a replica is wanted, or the other way round."""
-
-
-class _NeverRaised(Exception):
-    """Tells SteadyDB which errors to fail over on: none.
-
-    Its failover executes the statement again, on a new connection and outside
-    the transaction that the first one was in.
-    """
 
 
 def _query(statement: bytes) -> tuple[int, bytes]:
@@ -112,35 +85,12 @@ def _may_be_in_transaction(status: int) -> bool:
     return bool(status & _IN_TRANSACTION or not status & _AUTOCOMMIT)
 
 
-class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
-    """One session with the server, and what its pool has to remember about it.
-
-    A ``SteadyDBConnection`` in kind, so that it is what DBUtils expects; nothing of
-    its failover is left.
-    """
+class PhysicalConnection(Link):
+    """One session with the server, and what its pool has to remember about it."""
 
     def __init__(self, config: PoolConfig, arguments: dict[str, Any]) -> None:
         self.config = config
-        #: Used by nobody but this process.
-        self.pid = getpid()
-        #: The error that ended the session, once one has, and whether it says that the
-        #: server went away, rather than that we lost patience with it.
-        self.lost: BaseException | None = None
-        self.is_disconnected = False
-        #: Whether the server has said that it is not, or no longer, the right one.
-        self.is_demoted = False
-        #: When it was last asked how far it is behind.
-        self.lag_checked = float("inf")
-        #: Whether it was read-only when this was opened, if that was asked.
-        self.is_replica = False
-        #: What its borrower may have left in the session.
-        self.residue = NONE
-        #: Why it should go when it comes back, although it works, if it should.
-        self.retired = ""
-        #: Its place among the connections of this host, if they are counted; kept
-        #: for as long as the socket is open.
-        self.slot: object = None
-        #: Times in `time.monotonic()` seconds.
+        # What its pool remembers of it. Times are in `time.monotonic()` seconds.
         self.opened = self.since = time.monotonic()
         self.expires = float("inf")
         self.generation = 0
@@ -153,6 +103,20 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.times = Times()
         #: Of the handle that vanished without returning it: endpoint and stack.
         self.dropped_by: tuple[str | None, Stack] | None = None
+        #: Why it should go when it comes back, although it works, if it should.
+        self.retired = ""
+        # What is known of the server.
+        #: Whether it was read-only when this was opened, if that was asked.
+        self.is_replica = False
+        #: Whether it has said that it is not, or no longer, the right one.
+        self.is_demoted = False
+        #: When it was last asked how far it is behind.
+        self.lag_checked = float("inf")
+        # What is known of the session.
+        #: What its borrower may have left in it.
+        self.residue = NONE
+        #: Whether rows were changed since the last clean-up.
+        self.has_written = False
         #: Rows that the open transaction has changed, and how many were ended so far.
         self.changed = self.transactions = 0
         #: Which of them a block is; None outside of blocks.
@@ -161,22 +125,14 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         self.doubt = HARMLESS
         #: Whether some of the block may have been committed, and cannot be undone.
         self.may_be_committed = False
-        #: Whether rows were changed since the last clean-up.
-        self.has_written = False
         #: Whether it was lost with a COMMIT on its way, or the server lost that.
         self.lost_in_commit = False
-        #: Commands that were sent and whose answers were not read yet.
-        self.unanswered = 0
-        super().__init__(pymysql, failures=(_NeverRaised,), ping=0, **arguments)
-        # Tracing wraps what pymysql.connect returns in a transparent proxy; it
-        # gets to make the cursors, and the protocol is spoken on the real thing.
-        self.raw: Any = getattr(self._con, "__wrapped__", self._con)
-        self.traced = self.raw is not self._con
+        super().__init__(arguments)
 
     def open(self, deadline: float) -> None:
         """Connect and set the session up; see :meth:`Connector.connect`."""
         try:
-            self._connect(deadline)
+            self.establish(deadline)
             raw = self.raw
             self._setup = self._commands_for_setup()
             self._charset = raw.charset, raw.encoding, raw.collation
@@ -196,27 +152,6 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         except BaseException:
             self.abandon()
             raise
-
-    def _connect(self, deadline: float) -> None:
-        raw = self.raw
-        try:
-            sock = dial(raw, deadline)
-        except OSError as error:
-            raise OperationalError(
-                CR.CR_CONN_HOST_ERROR,
-                f"Can't connect to MySQL server on {raw.unix_socket or raw.host!r}"
-                f" ({error})",
-            ) from error
-        # connect() would spend a round trip on SET NAMES alone.
-        raw.set_character_set = lambda *_: None
-        try:
-            with bounded(raw, deadline):
-                raw.connect(sock)
-        finally:
-            del raw.set_character_set
-        self._socket_is = _identity(raw._sock.fileno())
-        self._readable = watch(raw._sock)
-        self._has_news = glance(raw._sock)
 
     def _check_target(self, variables: dict[str, str]) -> None:
         """Whether the server has the role that is wanted, by what it says."""
@@ -246,62 +181,6 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         if config.read_only:
             statements.append("SET SESSION TRANSACTION READ ONLY")
         return [_query(text.encode(raw.encoding)) for text in statements]
-
-    def write(self, commands: Sequence[tuple[int, bytes]]) -> bool:
-        """Send commands in one piece, without waiting for room or for answers.
-
-        False if the network would not take them at once; the connection is then
-        of no further use.
-        """
-        raw = self.raw
-        data = b"".join(
-            struct.pack("<iB", len(payload) + 1, command) + payload
-            for command, payload in commands
-        )
-        try:
-            raw._sock.settimeout(0.0)
-            raw._current_timeout = 0.0
-            complete = bool(raw._sock.send(data) == len(data))
-        except OSError as error:
-            self.failed(error)
-            return False
-        self.unanswered += len(commands)
-        return complete
-
-    def read_answers(self, deadline: float) -> Any:
-        """Read the answers to what :meth:`write` sent; PyMySQL's results, one each.
-
-        Raises what the server answers; a 2013 if it has not done so by the deadline.
-        """
-        patience = max(deadline - time.monotonic(), 0.0)
-        answered = self._readable(patience * 1000)
-        return self.attempt(self._read_answers if answered else _no_answer, deadline)
-
-    def _read_answers(self, deadline: float) -> Any:
-        raw = self.raw
-        answers = []
-        with bounded(raw, deadline):
-            while self.unanswered:
-                raw._next_seq_id = 1
-                raw._read_query_result()
-                while raw._result.has_next:
-                    raw.next_result()
-                self.unanswered -= 1
-                answers.append(raw._result)
-        raw._result = None
-        return answers
-
-    def is_alive(self) -> bool:
-        """Whether the server still holds its end open; costs no round trip.
-
-        A server says nothing unasked, so an idle connection with something to read
-        has been closed, killed, timed out, or is out of step.
-        """
-        return self.raw._sock is not None and not self._has_news()
-
-    def is_answered(self) -> bool:
-        """Whether the answers to what was written have begun to come."""
-        return not self.unanswered or bool(self._has_news())
 
     def execute(self, statement: str | bytes, unbuffered: bool) -> int:
         """Execute, and remember what this leaves behind in the session."""
@@ -442,14 +321,6 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             self.lost_in_commit = lost and code != CR.CR_SERVER_GONE_ERROR
             raise
 
-    def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Call into the driver and judge what comes out of it."""
-        try:
-            return call(*args)
-        except BaseException as error:
-            self.failed(error)
-            raise
-
     def _finish_stream(self) -> None:
         """Read the rows that a closed cursor left: they stand before the next reply.
 
@@ -459,30 +330,15 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         if result is not None and getattr(result, "unwanted", False):
             result._finish_unbuffered_query()
 
-    def failed(self, error: BaseException) -> None:
-        """Judge an error that came out of the driver.
-
-        An error that the server reported leaves the two in step. Anything else (a
-        timeout, an interrupt, a reply that could not be decoded) may have left
-        half a reply unread, and then there is no way back.
-        """
-        code = error.args[0] if error.args else None
-        if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
-            if self.block is not None:
-                self._note_failure_in_block(error, code)
-            elif code in ROLLED_BACK:
-                self._transaction_ended()
-            if code in READ_ONLY or code in NOT_READY:
-                self.retired = self.retired or "invalidated"
-                self.is_demoted = code in NOT_READY or self.config.target == "primary"
-            self.residue |= SESSION  # SHOW WARNINGS, which the next should not see
-            return
-        if self.lost is None:
-            self.is_disconnected = _tells_of_a_disconnect(error)
-            # A traceback would keep alive the frames that it went through, and with
-            # them the handle, which could then never be found to have been dropped.
-            self.lost = without_traceback(error)
-        self.abandon()
+    def reported(self, error: MySQLError, code: Any) -> None:
+        if self.block is not None:
+            self._note_failure_in_block(error, code)
+        elif code in ROLLED_BACK:
+            self._transaction_ended()
+        if code in READ_ONLY or code in NOT_READY:
+            self.retired = self.retired or "invalidated"
+            self.is_demoted = code in NOT_READY or self.config.target == "primary"
+        self.residue |= SESSION  # SHOW WARNINGS, which the next should not see
 
     def _note_failure_in_block(self, error: MySQLError, code: Any) -> None:
         if self.doubt is DOUBTFUL:
@@ -501,19 +357,6 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
         """Take nothing to be uncommitted any more."""
         self.residue &= ~_TRANSACTIONS
         self.changed = 0
-
-    def ping(self, deadline: float) -> None:
-        """Make the server answer, at the price of a round trip.
-
-        Raises a 2013 if it does not do so by the deadline.
-        """
-        self.write([(COMMAND.COM_PING, b"")])
-        try:
-            self.read_answers(deadline)
-        except MySQLError:
-            # That takes the server no time, so it must be out of reach.
-            self.is_disconnected = True
-            raise
 
     def check_lag(self, deadline: float) -> None:
         """Make sure that the replica is not further behind than ``MAX_LAG``.
@@ -592,78 +435,9 @@ class PhysicalConnection(SteadyDBConnection):  # type: ignore[misc]
             role = raw.escape(role)
         return str(role).encode(raw.encoding)
 
-    def _close(self) -> None:
-        """Say goodbye, without waiting, and close. SteadyDB's close() calls this."""
-        if self.pid == getpid() and self.raw._sock is not None:
-            self.write([(COMMAND.COM_QUIT, b"")])
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Close this process's end of the socket without a word to the server."""
-        raw = self.raw
-        result = raw._result
-        if result is not None:
-            # Otherwise its finalizer would go on reading.
-            result.unbuffered_active = False
-        if self.pid == getpid():
-            raw._force_close()
-        elif raw._sock is not None:
-            # A thread of the parent may have been reading at the fork. Here it will
-            # never end, and closing the buffered reader would wait for it.
-            sock, raw._sock = raw._sock, None
-            _INHERITED.append(raw._rfile)
-            raw._rfile = None
-            number = sock.detach()
-            # The child may have closed all that it inherited, and opened other files.
-            with suppress(OSError):
-                if _identity(number) == self._socket_is:
-                    os.close(number)
-        self._closed = True
-        self.slot = None
-
-    def interrupt(self) -> None:
-        """End the connection under the thread that is reading from it."""
-        with suppress(OSError, AttributeError):
-            self.raw._sock.shutdown(socket.SHUT_RDWR)
-
-    def __del__(self) -> None:
-        """Do nothing: a finalizer may run in a forked child, or under the lock.
-
-        PyMySQL's own closes the descriptor.
-        """
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    about = os.fstat(descriptor)
-    return about.st_dev, about.st_ino
-
-
-def without_traceback(error: BaseException) -> BaseException:
-    """A copy that keeps no frame alive, and that may be raised in another thread."""
-    try:
-        return copy.copy(error).with_traceback(None)
-    except Exception:
-        return RuntimeError(repr(error))
-
 
 def _gone() -> None:
     raise OperationalError(
         CR.CR_SERVER_GONE_ERROR,
         "MySQL server has gone away (before COMMIT was sent)",
     )
-
-
-def _no_answer(deadline: float) -> None:
-    try:
-        raise TimeoutError("no answer")
-    except TimeoutError as error:
-        raise OperationalError(
-            CR.CR_SERVER_LOST, f"Lost connection to MySQL server ({error})"
-        ) from error
-
-
-def _tells_of_a_disconnect(error: BaseException) -> bool:
-    if isinstance(error, OperationalError):
-        impatient = isinstance(error.__context__, TimeoutError)
-        return bool(error.args) and error.args[0] in LOST and not impatient
-    return isinstance(error, ConnectionError)

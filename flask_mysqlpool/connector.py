@@ -64,41 +64,53 @@ class Connector:
         if len(self.hosts) == 1:
             [place] = self.hosts
             return self._open_at(place, password, deadline)
-        faults: list[str] = []
-        kind = OperationalError
-        rotates = callable(self.config.password)
-        spare: PhysicalConnection | None = None
+        return self._search(password, deadline)
+
+    def _search(self, password: str | None, deadline: float) -> PhysicalConnection:
+        """Try the hosts in their order, each for its share of the time."""
+        refusals: list[tuple[Place, OperationalError]] = []
+        second_best: PhysicalConnection | None = None
         try:
             for tried, place in enumerate(self.hosts):
                 share = (deadline - monotonic()) / (len(self.hosts) - tried)
-                try:
-                    found = self._open_at(place, password, monotonic() + share)
-                except OperationalError as error:
-                    # Accounts reach replicas later than the primary.
-                    refused = error.args[0] == ER.ACCESS_DENIED_ERROR
-                    if error.args[0] not in ELSEWHERE and not (refused and rotates):
-                        raise
-                    self._note(place, error)
-                    if isinstance(error, AnotherRole) or error.args[0] in NOT_READY:
-                        kind = AnotherRole
-                    faults.append(f"{place}: {error.args[1]}")
-                    last = error
+                found = self._try(place, password, monotonic() + share, refusals)
+                if found is None:
                     continue
-                self.hosts.works(place)
                 if found.is_replica or self.config.target != "prefer-replica":
                     return found
-                if spare is None:
-                    spare = found
+                if second_best is None:
+                    second_best = found
                 else:
                     found.close()
-            if spare is not None:
-                found, spare = spare, None
+            if second_best is not None:
+                found, second_best = second_best, None
                 return found
         finally:
-            if spare is not None:
-                spare.close()
-        text = f"No host can be used ({'; '.join(faults)})"
-        raise kind(last.args[0], text) from last
+            if second_best is not None:
+                second_best.close()
+        raise _none_will_do(refusals)
+
+    def _try(
+        self,
+        place: Place,
+        password: str | None,
+        deadline: float,
+        refusals: list[tuple[Place, OperationalError]],
+    ) -> PhysicalConnection | None:
+        """None, with the refusal noted, if another host may do."""
+        try:
+            found = self._open_at(place, password, deadline)
+        except OperationalError as error:
+            # Accounts reach replicas later than the primary.
+            denied = error.args[0] == ER.ACCESS_DENIED_ERROR
+            too_early = denied and callable(self.config.password)
+            if error.args[0] not in ELSEWHERE and not too_early:
+                raise
+            self._note(place, error)
+            refusals.append((place, error))
+            return None
+        self.hosts.works(place)
+        return found
 
     def _note(self, place: Place, error: OperationalError) -> None:
         if isinstance(error, AnotherRole):
@@ -168,3 +180,17 @@ class Connector:
         if mode not in ("VERIFY_CA", "VERIFY_IDENTITY"):
             context.verify_mode = ssl.CERT_NONE
         return context
+
+
+def _none_will_do(refusals: list[tuple[Place, OperationalError]]) -> OperationalError:
+    """One error for all hosts; of a kind that is worth waiting for, if one is."""
+    passing = any(
+        isinstance(error, AnotherRole) or error.args[0] in NOT_READY
+        for _, error in refusals
+    )
+    kind = AnotherRole if passing else OperationalError
+    last = refusals[-1][1]
+    said = "; ".join(f"{place}: {error.args[1]}" for place, error in refusals)
+    failure = kind(last.args[0], f"No host can be used ({said})")
+    failure.__cause__ = last
+    return failure

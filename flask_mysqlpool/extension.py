@@ -1,68 +1,37 @@
-""":class:`MySQLPool`: where Flask's contexts meet the pools.
-
-A connection lives in ``flask.g``, under the request context that asked for it. Up to
-Flask 3.1 one application context, and so one ``g``, can serve several requests: those
-of a test client inside a pushed context, or those that follow an abandoned stream on
-the same thread. Each must get, and give back, a connection of its own.
-"""
+""":class:`MySQLPool`: where Flask's contexts meet the pools."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import logging
-import os
-import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
-import flask.globals
 from flask import Flask, current_app
-from flask.ctx import AppContext
 from flask.globals import app_ctx
 from werkzeug.exceptions import ServiceUnavailable
 
-from . import cli, signals
-from .backends import make_pool
-from .board import Board
-from .config import AppConfig, PoolConfig
-from .errors import ConfigError, PoolFull, PoolTimeout
+from . import cli
+from .config import AppConfig
+from .errors import PoolFull, PoolTimeout
 from .handle import PooledConnection
 from .health import Health, examine
 from .pool import Pool
-from .presence import Presence
-from .recording import RecordedQuery, make_recorder
-from .stats import Observer, PoolStats
+from .recording import RecordedQuery
+from .state import QUERIES_IN_G, State, app_context, endpoint_of, request_context
+from .stats import PoolStats
 from .transaction import run_in_transaction, transaction
-
-log = logging.getLogger(__name__)
 
 #: Under this key in ``app.extensions``: ``{MySQLPool: its state for the app}``.
 KEY = "mysqlpool"
-#: Under this one in ``g``: what each of these states has checked out.
-KEY_IN_G = "_mysqlpool"
-#: And under this one: what was executed.
-QUERIES_IN_G = "_mysqlpool_queries"
-#: The last so many.
-RECORDED = 1000
 
 #: What a client that was refused for lack of connections is told to wait.
 RETRY_AFTER = 1  # second
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class _Held(dict[str, PooledConnection]):
-    """What one request has taken, by bind. Threads may share a request."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lock = threading.Lock()
 
 
 class MySQLPool:
@@ -90,8 +59,7 @@ class MySQLPool:
                 " or not at all after MySQLPool(app)"
             )
         config = AppConfig.from_mapping(app.config, name=app.name)
-        state = _State(config, _board(app, config), app, len(states))
-        states[self] = state
+        states[self] = state = State(config, app, len(states))
         self._apps.add(app)
         app.teardown_request(state.release_request)
         app.teardown_appcontext(state.release_all)
@@ -105,8 +73,8 @@ class MySQLPool:
         if config.cli is not None:
             app.cli.add_command(cli.create_group(config.cli))
 
-    def _state(self, app: Flask | None = None) -> _State:
-        app = app or _app_context().app
+    def _state(self, app: Flask | None = None) -> State:
+        app = app or app_context().app
         states = _states(app)
         if self not in states:
             raise RuntimeError(
@@ -153,10 +121,10 @@ class MySQLPool:
         """
         state = self._state(app)
         if readonly:
-            bind = state.config.pools[bind].readers or bind
+            bind = state.readers(bind) or bind
         endpoint = None
         if app is None:
-            endpoint = _endpoint(_app_context(), _request_context())
+            endpoint = endpoint_of(app_context(), request_context())
         return state.pool(bind).connection(timeout=timeout, endpoint=endpoint)
 
     @contextmanager
@@ -284,237 +252,8 @@ class MySQLPool:
         return list(self.pools.values()) if bind is None else [self.pool(bind)]
 
 
-class _State:
-    """What one :class:`MySQLPool` has for one app."""
-
-    def __init__(
-        self, config: AppConfig, board: Board | None, app: Flask, number: int
-    ) -> None:
-        self.config = config
-        self.board = board
-        self._app = app
-        # Commands tell the pools of a second MySQLPool in one app by a number.
-        self._suffix = f"-{number + 1}" if number else ""
-        self._pools: dict[str, Pool] = {}
-        self._observers: list[Observer] = []
-
-    def pool(self, bind: str) -> Pool:
-        pool = self._pools.get(bind)
-        if pool is None:
-            try:
-                config = self.config.pools[bind]
-            except KeyError:
-                known = ", ".join(map(repr, self.config.pools))
-                message = f"no bind is called {bind!r}; configured: {known}"
-                raise ConfigError([message]) from None
-            # A pool that has opened nothing costs nothing, so whoever comes second
-            # here throws his away.
-            pool = self._pools.setdefault(bind, self._make(bind, config))
-        return pool
-
-    def pools_in_use(self) -> list[Pool]:
-        """Those that somebody has asked for."""
-        return list(self._pools.values())
-
-    def named_pools(self) -> list[tuple[str, Pool]]:
-        """The same, with what the commands call them."""
-        return [(f"{b}{self._suffix}", pool) for b, pool in self._pools.items()]
-
-    def observe(self, observer: Observer) -> None:
-        """Have this told of every event in every pool, also in those to come."""
-        self._observers.append(observer)
-        for pool in self.pools_in_use():
-            pool.add_observer(observer)
-
-    def published(self) -> dict[str, PoolConfig]:
-        """The pools, by what the commands call them."""
-        return {f"{b}{self._suffix}": pool for b, pool in self.config.pools.items()}
-
-    def _make(self, bind: str, config: PoolConfig) -> Pool:
-        pool = make_pool(config)
-        pool.recorder = make_recorder(config, _keep)
-        for observer in self._observers:
-            pool.add_observer(observer)
-        signals.attach(pool, self._app, bind + self._suffix)
-        if self.board is not None:
-            Presence(
-                pool,
-                self.board,
-                app=self._app.name,
-                bind=bind + self._suffix,
-                silent=_is_own_command(self.config.cli),
-            )
-        return pool
-
-    def forget(self, pool: Pool) -> None:
-        for bind, known in tuple(self._pools.items()):
-            # What stands in for a pool in a test stays.
-            if known is pool and isinstance(pool, Pool):
-                del self._pools[bind]
-
-    def reader(self, bind: str) -> str:
-        """The bind to read from instead of this one, in the current request."""
-        readers = self.config.pools[bind].readers if bind in self.config.pools else None
-        held = self._all_held(_app_context()).get(_request_context(), _Held())
-        if readers is None or (bind in held and held[bind].may_have_written):
-            return bind
-        return readers
-
-    def get_db(self, bind: str) -> PooledConnection:
-        context, key = _app_context(), _request_context()
-        all_held = self._all_held(context)
-        held = all_held.get(key)
-        if held is None:
-            held = all_held.setdefault(key, _Held())
-        connection = held.get(bind)
-        if connection is not None and not connection.returned:
-            return connection
-        taken = self.pool(bind).connection(endpoint=_endpoint(context, key))
-        with held.lock:
-            connection = held.get(bind)
-            if connection is None or connection.returned:
-                held[bind] = connection = taken
-        if connection is not taken:
-            # A thread with a copy of this context was faster.
-            taken.close()
-        return connection
-
-    def close_db(self, bind: str | None) -> None:
-        held = self._all_held(_app_context()).get(_request_context(), _Held())
-        for name in [bind] if bind is not None else list(held):
-            if name in held:
-                held.pop(name).close()
-
-    def _all_held(self, context: AppContext) -> dict[Any, _Held]:
-        """The connections in ``g``, by request context and bind."""
-        values: dict[str, Any] = context.g.__dict__
-        by_state = values.get(KEY_IN_G) or values.setdefault(KEY_IN_G, {})
-        held: dict[Any, _Held] = by_state.get(self) or by_state.setdefault(self, {})
-        return held
-
-    @contextmanager
-    def closing(self) -> Iterator[None]:
-        """A block at whose end is returned what it has taken."""
-        all_held, key = self._all_held(_app_context()), _request_context()
-        before = list(all_held.get(key, _Held()).values())
-        before = [handle for handle in before if not handle.returned]
-        thread = threading.get_ident()
-        try:
-            yield
-        finally:
-            held = all_held.get(key, _Held())
-            # A thread that shares the context may be using what it has taken.
-            own = [
-                bind
-                for bind, handle in list(held.items())
-                if handle not in before and handle.holder in (None, thread)
-            ]
-            _release([held.pop(bind) for bind in own])
-
-    def release_request(self, error: BaseException | None = None) -> None:
-        """Return what the request that ends has taken. Never raises."""
-        if all_held := self._all_held(_app_context()):
-            if held := all_held.pop(_request_context(), None):
-                _release(held.values(), error)
-
-    def release_all(self, error: BaseException | None = None) -> None:
-        """Return what is left at the end of the application context. Never raises."""
-        if not app_ctx:
-            return  # of a stream, dropped on a thread that has nothing to do with it
-        all_held = self._all_held(_app_context())
-        while all_held:
-            _release(all_held.popitem()[1].values(), error)
-
-
-def _keep(query: RecordedQuery) -> None:
-    if app_ctx:
-        queries = app_ctx.g.__dict__.setdefault(QUERIES_IN_G, deque(maxlen=RECORDED))
-        queries.append(query)
-
-
-def get_recorded_queries() -> list[RecordedQuery]:
-    """What the current request, or application context, has executed so far.
-
-    Empty unless ``MYSQLPOOL_RECORD_QUERIES`` is set. :exc:`RuntimeError` without an
-    application context.
-    """
-    return list(_app_context().g.__dict__.get(QUERIES_IN_G, ()))
-
-
-def _release(
-    held: Iterable[PooledConnection], error: BaseException | None = None
-) -> None:
-    for connection in held:
-        try:
-            if connection.changed and error is None:
-                _warn_of_rollback(connection)
-            connection.close()
-        except Exception as error:
-            log.warning("a connection was discarded instead of returned: %s", error)
-
-
-def _warn_of_rollback(connection: PooledConnection) -> None:
-    app = _app_context().app
-    if app.debug:
-        app.logger.warning(
-            "%s changed %d rows and did not commit: they are rolled back; call"
-            " commit(), or use 'with db.transaction():'",
-            connection.endpoint or "outside of a request, something",
-            connection.changed,
-        )
-
-
-def _request_context() -> Any:
-    """The key of the current request; None outside of one.
-
-    From Flask 3.2 on every request has an application context, and a ``g``, to itself.
-    """
-    context = vars(flask.globals).get("request_ctx")
-    return context._get_current_object() if context else None
-
-
-def _endpoint(context: AppContext, request_context: Any) -> str | None:
-    """What the current request is for; None outside of one."""
-    if request_context is None:
-        if not getattr(context, "has_request", False):
-            return None
-        request_context = context
-    endpoint: str | None = request_context.request.endpoint
-    return endpoint
-
-
-def _board(app: Flask, config: AppConfig) -> Board | None:
-    if config.status_dir is None:
-        return None
-    return Board(os.path.join(app.instance_path, config.status_dir))
-
-
-def _is_own_command(group: str | None) -> bool:
-    """Whether this process is ``flask mysqlpool …``, and no worker of the site.
-
-    Importing the app may use the pool; were that paused, nothing could resume it.
-    """
-    from_cli = os.environ.get("FLASK_RUN_FROM_CLI") == "true"
-    return from_cli and group in sys.argv[1:]
-
-
-def _app_context() -> AppContext:
-    """The context that the proxies ``g``, ``current_app`` and ``app_ctx`` look for.
-
-    They do so at every step, which takes longer than all else that is done here.
-    """
-    try:
-        return app_ctx._get_current_object()  # type: ignore[attr-defined,no-any-return]
-    except RuntimeError:
-        raise RuntimeError(
-            "the connection pool belongs to an app, and none is active here; work"
-            " inside a view, or a command with @with_appcontext, or use"
-            " 'with app.app_context():'"
-        ) from None
-
-
-def _states(app: Flask) -> dict[MySQLPool, _State]:
-    states: dict[MySQLPool, _State] = app.extensions.get(KEY, {})
+def _states(app: Flask) -> dict[MySQLPool, State]:
+    states: dict[MySQLPool, State] = app.extensions.get(KEY, {})
     if not states:
         raise RuntimeError(
             f"the app {app.name!r} has no connection pool; create one with"
@@ -523,8 +262,8 @@ def _states(app: Flask) -> dict[MySQLPool, _State]:
     return states
 
 
-def _only_state() -> _State:
-    states = _states(_app_context().app)
+def _only_state() -> State:
+    states = _states(app_context().app)
     if len(states) > 1:
         raise RuntimeError(
             f"the app {current_app.name!r} has {len(states)} MySQLPool objects;"
@@ -543,6 +282,15 @@ def get_db(bind: str = "default", *, readonly: bool = False) -> PooledConnection
 def close_db(bind: str | None = None) -> None:
     """:meth:`MySQLPool.close_db` of the current app's only :class:`MySQLPool`."""
     _only_state().close_db(bind)
+
+
+def get_recorded_queries() -> list[RecordedQuery]:
+    """What the current request, or application context, has executed so far.
+
+    Empty unless ``MYSQLPOOL_RECORD_QUERIES`` is set. :exc:`RuntimeError` without an
+    application context.
+    """
+    return list(app_context().g.__dict__.get(QUERIES_IN_G, ()))
 
 
 def _unavailable(error: PoolTimeout | PoolFull) -> Any:

@@ -1,4 +1,4 @@
-"""What a caller holds between checkout and return: a connection and its cursors.
+"""What a caller holds between checkout and return: a connection.
 
 A handle is made for each checkout and is dead afterwards, and so are its cursors, which
 know the session only through it. The session itself goes on to the next handle.
@@ -6,19 +6,19 @@ know the session only through it. The session itself goes on to the next handle.
 
 from __future__ import annotations
 
-import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable
 from os import getpid
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from pymysql.connections import Connection
-from pymysql.cursors import Cursor, SSCursor
-from pymysql.err import MySQLError, ProgrammingError
+from pymysql.cursors import Cursor
+from pymysql.err import MySQLError
 
-from .connection import PhysicalConnection, without_traceback
+from . import cursors
+from .connection import PhysicalConnection
 from .errors import (
     ConnectionLost,
     ConnectionReturned,
@@ -27,12 +27,11 @@ from .errors import (
     TransactionError,
 )
 from .leaks import Stack
+from .link import without_traceback
 from .recording import Recorder
 from .residue import TRANSACTION
 
 C = TypeVar("C", bound=Cursor)
-
-_ROLLBACK = re.compile(rb"\s*rollback(?:\s+work)?[\s;]*", re.IGNORECASE)
 
 
 class _Pool(Protocol):
@@ -374,19 +373,20 @@ class PooledConnection(_Face):
         """A new cursor of the given class, by default that of ``CURSORCLASS``."""
         con = self._con or self._attached()
         cls = cursor or self.cursorclass or con.raw.cursorclass
-        bound = _BOUND.get(cls) or _bound_cursor(cls)
+        # By their module, for of a name that is imported a method is found more slowly.
+        bound = cursors.BOUND.get(cls) or cursors.bound_class(cls)
         if self._pool.recorder is not None:
-            bound = _RECORDING.get(bound) or _recording_cursor(bound)
+            bound = cursors.RECORDING.get(bound) or cursors.recording_class(bound)
         if con.traced:
             return con.dbapi_connection.cursor(lambda _: bound(self))
         return bound(self)
 
     def thread_id(self) -> int:
         """The server's number for this connection, as in its process list."""
-        return self._peek().thread_id()  # type: ignore[no-any-return]
+        return self._attached().raw.thread_id()  # type: ignore[no-any-return]
 
     def escape(self, obj: object, mapping: Any = None) -> str:
-        return self._peek().escape(obj, mapping)  # type: ignore[no-any-return]
+        return self._attached().raw.escape(obj, mapping)  # type: ignore[no-any-return]
 
     @property
     def may_have_written(self) -> bool:
@@ -418,10 +418,6 @@ class PooledConnection(_Face):
             self._leave()
         return con
 
-    def _peek(self) -> Any:
-        """PyMySQL's own object, for what needs no server."""
-        return self._attached().raw
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -442,162 +438,13 @@ class PooledConnection(_Face):
         state = "returned" if con is None else f"thread {con.raw.thread_id()}"
         return f"<PooledConnection of {self._pool.name!r}: {state}>"
 
-    def __del__(self) -> None:
-        # The network is not allowed here: this may run at any moment, in a thread
-        # that is in the middle of something with the pool.
+    def __del__(self, at_exit: Callable[[], bool] = sys.is_finalizing) -> None:
+        # The network is not allowed here: this may run in a thread that is in the
+        # middle of something with the pool. At exit, modules have lost their imports.
         con = self._con
-        if con is not None and con.pid == getpid():
+        if con is not None and not at_exit() and con.pid == getpid():
             message = f"{self!r} was never returned"
             self._con = None
             con.dropped_by = self.endpoint, self.stack
             self._pool.dropped(con)
             warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
-
-
-class _BoundCursor(Cursor):
-    """Makes a cursor end with the checkout of its connection."""
-
-    connection: Any
-    _executed: Any
-    _result: Any
-    _unbuffered = False
-
-    def _query(self, q: str | bytes) -> int:
-        # PyMySQL's, but alone in the connection until the result is the cursor's.
-        handle = self._get_db()  # type: ignore[attr-defined]
-        try:
-            con = handle._enter()
-        except ConnectionLost:
-            if not _ROLLBACK.fullmatch(q.encode() if isinstance(q, str) else bytes(q)):
-                raise
-            handle.rollback()
-            return 0
-        try:
-            self._clear_result()  # type: ignore[attr-defined]
-            con.execute(q, self._unbuffered)
-            handle._result = con.raw._result
-            self._do_get_result()  # type: ignore[attr-defined]
-            return self.rowcount
-        finally:
-            handle._leave()
-
-    def _nextset(self, unbuffered: bool = False) -> bool | None:
-        result = self._result
-        if result is None or not result.has_next:
-            return None
-        handle = self._get_db()  # type: ignore[attr-defined]
-        con = handle._enter()
-        try:
-            if result is not con.raw._result:
-                return None
-            self._clear_result()  # type: ignore[attr-defined]
-            con.command("next_result", unbuffered)
-            handle._result = con.raw._result
-            self._do_get_result()  # type: ignore[attr-defined]
-            return True
-        finally:
-            handle._leave()
-
-    def _check_executed(self) -> None:
-        handle = self.connection
-        if handle is not None and handle._returned:
-            raise handle._refusal()
-        if not self._executed:
-            raise ProgrammingError("execute() first")
-
-    def close(self) -> None:
-        result, handle = self._result, self.connection
-        if result is None or not result.has_next or not (handle and handle.open):
-            # Nothing can be left to read, and reading is what closing does.
-            self.connection = None
-        super().close()
-
-
-class _BoundSSCursor(_BoundCursor, SSCursor):
-    """The same for cursors that read rows as they are asked for."""
-
-    _unbuffered = True
-
-    def read_next(self) -> Any:
-        result = self._result
-        if self.connection is None:
-            return None
-        if not result.unbuffered_active:
-            if result.connection is not None:
-                # PyMySQL takes the end of the connection for the end of the rows.
-                raise ConnectionLost("the connection was lost, with rows unread")
-            return None
-        handle = self.connection
-        con = handle._enter()
-        try:
-            return con.attempt(super().read_next)
-        finally:
-            handle._leave()
-
-    def close(self) -> None:
-        # PyMySQL reads on to the last row here. Rows that nobody reads cost the
-        # connection when it is returned, which is cheaper; and if there is a next
-        # statement, it reads them.
-        self.connection = None
-        if self._result is not None:
-            self._result.unwanted = True
-
-    __del__ = close
-
-
-class _RecordingCursor(Cursor):
-    """Notes what it executes, and how long that took."""
-
-    connection: Any
-    _unbuffered: bool
-
-    #: Whether what is executed is a part of what is noted anyway.
-    _noting = False
-
-    def execute(self, query: str | bytes, args: Any = None) -> int:
-        found: int = self._noted(query, args, super().execute, query, args)
-        return found
-
-    def executemany(self, query: str | bytes, args: Any) -> Any:
-        # PyMySQL would have execute() see the values filled in.
-        return self._noted(query, args, super().executemany, query, args)
-
-    def callproc(self, procname: str, args: Any = ()) -> Any:
-        return self._noted(f"CALL {procname}", args, super().callproc, procname, args)
-
-    def _noted(
-        self, query: str | bytes, args: Any, call: Callable[..., Any], *its: Any
-    ) -> Any:
-        handle = self.connection
-        if self._noting or handle is None or handle._pool.recorder is None:
-            return call(*its)
-        self._noting, started, rows = True, perf_counter(), None
-        try:
-            found = call(*its)
-            rows = None if self._unbuffered else self.rowcount
-            return found
-        finally:
-            self._noting = False
-            note = handle._pool.recorder.note
-            note(query, args, started, handle.endpoint, rows)
-
-
-#: By the class that they are made from, for none is made twice.
-_BOUND: dict[type[Cursor], type[Cursor]] = {}
-_RECORDING: dict[type[Cursor], type[Cursor]] = {}
-
-
-def _bound_cursor(cls: type[Cursor]) -> type[Cursor]:
-    base = _BoundSSCursor if issubclass(cls, SSCursor) else _BoundCursor
-    _BOUND[cls] = _combined(base, cls)
-    return _BOUND[cls]
-
-
-def _recording_cursor(bound: type[Cursor]) -> type[Cursor]:
-    _RECORDING[bound] = _combined(_RecordingCursor, bound)
-    return _RECORDING[bound]
-
-
-def _combined(first: type[Cursor], cls: type[Cursor]) -> type[Cursor]:
-    names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (first, cls), names)

@@ -88,7 +88,7 @@ class Presence:
     # What the pool calls
 
     def news(self) -> None:
-        """Make a round; called with the lock of the pool held."""
+        """Make a round soon; costs whoever calls it no more than a message."""
         housekeeper("board").nudge(self)
 
     def before_connect(self) -> None:

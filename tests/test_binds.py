@@ -200,6 +200,8 @@ def test_each_bind_has_a_pool_of_its_own(make_app: MakeApp) -> None:
 
         with pytest.raises(ConfigError, match="no bind is called 'report'; configured"):
             get_db("report")
+        with pytest.raises(ConfigError, match="no bind is called 'report'; configured"):
+            db.connection("report", readonly=True)
         with db.transaction("reports") as connection:
             assert connection is get_db("reports")
         assert db.run_in_transaction(connection_id, bind="reports")

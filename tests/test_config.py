@@ -291,9 +291,18 @@ def test_none_leaves_an_optional_setting_unset(key: str) -> None:
     assert pool(**{key: None}) == pool()
 
 
-@pytest.mark.parametrize("key", sorted({*pool().settings()} - {*OPTIONAL}))
+NEEDED = sorted({*pool().settings()} - {*OPTIONAL})
+
+
+@pytest.mark.parametrize("key", NEEDED)
 def test_none_is_a_fault_where_there_is_a_default(key: str) -> None:
     assert the_fault(**{key: None}).startswith(f"{key} must be ")
+
+
+@pytest.mark.parametrize("key", [key.lower() for key in NEEDED if key != "PASSWORD"])
+def test_so_it_is_in_a_config_built_directly(key: str) -> None:
+    (fault,) = faults(PoolConfig, **{key: None})
+    assert fault.startswith(f"{key} must be ")
 
 
 # Text

@@ -444,6 +444,27 @@ def test_a_connection_returned_by_another_thread_in_mid_statement_is_logged(
     assert in_use(app) == 0
 
 
+def test_a_connection_is_returned_after_another_one_that_could_not_be(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, table: str
+) -> None:
+    app = make_app(BINDS={"reports": {}})
+
+    def sleep(connection: PooledConnection) -> None:
+        with pytest.raises(pymysql.err.MySQLError):
+            fetch(connection, "SELECT SLEEP(30)")
+
+    with app.app_context():
+        stuck, other = get_db(), get_db("reports")
+        thread = threading.Thread(target=sleep, args=(stuck,))
+        thread.start()
+        until(lambda: stuck._guard.locked())
+        fetch(other, f"INSERT INTO {table} (a) VALUES (1)")
+
+    thread.join()
+    assert caplog.text.count("discarded instead of returned") == 1
+    assert other.returned
+
+
 def test_without_request_contexts_of_their_own_requests_still_return(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:

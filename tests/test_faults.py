@@ -47,7 +47,7 @@ def fill(pool: Pool, size: int) -> None:
     with ExitStack() as stack:
         for _ in range(size):
             execute(stack.enter_context(pool.connection()), "SELECT 1")
-    for con in tuple(pool._idle_cache):
+    for con in tuple(pool._inventory.idle):
         con.read_answers(time.monotonic() + 5)
     assert pool.stats().idle == size
 
@@ -288,7 +288,7 @@ def test_idle_connections_that_the_network_ended_are_not_handed_out(
 ) -> None:
     pool = make_pool(**through(proxy, server), MAX_SIZE=5)
     fill(pool, 5)
-    ended = tuple(pool._idle_cache)
+    ended = tuple(pool._inventory.idle)
 
     getattr(proxy, fault)()
     until(lambda: not any(con.is_alive() for con in ended))
@@ -472,7 +472,7 @@ def test_sessions_that_the_server_let_time_out_are_all_replaced(
 ) -> None:
     pool = make_pool(MAX_SIZE=5, SETSESSION=["SET wait_timeout = 1"])
     fill(pool, 5)
-    idle = tuple(pool._idle_cache)
+    idle = tuple(pool._inventory.idle)
 
     until(lambda: not any(con.is_alive() for con in idle))
 

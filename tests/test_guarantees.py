@@ -408,7 +408,7 @@ def test_a_session_that_timed_out_is_not_handed_out(make_pool: MakePool) -> None
     with pool.connection() as connection:
         first = connection.thread_id()
         execute(connection, "SELECT 1")
-    [idle] = pool._idle_cache
+    [idle] = pool._inventory.idle
     idle.read_answers(time.monotonic() + 5)
 
     until(lambda: not idle.is_alive())

@@ -25,7 +25,7 @@ from flask_mysqlpool import (
     get_db,
 )
 from flask_mysqlpool.hosts import FIRST_PAUSE, Hosts, Place, parse
-from flask_mysqlpool.pool import LAG_CHECKED, SECOND_BEST
+from flask_mysqlpool.lending import LAG_CHECKED, SECOND_BEST
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.transaction import run_in_transaction
 

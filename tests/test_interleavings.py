@@ -20,6 +20,7 @@ from pymysql.cursors import SSCursor
 
 import flask_mysqlpool.connects
 import flask_mysqlpool.housekeeper
+import flask_mysqlpool.lending
 import flask_mysqlpool.pool
 from flask_mysqlpool import (
     ConnectionLost,
@@ -31,7 +32,7 @@ from flask_mysqlpool import (
     PoolTimeout,
     get_db,
 )
-from flask_mysqlpool.pool import PATIENCE
+from flask_mysqlpool.inventory import PATIENCE
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.testing.fake import FakeConnection, FakePool
 from flask_mysqlpool.waiters import Waiter
@@ -134,7 +135,7 @@ def test_who_finds_its_idle_connection_dead_has_not_lost_its_turn(
 ) -> None:
     pool = FakePool(MAX_SIZE=1, TIMEOUT=30)
     pool.connection().close()
-    [dead] = pool._idle_cache
+    [dead] = pool._inventory.idle
     looking, look = threading.Event(), threading.Event()
 
     def is_alive(con: FakeConnection) -> bool:
@@ -198,7 +199,7 @@ def test_failures_side_by_side_count_as_one_and_the_next_success_ends_the_pause(
     for number in range(1, 5):
         gates[number].set()
         until(lambda: pool.stats().connecting == 5 - number)  # noqa: B023
-    assert pool._connects._failures == 1
+    assert pool._inventory.connects._failures == 1
 
     gates[5].set()
 
@@ -237,7 +238,7 @@ def test_without_a_thread_for_housekeeping_connections_are_lent_all_the_same(
 ) -> None:
     start = threading.Thread.start
     keeper = flask_mysqlpool.housekeeper.Housekeeper("housekeeper")
-    monkeypatch.setattr(flask_mysqlpool.pool, "housekeeper", lambda *_: keeper)
+    monkeypatch.setattr(flask_mysqlpool.lending, "housekeeper", lambda *_: keeper)
 
     def start_no_housekeeper(thread: threading.Thread) -> None:
         if thread.name == "mysqlpool-housekeeper":
@@ -278,7 +279,7 @@ def test_housekeeping_never_counts_more_than_max_size(
     pool = FakePool(MAX_SIZE=3, MIN_SIZE=3)
     for connection in [pool.connection() for _ in range(3)]:
         connection.close()
-    for con in pool._idle_cache:
+    for con in pool._inventory.idle:
         con.expires = 0
     close, sizes = FakeConnection.close, []
 
@@ -348,7 +349,7 @@ def test_whoever_closes_one_handle_at_once_returns_it_once(
         for future in closing:
             future.result()
         assert places(pool) == (0, 0, 0)
-        assert len(set(pool._idle_cache)) == pool.stats().size == pool.open_now
+        assert len(set(pool._inventory.idle)) == pool.stats().size == pool.open_now
 
     assert pool.stats().discarded == 0
 
@@ -542,7 +543,7 @@ import logging, os, random, sys, threading, warnings
 import concurrent.futures.thread, flask, pymysql
 url, ending, hooks, use = sys.argv[1:]
 if hooks == "without":
-    del os.register_at_fork  # as under a server that forks in C
+    os.register_at_fork = dict  # forgets them, as a server does that forks in C
 from flask_mysqlpool import Pool, PoolConfig, PoolError
 warnings.simplefilter("ignore")
 

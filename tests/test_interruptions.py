@@ -10,6 +10,7 @@ import dis
 import gc
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ from conftest import MakePool
 
 import flask_mysqlpool
 from flask_mysqlpool import Pool, PoolClosed, PooledConnection
-from flask_mysqlpool.pool import PATIENCE
+from flask_mysqlpool.inventory import PATIENCE
 from flask_mysqlpool.testing.fake import FakeConnection, FakePool
 from flask_mysqlpool.waiters import Waiter
 
@@ -36,7 +37,10 @@ GONE = ConnectionResetError("gone")
 #: The modules whose every instruction is tried.
 OURS = tuple(
     str(Path(flask_mysqlpool.__file__).with_name(f"{name}.py"))
-    for name in ("pool", "handle", "waiters", "connection")
+    for name in (
+        *("pool", "lending", "inventory", "waiters"),
+        *("handle", "cursors", "connection", "link"),
+    )
 )
 
 pytestmark = [
@@ -80,7 +84,11 @@ class Signals:
         code = frame.f_code
         ours = code.co_filename in OURS or code is threading.Thread.start.__code__
         if self._left > 0 and ours:
+            # In this order, and with settrace() again: or Python 3.13, and 3.12, begin
+            # with the next call of the function.
+            frame.f_trace = self._at_instruction
             frame.f_trace_lines, frame.f_trace_opcodes = False, True
+            sys.settrace(self._called)
             return self._at_instruction
         return None
 
@@ -185,7 +193,7 @@ def test_an_interrupt_at_any_moment_leaves_nothing_behind(
             break
         until(lambda: at_rest(pool), or_say=signals)
 
-    assert moment > 30
+    assert moment > 20
     assert pool.open_now == pool.stats().idle
     assert pool.open_most <= 2
     use(pool)
@@ -211,7 +219,7 @@ def test_an_interrupt_at_any_moment_of_a_query_leaves_nothing_behind(
             break
         until(lambda: at_rest(pool), or_say=signals)
 
-    assert moment > 100
+    assert moment > 60
     query(pool)
 
 
@@ -277,7 +285,7 @@ def test_a_signal_handler_may_ask_the_pool_at_any_moment(
         pool.close()
         until(lambda: pool.open_now == pool.stats().size == 0)  # noqa: B023
 
-    assert moment > 30
+    assert moment > 20
 
 
 def test_closing_the_pool_in_a_signal_handler_disturbs_nobody_in_line(
@@ -290,10 +298,10 @@ def test_closing_the_pool_in_a_signal_handler_disturbs_nobody_in_line(
         until(lambda: pool.stats().waiting == 2)
         assert held._con is not None
         held._con.lost = GONE
-        in_the_line = len(pool._waiters)
+        in_the_line = len(pool._inventory.waiters)
 
         def connecting(waiter: Waiter[Any]) -> bool:
-            in_the_middle = waiter in pool._waiters
+            in_the_middle = waiter in pool._inventory.waiters
             if threading.current_thread() is threading.main_thread():
                 pool.close()
             return in_the_middle
@@ -335,7 +343,7 @@ def test_somebody_interrupted_on_joining_the_line_does_not_stand_in_it(
     monkeypatch.undo()
     with ThreadPoolExecutor() as executor:
         waiter = executor.submit(pool.connection)
-        until(lambda: any(one.owner() for one in tuple(pool._waiters)))
+        until(lambda: any(one.owner() for one in tuple(pool._inventory.waiters)))
         time.sleep(2 * PATIENCE)  # until nobody looks around without being told
         assert held._con is not None
         held._con.lost = GONE
@@ -388,7 +396,7 @@ def test_an_abandoned_stream_may_be_collected_while_its_thread_has_the_lock() ->
     abandoned = stream(pool)
     next(abandoned)
 
-    with pool._lock:
+    with pool._inventory.lock:
         del abandoned
         gc.collect()
 
@@ -405,7 +413,7 @@ def test_a_dropped_handle_may_be_reported_while_its_thread_has_the_lock(
     connection = pool.connection()
     use_of_it = connection.thread_id()
 
-    with warnings.catch_warnings(), pool._lock:
+    with warnings.catch_warnings(), pool._inventory.lock:
         warnings.simplefilter("always")
         monkeypatch.setattr(
             warnings, "showwarning", lambda *_: reports.append(repr(pool))
@@ -416,6 +424,20 @@ def test_a_dropped_handle_may_be_reported_while_its_thread_has_the_lock(
     assert use_of_it == 1
     assert len(reports) == 1
     until(lambda: at_rest(pool))
+
+
+def test_a_handle_that_outlives_its_modules_says_nothing() -> None:
+    program = """
+import os, warnings
+warnings.simplefilter("error")
+from flask_mysqlpool.testing.fake import FakePool
+handle = FakePool().connection()
+os.last_to_go = lambda: handle
+"""
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", 0)
 
 
 def test_what_was_dropped_is_counted_once_however_it_is_found() -> None:

@@ -17,6 +17,7 @@ import pytest
 from conftest import until
 from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 
+import flask_mysqlpool.inventory
 import flask_mysqlpool.pool
 import flask_mysqlpool.waiters
 from flask_mysqlpool import (
@@ -285,7 +286,7 @@ def test_one_hung_connect_delays_nobody_else(gate: Gate, threads: Threads) -> No
 def test_many_waiters_start_few_connects_while_others_may_return(
     gate: Gate, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.pool, "PATIENCE", 60)
+    monkeypatch.setattr(flask_mysqlpool.inventory, "PATIENCE", 60)
     pool = FakePool(gate, MAX_SIZE=10)
     gate.tickets.release()
     held = pool.connection()
@@ -352,7 +353,7 @@ def test_connects_pause_longer_and_longer_while_they_fail() -> None:
         with pytest.raises(pymysql.err.OperationalError, match="2003"):
             pool.connection()
 
-    pause = pool._connects.next_chance(0) - flask_mysqlpool.pool.monotonic()
+    pause = pool._inventory.connects.next_chance(0) - flask_mysqlpool.pool.monotonic()
     assert 4 * FIRST_PAUSE * 0.9 < pause
     assert pool.connects == 4
 
@@ -559,7 +560,7 @@ def test_without_fork_hooks_a_child_can_ask_a_pool_whose_lock_was_held(
     held, fork = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with pool._lock:
+        with pool._inventory.lock:
             held.set()
             fork.wait(10)
 

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 import flask_mysqlpool.connects
+import flask_mysqlpool.lending
 import flask_mysqlpool.pool
 from flask_mysqlpool import PooledConnection, PoolTimeout
 from flask_mysqlpool.testing import fake
@@ -58,7 +59,7 @@ class PoolMachine(RuleBasedStateMachine):
     def begin(self, size: int) -> None:
         self.patch = pytest.MonkeyPatch()
         self.clock = Clock()
-        for module in (flask_mysqlpool.pool, fake):
+        for module in (flask_mysqlpool.lending, flask_mysqlpool.pool, fake):
             self.patch.setattr(module, "monotonic", self.clock)
         self.patch.setattr(flask_mysqlpool.connects, "FIRST_PAUSE", 0.0)
         self.executor = ThreadPoolExecutor(100)
@@ -124,8 +125,8 @@ class PoolMachine(RuleBasedStateMachine):
     def newest(self) -> int | None:
         """The connection that the model does not know of yet."""
         known = {*self.idle, *(handle.thread_id() for handle in self.held)}
-        with self.pool._lock:
-            numbers = [con.thread_id() for con in self.pool._all()]
+        with self.pool._inventory.lock:
+            numbers = [con.thread_id() for con in self.pool._inventory.open()]
         return next((number for number in numbers if number not in known), None)
 
     def all_connects_fail(self, index: int) -> None:
@@ -146,7 +147,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def time_runs_out(self, index: int) -> None:
         self.clock.now += 11
-        for waiter in list(self.pool._waiters):
+        for waiter in list(self.pool._inventory.waiters):
             waiter.ring()
         for future in self.line:
             with pytest.raises(PoolTimeout):
@@ -155,7 +156,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def the_next_one_is_dead(self, index: int) -> None:
         if self.idle:
-            self.pool._idle_cache[-1].alive = False
+            self.pool._inventory.idle[-1].alive = False
             self.idle.pop()
             self.arrives()
 

@@ -89,6 +89,20 @@ def test_by_default_cursors_are_the_plain_ones(make_pool: MakePool) -> None:
         assert other.cursor().execute("SELECT 1") == 1
 
 
+@pytest.mark.parametrize("settings", [{}, {"RECORD_QUERIES": True}])
+@pytest.mark.parametrize("cursorclass", [DictCursor, SSCursor])
+def test_the_class_of_a_cursor_may_be_asked_for_again(
+    make_pool: MakePool, settings: dict[str, Any], cursorclass: type[Cursor]
+) -> None:
+    with make_pool(**settings).connection() as connection:
+        first = connection.cursor(cursorclass)
+        second = connection.cursor(type(first))
+        second.execute("SELECT 1 AS n")
+
+        assert type(second) is type(first)
+        assert len(list(second.fetchall())) == 1
+
+
 def _own_names(cls: type[Any]) -> set[str]:
     """What its bases before PyMySQL's have."""
     bases = cls.__mro__[: cls.__mro__.index(Cursor)]

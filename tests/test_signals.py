@@ -188,7 +188,7 @@ class Locked(Observer):
 
         def note(pool: Pool, *about: object) -> None:
             self.calls[name] += 1
-            self.locked[name] += pool._lock._is_owned()  # type: ignore[attr-defined]
+            self.locked[name] += pool._inventory.lock._is_owned()
 
         return note
 

@@ -14,8 +14,9 @@ from flask import g
 from peewee import MySQLDatabase, _ConnectionState
 from werkzeug.local import LocalProxy
 
-from ..extension import _request_context, get_db
+from ..extension import get_db
 from ..handle import PooledConnection
+from ..state import request_context
 
 
 class PooledDatabase(MySQLDatabase):
@@ -33,7 +34,7 @@ class PooledDatabase(MySQLDatabase):
 
     def _state_of_context(self) -> Any:
         # As in the extension: several requests may share one g.
-        key = "_mysqlpool_peewee", self.database, _request_context()
+        key = "_mysqlpool_peewee", self.database, request_context()
         states: dict[Any, Any] = g.__dict__
         state = states.get(key) or states.setdefault(key, _ConnectionState())
         if state.conn and state.conn.returned and not state.transactions:

@@ -14,13 +14,15 @@ durations are noted and recorded when the metrics are collected.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from operator import attrgetter
 from typing import Any
 
 from flask import Flask
 from opentelemetry.metrics import (
     CallbackOptions,
     Histogram,
+    Meter,
     MeterProvider,
     Observation,
     get_meter,
@@ -35,27 +37,85 @@ POOL, STATE = PREFIX + "pool.name", PREFIX + "state"
 #: Durations that are kept until they are collected; then the oldest go.
 KEPT = 100_000
 
+#: What is one figure of :class:`~.stats.PoolStats`, which the last column names.
+_GAUGES = (
+    ("max", "{connection}", "MAX_SIZE.", "max_size"),
+    ("idle.max", "{connection}", "As many may be idle.", "max_size"),
+    ("idle.min", "{connection}", "MIN_SIZE.", "min_size"),
+    ("pending_requests", "{request}", "Checkouts that wait.", "waiting"),
+)
+
+_Noted = deque[tuple[str, float]]
 _Observations = Iterator[Observation]
+_Callback = Callable[[CallbackOptions], _Observations]
 
 
 class _Noting(Observer):
-    """Notes durations, for a histogram that is not told now."""
+    """Notes durations, for histograms that are told when the metrics are collected."""
 
-    def __init__(self) -> None:
-        self.created_in, self.waited, self.used = _queue(), _queue(), _queue()
+    def __init__(self, meter: Meter) -> None:
+        self._noted: list[tuple[Histogram, _Noted]] = []
+        self._created = self._histogram(meter, "create_time", "Time to open one.")
+        self._waited = self._histogram(meter, "wait_time", "Time to get one.")
+        self._used = self._histogram(meter, "use_time", "Time until it is returned.")
+
+    def _histogram(self, meter: Meter, name: str, what: str) -> _Noted:
+        noted: _Noted = deque(maxlen=KEPT)
+        histogram = meter.create_histogram(
+            PREFIX + name,
+            unit="s",
+            description=what,
+            explicit_bucket_boundaries_advisory=BOUNDS,
+        )
+        self._noted.append((histogram, noted))
+        return noted
+
+    def record(self) -> None:
+        for histogram, noted in self._noted:
+            while noted:
+                name, seconds = noted.popleft()
+                histogram.record(seconds, {POOL: name})
 
     def created(self, pool: Any, thread_id: int, seconds: float) -> None:
-        self.created_in.append((pool.name, seconds))
+        self._created.append((pool.name, seconds))
 
     def checked_out(self, pool: Any, connection: Any, waited: float) -> None:
-        self.waited.append((pool.name, waited))
+        self._waited.append((pool.name, waited))
 
     def checked_in(self, pool: Any, thread_id: int, used: float) -> None:
-        self.used.append((pool.name, used))
+        self._used.append((pool.name, used))
 
 
-def _queue() -> deque[tuple[str, float]]:
-    return deque(maxlen=KEPT)
+class _Figures:
+    """What is known of some pools, as callbacks of a meter want it."""
+
+    def __init__(self, states: Collection[Any]) -> None:
+        self._states = states
+
+    def value(self, get: Callable[[PoolStats], int]) -> _Callback:
+        """One figure of each pool."""
+
+        def observe(_: CallbackOptions) -> _Observations:
+            for stats in self._stats():
+                yield Observation(get(stats), {POOL: stats.name})
+
+        return observe
+
+    def count(self, settle: Callable[[], None]) -> _Callback:
+        """Connections by state."""
+
+        def observe(_: CallbackOptions) -> _Observations:
+            # Collected together, so that histograms are no older than the rest.
+            settle()
+            for stats in self._stats():
+                yield Observation(stats.idle, {POOL: stats.name, STATE: "idle"})
+                yield Observation(stats.in_use, {POOL: stats.name, STATE: "used"})
+
+        return observe
+
+    def _stats(self) -> Iterator[PoolStats]:
+        for state in self._states:
+            yield from (pool.stats() for pool in state.pools_in_use())
 
 
 def instrument(app: Flask, meter_provider: MeterProvider | None = None) -> None:
@@ -69,67 +129,23 @@ def instrument(app: Flask, meter_provider: MeterProvider | None = None) -> None:
             f"the app {app.name!r} has no connection pool; call instrument(app) after"
             " MySQLPool(app) or init_app(app)"
         )
-    noting = _Noting()
+    meter = get_meter("flask_mysqlpool", meter_provider=meter_provider)
+    noting = _Noting(meter)
     for state in states.values():
         state.observe(noting)
-    meter = get_meter("flask_mysqlpool", meter_provider=meter_provider)
-
-    def histogram(name: str, what: str) -> Histogram:
-        return meter.create_histogram(
-            PREFIX + name,
-            unit="s",
-            description=what,
-            explicit_bucket_boundaries_advisory=BOUNDS,
-        )
-
-    durations = [
-        (histogram("create_time", "Time to open a connection."), noting.created_in),
-        (histogram("wait_time", "Time to get a connection."), noting.waited),
-        (histogram("use_time", "Time until it is returned."), noting.used),
-    ]
-
-    def stats() -> Iterator[PoolStats]:
-        for state in states.values():
-            yield from (pool.stats() for pool in state.pools_in_use())
-
-    def callback(
-        observe: Callable[[PoolStats], Iterable[Observation]],
-    ) -> Callable[[CallbackOptions], _Observations]:
-        def observations(_: CallbackOptions) -> _Observations:
-            for each in stats():
-                yield from observe(each)
-
-        return observations
-
-    def count(each: PoolStats) -> _Observations:
-        # Collected together, so that histograms are no older than the rest.
-        for instrument, noted in durations:
-            while noted:
-                name, seconds = noted.popleft()
-                instrument.record(seconds, {POOL: name})
-        yield Observation(each.idle, {POOL: each.name, STATE: "idle"})
-        yield Observation(each.in_use, {POOL: each.name, STATE: "used"})
-
-    def value(get: Callable[[PoolStats], int]) -> Callable[..., _Observations]:
-        return callback(lambda each: [Observation(get(each), {POOL: each.name})])
-
+    figures = _Figures(states.values())
     gauge = meter.create_observable_up_down_counter
     gauge(
         PREFIX + "count",
-        [callback(count)],
+        [figures.count(noting.record)],
         "{connection}",
         "Open connections by state.",
     )
-    for name, unit, what, get in (
-        ("max", "{connection}", "MAX_SIZE.", lambda s: s.max_size),
-        ("idle.max", "{connection}", "As many may be idle.", lambda s: s.max_size),
-        ("idle.min", "{connection}", "MIN_SIZE.", lambda s: s.min_size),
-        ("pending_requests", "{request}", "Checkouts that wait.", lambda s: s.waiting),
-    ):
-        gauge(PREFIX + name, [value(get)], unit, what)
+    for name, unit, what, of in _GAUGES:
+        gauge(PREFIX + name, [figures.value(attrgetter(of))], unit, what)
     meter.create_observable_counter(
         PREFIX + "timeouts",
-        [value(lambda s: s.timeouts)],
+        [figures.value(attrgetter("timeouts"))],
         "{timeout}",
         "Checkouts that were given up.",
     )

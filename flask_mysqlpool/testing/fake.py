@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from ..config import PoolConfig
-from ..pool import Pool, monotonic
+from ..lending import monotonic
+from ..pool import Pool
 from ..stats import Times
 
 
@@ -124,11 +125,11 @@ class FakePool(Pool):
 
     def _begin(self) -> None:
         super()._begin()
-        self._lock: Any = WatchedLock()
+        self._inventory.lock = WatchedLock()
 
     def io(self) -> None:
         """Called where a real pool would talk to the server."""
-        self._lock.assert_not_mine()
+        self._inventory.lock.assert_not_mine()
 
     def steady_connection(self) -> Any:
         self.io()

@@ -1,0 +1,410 @@
+"""How one connection is opened, handed out, taken back and ended.
+
+Every operation has one shape: *decide* under the lock, *act* outside it, *settle*
+under it again. What is decided is in :mod:`.inventory`; here is what is done. No call
+to the server, no connect and no close happens while the lock is held, so a server that
+hangs delays nobody but those who wait for it.
+
+A place for a connection is taken before its connect begins and is free again only
+after its socket has been closed; that is what makes ``MAX_SIZE`` a hard limit.
+
+Blocked checkouts stand in one line (:mod:`.waiters`) and are handed what comes
+first: a connection that somebody returned, or one that was opened meanwhile. They
+never connect themselves. A connect runs on a thread of its own, started by a
+waiter, and serves whoever is first in line when it is done.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import random
+import threading
+import time
+from os import getpid
+from typing import Any
+from weakref import ref
+
+from . import reports
+from .config import PoolConfig
+from .connection import AnotherRole, PhysicalConnection
+from .connector import Connector
+from .connects import Connect
+from .errors import PoolTimeout
+from .handle import PooledConnection
+from .housekeeper import housekeeper
+from .inventory import Inventory
+from .liaison import Alone, Liaison
+from .link import without_traceback
+from .recording import Recorder, make_recorder
+from .stats import Observer
+from .waiters import Waiter
+
+#: Seconds that the server always has to answer what was asked on the last return.
+GRACE = 0.005
+
+#: Seconds for which a replica is trusted not to have fallen behind.
+LAG_CHECKED = 1.0
+
+#: Seconds for which a connection to a primary is kept where a replica is preferred.
+SECOND_BEST = 10.0
+
+monotonic = time.monotonic
+log = logging.getLogger(__name__)
+
+
+class Lender:
+    """Lends the connections of an inventory, and opens them when there are too few.
+
+    It belongs to the process that first uses it, and starts anew in a forked child.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.liaison: Liaison = Alone(config)
+        #: From when on, in `time.monotonic()` seconds, the liaison wants to hear news.
+        self.news_from = float("inf")
+        #: Notes statements, if that is asked for.
+        self.recorder: Recorder | None = make_recorder(config, _ignore)
+        self._ping_after = config.ping_after
+        self._max_usage = config.max_usage or float("inf")
+        self._connector = Connector(config)
+        self._observers: tuple[Observer, ...] = ()
+        self._births: dict[int, threading.Lock] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start with nothing, as the pool of this process."""
+        self._inventory = Inventory(self.config)
+        self._pid = getpid()
+
+    def _begin_in_child(self) -> None:
+        """Leave everything to the parent process and start anew; there, do nothing."""
+        if self._pid == getpid():
+            return
+        # The lock was inherited, perhaps held; this one belongs to the child, and
+        # setdefault lets exactly one of several threads supply it.
+        with self._births.setdefault(getpid(), threading.Lock()):
+            if self._pid == getpid():
+                return
+            parents = self._inventory
+            for con in parents.open():
+                con.abandon()
+            self._begin()
+            self._inventory.closed = parents.closed
+
+    # Who is told
+
+    def add_observer(self, observer: Observer) -> None:
+        """Have this told of every event from now on."""
+        self._observers += (observer,)
+
+    def _notify(self, event: str, *about: Any) -> None:
+        for observer in self._observers:
+            try:
+                getattr(observer, event)(self, *about)
+            except Exception:
+                log.exception("%s: %r is told nothing any more", self.name, observer)
+                self._observers = tuple(o for o in self._observers if o is not observer)
+
+    def tell(self) -> None:
+        """Tell the liaison that something changed; not again until it asks."""
+        self.news_from = float("inf")
+        self.liaison.news()
+
+    # Checkout
+
+    def lend(self, handle: PooledConnection, timeout: float | None = None) -> None:
+        """Check a connection out for this handle; what :meth:`connection` does."""
+        if self._pid != getpid():
+            self._begin_in_child()
+        started = monotonic()
+        deadline = started + (self.config.timeout if timeout is None else timeout)
+        inventory, owner = self._inventory, ref(handle)
+        waited = been_served = False
+        while True:
+            with inventory.lock:
+                con = inventory.take_idle(owner)
+                if con is None:
+                    waiter: Waiter[PhysicalConnection] = Waiter(
+                        started, deadline, owner
+                    )
+                    inventory.join(waiter, been_served)
+            if con is None:
+                waited = True
+                con = self._wait(waiter)
+            elif con.unanswered:
+                con = self._one_that_is_answered(con, owner)
+            at_once = (
+                started < con.fresh_until
+                and con.generation == inventory.generation
+                and not con.unanswered
+                and con.is_alive()
+            )
+            if at_once or self._is_usable(con, started, deadline):
+                con.uses += 1
+                con.since = max(con.since, started)
+                con.holder = threading.get_ident()
+                handle._con = con
+                if started >= self.news_from:
+                    self.tell()
+                if self._observers or waited or not at_once:
+                    self._took_time(handle, monotonic() - started)
+                return
+            been_served = True
+
+    def _took_time(self, handle: PooledConnection, seconds: float) -> None:
+        with self._inventory.lock:
+            self._inventory.waits.add(seconds)
+        self._notify("checked_out", handle, seconds)
+
+    def _wait(self, waiter: Waiter[PhysicalConnection]) -> PhysicalConnection:
+        """Sleep until served; start a connect whenever that is due."""
+        inventory = self._inventory
+        try:
+            if waiter.since >= self.news_from:
+                self.tell()
+            while not waiter.served:
+                with inventory.lock:
+                    now = monotonic()
+                    connect = inventory.due_connect(waiter, now)
+                    if connect is None and now >= waiter.deadline:
+                        inventory.leave(waiter)
+                        break
+                    sleep = inventory.look_again(waiter, now) - now
+                if connect is not None:
+                    self._start(connect)
+                waiter.wait(sleep)
+        except BaseException:
+            with inventory.lock:
+                inventory.leave(waiter)
+            if waiter.item is not None:
+                self.cache(waiter.item)
+            raise
+        if inventory.waiters and inventory.places() < inventory.limit:
+            # It may have been told of a place before it was served otherwise.
+            with inventory.lock:
+                inventory.ring_next()
+        if waiter.item is not None:
+            return waiter.item
+        if waiter.error is not None:
+            raise waiter.error
+        raise self._timed_out(waiter.since)
+
+    def _timed_out(self, started: float) -> PoolTimeout:
+        """The error for a checkout that ran out of time; counts it, too."""
+        with self._inventory.lock:
+            self._inventory.timeouts += 1
+            self._inventory.last_timeout = time.time()
+        error = reports.timeout(self._inventory, started, monotonic())
+        if monotonic() >= self.news_from:
+            self.tell()
+        self._notify("timed_out", error)
+        return error
+
+    def _one_that_is_answered(
+        self, con: PhysicalConnection, owner: ref[Any]
+    ) -> PhysicalConnection:
+        """Of the idle ones, prefer any whose last clean-up the server has confirmed.
+
+        If there is none, take the one that has been waiting for it longest.
+        """
+        passed = []
+        while not con.is_answered():
+            with self._inventory.lock:
+                another = self._inventory.take_idle(owner)
+            if another is None:
+                break
+            passed.append(con)
+            con = another
+        for other in reversed(passed):
+            self._put_back(other, other.since)
+        return con
+
+    def _is_usable(
+        self, con: PhysicalConnection, started: float, deadline: float
+    ) -> bool:
+        """Whether a connection may be handed out; if not, it is discarded.
+
+        A server that is silent for half of the time that is left is given up, so that
+        the other half can serve to find out whether it still accepts a connection.
+        """
+        try:
+            if con.generation != self._inventory.generation:
+                fault = "invalidated"
+            elif started >= con.expires:
+                fault = "expired"
+            else:
+                if con.unanswered:
+                    con.read_answers(_half_way_to(deadline))
+                fault = "dead"
+                if con.is_alive():
+                    if started > con.lag_checked + LAG_CHECKED:
+                        con.check_lag(_half_way_to(deadline))
+                    elif started - con.since > self._ping_after:
+                        con.ping(_half_way_to(deadline))
+                    return True
+        except Exception as error:
+            fault = "dead" if con.is_disconnected else "reset_failed"
+            self._note_refusal(con, error)
+        except BaseException:
+            self._discard(con, "reset_failed")
+            raise
+        self._discard(con, fault)
+        return False
+
+    def _note_refusal(self, con: PhysicalConnection, error: Exception) -> None:
+        """Say once that the server does not clean sessions: connects are dear."""
+        if con.lost is None and not self._inventory.discarded["reset_failed"]:
+            log.warning("%s: a session could not be cleaned: %s", self.name, error)
+
+    # Return
+
+    def cache(self, con: PhysicalConnection) -> None:
+        """Take a connection back. Never waits for the network; never raises."""
+        if con.pid != getpid():
+            con.abandon()
+            return
+        if self._inventory.lock._is_owned():
+            # A finalizer, in the middle of something that this thread does here.
+            self.dropped(con)
+            return
+        now = monotonic()
+        used = now - con.since
+        con.times.add(used)
+        fault = self._fault(con, now)
+        if fault is None:
+            con.fresh_until = min(
+                con.expires, now + self._ping_after, con.lag_checked + LAG_CHECKED
+            )
+            self._put_back(con, now)
+        else:
+            self._discard(con, fault)
+        if self._observers:
+            self._notify("checked_in", con.raw.thread_id(), used)
+
+    def _fault(self, con: PhysicalConnection, now: float) -> str | None:
+        """Why a connection that comes back cannot stay; None if it can."""
+        if con.lost is not None:
+            return "dead"
+        if self._inventory.closed:
+            return "closed"
+        if con.retired or con.generation != self._inventory.generation:
+            return con.retired or "invalidated"
+        if now >= con.expires or con.uses >= self._max_usage:
+            return "expired"
+        try:
+            return None if con.reset_session() else "reset_failed"
+        except Exception:
+            return "reset_failed"
+
+    def _put_back(self, con: PhysicalConnection, now: float) -> None:
+        """Hand a connection to the first in line, or keep it."""
+        with self._inventory.lock:
+            kept = self._inventory.put_back(con, now)
+        if not kept:
+            self._discard(con, "closed")
+        elif now >= self.news_from:
+            self.tell()
+
+    def _discard(self, con: PhysicalConnection, reason: str) -> None:
+        """Close a connection that is in use, and only then free its place."""
+        if self._inventory.lock._is_owned():
+            # A signal handler, in the middle of something that this thread does here.
+            self.dropped(con)
+            return
+        con.close()
+        with self._inventory.lock:
+            removed = self._inventory.remove(con, reason)
+        if removed and self._observers:
+            self._notify("discarded", con.raw.thread_id(), reason)
+
+    def dropped(self, con: PhysicalConnection) -> None:
+        """Note, from a finalizer, that a handle vanished without being returned."""
+        self._inventory.dropped.append(con)
+        housekeeper().nudge()
+
+    # Connecting
+
+    def _start(self, connect: Connect) -> None:
+        """Open a connection on a thread of its own; its place is taken already."""
+        try:
+            # Not a Thread: one whose start is interrupted is never forgotten by the
+            # threading module, nor is what it was to work on.
+            _thread.start_new_thread(self._connect, (connect,))
+        except RuntimeError as error:
+            self._connect_failed(connect, error)
+
+    def _connect(self, connect: Connect) -> None:
+        slot: object | None = None
+        try:
+            self.liaison.before_connect()
+            # Whatever was ordered so far does not concern what does not exist yet.
+            connect.generation = self._inventory.generation
+            slot = None if self._inventory.paused else self.liaison.take_slot()
+            if slot is None:
+                self._postpone(connect)
+                return
+            begun = monotonic()
+            con = self.steady_connection()
+        except BaseException as error:
+            slot = None  # whoever keeps the error keeps this frame
+            self._connect_failed(connect, error)
+            return
+        con.slot = slot
+        con.generation = connect.generation
+        if lifetime := self.config.max_lifetime:
+            con.expires = con.opened + lifetime * random.uniform(0.9, 1.1)
+        if self.config.target == "prefer-replica" and not con.is_replica:
+            con.expires = min(con.expires, con.opened + SECOND_BEST)
+        took = monotonic() - begun
+        with self._inventory.lock:
+            up_to_date = self._inventory.opened_by(connect, con, took)
+        number = con.raw.thread_id()
+        if up_to_date:
+            self._put_back(con, monotonic())
+        else:
+            self._discard(con, "invalidated")
+        with self._inventory.lock:
+            self._inventory.ring_next()
+        housekeeper().watch(self)
+        self._notify("created", number, took)
+
+    def _postpone(self, connect: Connect) -> None:
+        """Give up a connect that may not be made now, for the time being."""
+        with self._inventory.lock:
+            self._inventory.postpone(connect, monotonic())
+        if monotonic() >= self.news_from:
+            self.tell()
+
+    def _connect_failed(self, connect: Connect, error: BaseException) -> None:
+        kept = without_traceback(error)
+        # A primary that is still to be made is worth waiting for.
+        patient = isinstance(error, AnotherRole)
+        with self._inventory.lock:
+            refused = self._inventory.failed(connect, kept, monotonic(), patient)
+        for waiter in refused:
+            waiter.error = (
+                error if waiter is connect.waiter else without_traceback(kept)
+            )
+            waiter.ring()
+        self._notify("connect_failed", kept)
+
+    def steady_connection(self) -> PhysicalConnection:
+        """Open a connection outside of the pool, within ``CONNECT_TIMEOUT``."""
+        return self._connector.connect(monotonic() + self.config.connect_timeout)
+
+    def housekeep(self) -> float | None:
+        """Called by the housekeeper from the first connect on."""
+        raise NotImplementedError
+
+
+def _ignore(_: object) -> None:
+    """Keep nothing: only an app has a place for what was recorded."""
+
+
+def _half_way_to(deadline: float) -> float:
+    """Half of the time left; a moment of grace even for those who have none."""
+    now = monotonic()
+    return now + max((deadline - now) / 2, GRACE)
