@@ -43,8 +43,7 @@ PLOTS: dict[str, Plot] = {
     "spike": (
         "sharing",
         "spike_ms",
-        "50 requests at once, 5 connections ready: until all are served"
-        " (ms, logarithmic)",
+        "50 requests at once, 5 ready: until all are served (ms, logarithmic)",
         True,
         lambda value: f"{value:,.0f} ms",
     ),

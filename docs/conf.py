@@ -27,6 +27,7 @@ extensions = [
     "myst_parser",
     "sketch",
     "sources",
+    "tested",
 ]
 default_role = "code"
 exclude_patterns = ["_build"]
