@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -397,6 +398,8 @@ def _echo(lines: Iterable[str]) -> None:
         raise  # Click's affair
     except OSError as error:
         click.echo(f"The output cannot be written: {error.strerror}", err=True)
+        # Python would try again at exit, and choose the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(DEGRADED)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import ref
 
 from .waiters import Waiter
 
@@ -41,7 +41,8 @@ class Connects:
 
     def __init__(self, longest_pause: float = LONGEST_PAUSE) -> None:
         self._longest_pause = longest_pause
-        self._under_way: WeakSet[Connect] = WeakSet()
+        # No WeakSet: whoever lets go of one last would change it, without the lock.
+        self._under_way: set[ref[Connect]] = set()
         #: The error of the last connect, if it failed.
         self.error: BaseException | None = None
         #: The last error that there was, and when, in `time.time()` seconds.
@@ -53,7 +54,11 @@ class Connects:
         self._postponed_until = 0.0
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self._alive())
+
+    def _alive(self) -> list[Connect]:
+        connects = [reference() for reference in self._under_way.copy()]
+        return [connect for connect in connects if connect is not None]
 
     @property
     def failing(self) -> bool:
@@ -62,7 +67,7 @@ class Connects:
     def may_begin(self, now: float) -> bool:
         """Whether a connect may be made at all."""
         # One that hangs must not keep others from finding that the server is back.
-        patient = not self._under_way or now >= self._tried_at + LONGEST_PAUSE
+        patient = not len(self) or now >= self._tried_at + LONGEST_PAUSE
         if now < self._postponed_until:
             return False
         return not self._failures or (now >= self._retry_at and patient)
@@ -79,14 +84,14 @@ class Connects:
     ) -> Connect:
         """Take a place."""
         connect = Connect(generation, waiter)
-        self._under_way.add(connect)
+        self._under_way = {ref(other) for other in (*self._alive(), connect)}
         self._tried_at = now
         if waiter is not None:
             waiter.connect = ref(connect)
         return connect
 
     def _end(self, connect: Connect) -> None:
-        self._under_way.discard(connect)
+        self._under_way.discard(ref(connect))
         if connect.waiter is not None:
             connect.waiter.connect = None
 
@@ -97,7 +102,7 @@ class Connects:
 
     def outdated(self, generation: int) -> int:
         """How many were begun before this generation."""
-        return sum(connect.generation != generation for connect in self._under_way)
+        return sum(connect.generation != generation for connect in self._alive())
 
     def succeeded(self, connect: Connect) -> None:
         """It serves who is first in line, which need not be whom it was made for."""

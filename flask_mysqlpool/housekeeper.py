@@ -11,22 +11,23 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import MutableMapping
 from os import getpid
 from typing import Protocol
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 #: Seconds until the next round after one that failed.
 RECOVERY = 1.0
 
 log = logging.getLogger(__name__)
 
-_Due = MutableMapping["Kept", float]
-
 
 class Kept(Protocol):
     def housekeep(self) -> float | None:
         """Do what is due; seconds until the next time, None for not at all."""
+
+
+# No WeakKeyDictionary: whoever lets go of one last would change it, in any thread.
+_Due = dict[ref[Kept], float]
 
 
 class Housekeeper:
@@ -69,7 +70,7 @@ class Housekeeper:
         self._mail.put(ref(kept) if kept is not None else None)
 
     def _run(self) -> None:
-        due: _Due = WeakKeyDictionary()
+        due: _Due = {}
         while True:
             soonest = min(due.values(), default=None)
             left = None if soonest is None else max(soonest - time.monotonic(), 0.0)
@@ -86,24 +87,24 @@ class Housekeeper:
 def _admit(due: _Due, newcomer: ref[Kept] | None) -> None:
     """A newcomer is due at once, and so are all others."""
     kept = newcomer() if newcomer is not None else None
-    if kept is not None:
-        due[kept] = 0.0
+    if newcomer is not None and kept is not None:
+        due[newcomer] = 0.0
     due.update(dict.fromkeys(due, 0.0))
 
 
 def _make_round(due: _Due) -> None:
     now = time.monotonic()
-    for kept in [kept for kept, moment in due.items() if moment <= now]:
-        pause = _housekeep(kept)
+    for reference in [one for one, moment in due.items() if moment <= now]:
+        pause = _housekeep(reference())
         if pause is None:
-            del due[kept]
+            del due[reference]
         else:
-            due[kept] = time.monotonic() + pause
+            due[reference] = time.monotonic() + pause
 
 
-def _housekeep(kept: Kept) -> float | None:
+def _housekeep(kept: Kept | None) -> float | None:
     try:
-        return kept.housekeep()
+        return kept.housekeep() if kept is not None else None
     except Exception:
         log.exception("housekeeping failed; trying again in %s s", RECOVERY)
         return RECOVERY

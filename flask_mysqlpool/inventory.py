@@ -1,8 +1,8 @@
 """What a pool has and who is next: every decision about it, and nothing else.
 
-Each method of :class:`Inventory` is called with its lock held. None does I/O, waits,
-asks a clock or calls anybody back; what has to be closed or connected, they return, and
-the pool sees to it after it has let go of the lock.
+Each method of :class:`Inventory` is called with its lock held. None does I/O, waits or
+calls anybody back; what has to be closed or connected, they return, and the pool sees
+to it after it has let go of the lock.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Inventory:
         del self.idle[-1]
         return con
 
-    def join(self, waiter: Waiter[PhysicalConnection], been_served: bool) -> None:
+    def join(
+        self, waiter: Waiter[PhysicalConnection], been_served: bool = False
+    ) -> None:
         """Stand in line; who has been served in vain may do so where others may not.
 
         Raises :exc:`~.errors.PoolClosed` or :exc:`~.errors.PoolFull`.
@@ -165,7 +167,7 @@ class Inventory:
             self.in_use[con] = waiter.owner
         return True
 
-    def remove(self, con: PhysicalConnection, reason: str) -> bool:
+    def free(self, con: PhysicalConnection, reason: str) -> bool:
         """Free the place of a connection that has been closed; False if it had none."""
         if con not in self.in_use:
             return False
@@ -178,7 +180,6 @@ class Inventory:
             # The server went away under one connection, or is the primary no more;
             # the others look as good as ever for as long as nobody tells them.
             self.generation += 1
-        self.ring_next()
         return True
 
     # Connecting

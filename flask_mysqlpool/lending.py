@@ -52,6 +52,8 @@ SECOND_BEST = 10.0
 monotonic = time.monotonic
 log = logging.getLogger(__name__)
 
+_Waiter = Waiter[PhysicalConnection]
+
 
 class Lender:
     """Lends the connections of an inventory, and opens them when there are too few.
@@ -122,15 +124,13 @@ class Lender:
         started = monotonic()
         deadline = started + (self.config.timeout if timeout is None else timeout)
         inventory, owner = self._inventory, ref(handle)
-        waited = been_served = False
+        with inventory.lock:
+            con = inventory.take_idle(owner)
+            if con is None:
+                waiter: _Waiter = Waiter(started, deadline, owner)
+                inventory.join(waiter)
+        waited = False
         while True:
-            with inventory.lock:
-                con = inventory.take_idle(owner)
-                if con is None:
-                    waiter: Waiter[PhysicalConnection] = Waiter(
-                        started, deadline, owner
-                    )
-                    inventory.join(waiter, been_served)
             if con is None:
                 waited = True
                 con = self._wait(waiter)
@@ -142,24 +142,26 @@ class Lender:
                 and not con.unanswered
                 and con.is_alive()
             )
-            if at_once or self._is_usable(con, started, deadline):
-                con.uses += 1
-                con.since = max(con.since, started)
-                con.holder = threading.get_ident()
-                handle._con = con
-                if started >= self.news_from:
-                    self.tell()
-                if self._observers or waited or not at_once:
-                    self._took_time(handle, monotonic() - started)
-                return
-            been_served = True
+            fault = None if at_once else self._fault_of(con, started, deadline)
+            if fault is None:
+                break
+            waiter = Waiter(started, deadline, owner)
+            con = self._replace(con, fault, waiter)
+        con.uses += 1
+        con.since = max(con.since, started)
+        con.holder = threading.get_ident()
+        handle._con = con
+        if started >= self.news_from:
+            self.tell()
+        if self._observers or waited or not at_once:
+            self._took_time(handle, monotonic() - started)
 
     def _took_time(self, handle: PooledConnection, seconds: float) -> None:
         with self._inventory.lock:
             self._inventory.waits.add(seconds)
         self._notify("checked_out", handle, seconds)
 
-    def _wait(self, waiter: Waiter[PhysicalConnection]) -> PhysicalConnection:
+    def _wait(self, waiter: _Waiter) -> PhysicalConnection:
         """Sleep until served; start a connect whenever that is due."""
         inventory = self._inventory
         try:
@@ -222,37 +224,53 @@ class Lender:
             self._put_back(other, other.since)
         return con
 
-    def _is_usable(
+    def _fault_of(
         self, con: PhysicalConnection, started: float, deadline: float
-    ) -> bool:
-        """Whether a connection may be handed out; if not, it is discarded.
+    ) -> str | None:
+        """Why a connection cannot be handed out; None if it can.
 
         A server that is silent for half of the time that is left is given up, so that
         the other half can serve to find out whether it still accepts a connection.
         """
         try:
             if con.generation != self._inventory.generation:
-                fault = "invalidated"
-            elif started >= con.expires:
-                fault = "expired"
-            else:
-                if con.unanswered:
-                    con.read_answers(_half_way_to(deadline))
-                fault = "dead"
-                if con.is_alive():
-                    if started > con.lag_checked + LAG_CHECKED:
-                        con.check_lag(_half_way_to(deadline))
-                    elif started - con.since > self._ping_after:
-                        con.ping(_half_way_to(deadline))
-                    return True
+                return "invalidated"
+            if started >= con.expires:
+                return "expired"
+            if con.unanswered:
+                con.read_answers(_half_way_to(deadline))
+            if not con.is_alive():
+                return "dead"
+            if started > con.lag_checked + LAG_CHECKED:
+                con.check_lag(_half_way_to(deadline))
+            elif started - con.since > self._ping_after:
+                con.ping(_half_way_to(deadline))
+            return None
         except Exception as error:
-            fault = "dead" if con.is_disconnected else "reset_failed"
             self._note_refusal(con, error)
+            return "dead" if con.is_disconnected else "reset_failed"
         except BaseException:
             self._discard(con, "reset_failed")
             raise
-        self._discard(con, fault)
-        return False
+
+    def _replace(
+        self, con: PhysicalConnection, reason: str, waiter: _Waiter
+    ) -> PhysicalConnection | None:
+        """Close a connection that proved to be of no use; another one, if one is idle.
+
+        If none is, whoever had got it stands in line again, and in front of all that
+        came later: only then are they told that a place is free.
+        """
+        con.close()
+        with self._inventory.lock:
+            self._inventory.free(con, reason)
+            another = self._inventory.take_idle(waiter.owner)
+            if another is None:
+                self._inventory.join(waiter, been_served=True)
+            self._inventory.ring_next()
+        if self._observers:
+            self._notify("discarded", con.raw.thread_id(), reason)
+        return another
 
     def _note_refusal(self, con: PhysicalConnection, error: Exception) -> None:
         """Say once that the server does not clean sessions: connects are dear."""
@@ -316,8 +334,9 @@ class Lender:
             return
         con.close()
         with self._inventory.lock:
-            removed = self._inventory.remove(con, reason)
-        if removed and self._observers:
+            had_place = self._inventory.free(con, reason)
+            self._inventory.ring_next()
+        if had_place and self._observers:
             self._notify("discarded", con.raw.thread_id(), reason)
 
     def dropped(self, con: PhysicalConnection) -> None:

@@ -10,13 +10,26 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." || exit
 [ -t 0 ] || exec </dev/null
 venv_python=$PWD/.venv/bin/python
 
+# What is obtained once, for all clones.
+cache_folder=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/flask_mysqlpool
+
 # Where scripts/mysql-server puts MySQL, and the tests look for it.
-mysql_folder=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/flask_mysqlpool/mysql
-mysql_folder=${FLASK_MYSQLPOOL_MYSQL_ROOT:-$mysql_folder}
+mysql_folder=${FLASK_MYSQLPOOL_MYSQL_ROOT:-$cache_folder/mysql}
 has_mysql() { [ -x "$1/usr/sbin/mysqld" ]; }
 
 # What the user has set for an app, or for Python, is not meant for ours.
 unset PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONWARNINGS PIP_USER
+
+# Nor are settings, of the app or of this package. Only which MySQL to test against stays.
+forget_settings() {
+    local name
+    for name in $(compgen -e); do
+        case $name in
+        FLASK_MYSQLPOOL_MYSQL_ROOT) ;;
+        FLASK_* | MYSQLPOOL_*) unset "$name" ;;
+        esac
+    done
+}
 
 can_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 
@@ -25,6 +38,18 @@ apt_install() {
     say "installing $*"
     apt-get update -qq &&
         DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends "$@"
+}
+
+# Where this machine gets Debian from; there may be a mirror nearer than Debian's own.
+find_mirror() {
+    local found format="\$(REPO_URI)"
+    mirrors() {
+        apt-get indextargets --format "$format" 'Created-By: Packages' 'Label: Debian'
+    }
+    found=$(mirrors)
+    [ "$found" ] || { apt-get update -qq && found=$(mirrors); }
+    found=${found%%$'\n'*}
+    [ "$found" ] && printf '%s\n' "${found%/}"
 }
 
 # What is not here: Debian's packages, and in words. Said, or installed, all at once.
@@ -70,7 +95,7 @@ install_missing() {
 }
 
 # What the tests of clusters need, and 'scripts/example --cluster': Galera and HAProxy.
-haproxy_folder=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/flask_mysqlpool/haproxy
+haproxy_folder=$cache_folder/haproxy
 
 has_galera() {
     [ -e /usr/lib/galera/libgalera_smm.so ] ||
@@ -187,4 +212,17 @@ ensure_venv() {
         printf '%s\n' "$identity" >.venv/made
     fi
     exec 9<&-
+}
+
+# Other versions of Flask, each in a folder that is put before the one in .venv.
+ensure_flasks() {
+    local name requirements
+    while read -r name requirements; do
+        [ -d ".venv/flasks/$name" ] && continue
+        say "installing Flask $name for the tests of contexts"
+        rm -rf ".venv/flasks/$name.new"
+        # shellcheck disable=SC2086
+        "$venv_python" -m pip install -qq --target ".venv/flasks/$name.new" $requirements
+        mv ".venv/flasks/$name.new" ".venv/flasks/$name"
+    done < <("$venv_python" tests/contexts.py --versions)
 }

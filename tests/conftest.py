@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+import matrix
 import pymysql
 import pytest
 from flask import Flask
@@ -31,6 +32,13 @@ def plain_environment() -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("FLASK_")]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """What the table of docs/compatibility.rst says about this run."""
+    for name, value in matrix.surroundings(MYSQL_ROOT).items():
+        record_testsuite_property(name, value)
 
 
 def _mysql() -> Any:

@@ -408,8 +408,10 @@ def test_a_command_is_no_worker_and_no_pause_is_in_its_way(
 
 
 def test_output_that_cannot_be_written_is_one_line_and_no_traceback(
-    flask_command: Callable[..., Any],
+    flask_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What stays in the buffer is written once more at the end.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     with open("/dev/full", "w") as full:
         ended = flask_command("mysqlpool", "status", stdout=full)
 

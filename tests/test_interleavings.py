@@ -175,6 +175,30 @@ def test_two_who_were_handed_dead_ones_keep_their_order(
     waiters[2].result(timeout=5).close()
 
 
+def test_who_was_handed_a_dead_one_is_in_line_again_before_others_hear_of_its_place(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = FakePool(MAX_SIZE=1, TIMEOUT=30)
+    held = pool.connection()
+    first, second = in_line(pool, threads, 2)
+    since = [waiter.since for waiter in pool._inventory.waiters]
+    rung, ring = list[float](), Waiter.ring
+
+    def note(waiter: Waiter[Any]) -> None:
+        rung.append(waiter.since)
+        ring(waiter)
+
+    monkeypatch.setattr(Waiter, "ring", note)
+    assert held._con is not None
+    held._con.alive = False
+    held.close()
+
+    first.result(timeout=5).close()
+    second.result(timeout=5).close()
+    # Handed the dead one, and then told of the place that this left.
+    assert rung[:2] == [since[0], since[0]]
+
+
 # Connects that fail or hang
 
 
@@ -581,6 +605,9 @@ assert stream.fetchall() == [("another",)]
 for cursor in (mine, watch):
     cursor.execute("SELECT 'alive'")
     assert cursor.fetchone() == ("alive",)
+for one in (handle, watcher, stream.connection):
+    one.close()
+pool.close()
 print("intact", end="")
 """
 

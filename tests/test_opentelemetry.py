@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import MakeApp, extension
+from conftest import MakeApp, extension, until
 from flask import Flask
 from opentelemetry.instrumentation.pymysql import PyMySQLInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -40,6 +40,12 @@ def collect(reader: InMemoryMetricReader) -> dict[str, Any]:
     return {m.name.removeprefix("db.client.connection."): m for m in scope.metrics}
 
 
+def measured(reader: InMemoryMetricReader, name: str) -> int:
+    """How often this was measured, in all pools together."""
+    metric = collect(reader).get(name)
+    return sum(p.count for p in metric.data.data_points) if metric else 0
+
+
 def values(metric: Any) -> dict[frozenset[tuple[str, Any]], int]:
     return {frozenset(p.attributes.items()): p.value for p in metric.data.data_points}
 
@@ -55,6 +61,8 @@ def test_every_metric_of_the_conventions_is_there(
             db.connection(timeout=0)
         second.close()
         get_db("reports").close()
+        # The threads that have connected tell of it a little later.
+        until(lambda: measured(reader, "create_time") == 3)
         metrics = collect(reader)
 
     shop, reports = (POOL, "shop"), (POOL, "shop/reports")

@@ -373,6 +373,7 @@ def test_a_password_that_the_server_has_seen_needs_no_tls(
 def test_a_password_goes_encrypted_by_rsa_where_there_is_no_tls(
     make_pool: MakePool, newcomer: str
 ) -> None:
+    pytest.importorskip("cryptography")
     assert cipher(make_pool(URL=newcomer, SSL_MODE="DISABLED")) == ""
 
 

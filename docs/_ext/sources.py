@@ -3,6 +3,9 @@
 ``.. rooms::`` is the table of the package's modules, each with the first sentence of
 its documentation, and with what ``tests/test_house.py`` lets it import.
 ``:measured:`table.row.column``` is a figure of ``_static/benchmarks/results.json``.
+``.. matrix::`` is what ran: ``_static/matrix.json``, which ``tests/matrix.py`` writes.
+``.. bill:: EXTRA`` is what an extra brings, or the package by itself if none is named,
+as the metadata of what is installed has it.
 """
 
 from __future__ import annotations
@@ -10,12 +13,15 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from importlib.metadata import PackageMetadata, metadata, requires
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from packaging.requirements import Requirement
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -23,6 +29,21 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "flask_mysqlpool"
 HOUSE = ROOT / "tests" / "test_house.py"
 RESULTS = ROOT / "docs" / "_static" / "benchmarks" / "results.json"
+MATRIX = ROOT / "docs" / "_static" / "matrix.json"
+US = "flask-pymysqlpool"
+
+
+def _table(
+    page: SphinxDirective, widths: str, rows: Iterable[Sequence[str]]
+) -> list[nodes.Node]:
+    """A table, the first row of which is its head."""
+    lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
+    for row in rows:
+        lines += [f"   {'*' if c == 0 else ' '} - {t}" for c, t in enumerate(row)]
+    container = nodes.container()
+    page.state.nested_parse(StringList(lines, page.name), 0, container)
+    table: list[nodes.Node] = container.children
+    return table
 
 
 def rooms() -> dict[str, set[str]]:
@@ -45,20 +66,14 @@ class Rooms(SphinxDirective):
     """``.. rooms::``"""
 
     def run(self) -> list[nodes.Node]:
-        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 14 46 40", ""]
         rows = [("Module", "What it is", "May import")]
         for module, others in rooms().items():
             allowed = ", ".join(map("``{}``".format, sorted(others)))
             rows.append((f"``{module}``", sentence(module), allowed or "nothing"))
-        for row in rows:
-            lines += [f"   {'*' if c == 0 else ' '} - {t}" for c, t in enumerate(row)]
         for module in rooms():
             self.env.note_dependency(str(PACKAGE / f"{module}.py"))
         self.env.note_dependency(str(HOUSE))
-        container = nodes.container()
-        self.state.nested_parse(StringList(lines, "rooms"), 0, container)
-        table: list[nodes.Node] = container.children
-        return table
+        return _table(self, "14 46 40", rows)
 
 
 @cache
@@ -82,7 +97,81 @@ class Measured(SphinxRole):
         return [nodes.inline("", figure(self.text), classes=["measured"])], []
 
 
+def what_ran() -> dict[str, dict[str, Any]]:
+    """By environment."""
+    rows: dict[str, dict[str, Any]] = {}
+    if MATRIX.exists():
+        rows = json.loads(MATRIX.read_text("utf-8"))
+    return rows
+
+
+class Matrix(SphinxDirective):
+    """``.. matrix::`` and the columns, as they are called in the file."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(str(MATRIX))
+        if not what_ran():
+            return [nodes.paragraph("", "Nothing has been written down yet.")]
+        keys = " ".join(self.content).split()
+        heads = "Environment", *(key[0].upper() + key[1:] for key in keys)
+        rows = [
+            (f"``{name}``", *(str(row.get(key, "–")) for key in keys))
+            for name, row in what_ran().items()
+        ]
+        return _table(self, "auto", [heads, *rows])
+
+
+def licence(about: PackageMetadata) -> str:
+    """In the words of the package itself; some have only a classifier."""
+    classifiers = about.get_all("Classifier") or []
+    named = [c.rpartition(" :: ")[2] for c in classifiers if c.startswith("License ::")]
+    text = about.get("License-Expression") or ", ".join(named) or about.get("License")
+    return text if text and "\n" not in text else "–"
+
+
+def needed(distribution: str, extra: str = "") -> Iterator[Requirement]:
+    """What a distribution needs here: for an extra, beside what it needs anyway."""
+    for text in requires(distribution) or []:
+        wanted = Requirement(text)
+        always = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+        if not extra and always:
+            yield wanted
+        elif extra and not always and wanted.marker.evaluate({"extra": extra}):
+            yield wanted
+
+
+def bill(extra: str = "") -> dict[str, tuple[str, list[str]]]:
+    """By distribution: the licence, and what needs it, with versions that will do."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    left = [(US, wanted) for wanted in needed(US, extra)]
+    while left:
+        parent, wanted = left.pop(0)
+        about = metadata(wanted.name)
+        name = about["Name"]
+        if name not in found:
+            found[name] = (licence(about), [])
+            left += [(name, further) for further in needed(name)]
+        found[name][1].append(f"{parent} (``{wanted.specifier or 'any'}``)")
+    return found
+
+
+class Bill(SphinxDirective):
+    """``.. bill::``"""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        rows = [("Distribution", "Licence", "Needed by")]
+        for name, (terms, parents) in bill(*self.arguments).items():
+            rows.append((name, terms, ", ".join(parents)))
+        return _table(self, "26 24 50", rows)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("rooms", Rooms)
+    app.add_directive("matrix", Matrix)
+    app.add_directive("bill", Bill)
     app.add_role("measured", Measured())
     return {"parallel_read_safe": True, "parallel_write_safe": True}
