@@ -171,6 +171,30 @@ def test_what_knows_the_drivers(package: str, modules: set[str]) -> None:
     assert knows <= modules
 
 
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+#: Lines of a module, and lines of a function without its docstring.
+LONGEST_MODULE, LONGEST_FUNCTION = 450, 60
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_no_room_and_no_function_is_too_big(path: Path) -> None:
+    text = path.read_text("utf-8")
+    functions = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+    assert text.count("\n") <= LONGEST_MODULE
+    assert [f.name for f in functions if lines_of(f) > LONGEST_FUNCTION] == []
+
+
 def test_nothing_imports_the_test_tools() -> None:
     assert not any("testing" in imports(module)[0] for module in MAY_IMPORT)
 
