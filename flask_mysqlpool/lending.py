@@ -378,6 +378,9 @@ class Lender:
         if self.config.target == "prefer-replica" and not con.is_replica:
             con.expires = min(con.expires, con.opened + SECOND_BEST)
         took = monotonic() - begun
+        # Before anybody has it: who gets it may end the process at once, and up to
+        # Python 3.11 a thread that is starting then would crash it.
+        housekeeper().watch(self)
         with self._inventory.lock:
             up_to_date = self._inventory.opened_by(connect, con, took)
         number = con.raw.thread_id()
@@ -387,7 +390,6 @@ class Lender:
             self._discard(con, "invalidated")
         with self._inventory.lock:
             self._inventory.ring_next()
-        housekeeper().watch(self)
         self._notify("created", number, took)
 
     def _postpone(self, connect: Connect) -> None:

@@ -32,7 +32,9 @@ from flask_mysqlpool import (
     PoolTimeout,
     get_db,
 )
+from flask_mysqlpool.housekeeper import Housekeeper
 from flask_mysqlpool.inventory import PATIENCE
+from flask_mysqlpool.stats import PoolStats
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.testing.fake import FakeConnection, FakePool
 from flask_mysqlpool.waiters import Waiter
@@ -255,6 +257,22 @@ def test_a_hung_attempt_does_not_hide_that_the_server_is_back(
 
     pool.connection(timeout=5).close()
     hang.set()
+
+
+def test_the_housekeeper_has_been_started_before_anybody_has_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool()
+    seen: list[PoolStats] = []
+
+    def watch(keeper: Housekeeper, kept: Any) -> None:
+        if kept is pool:  # another test's may still be connecting
+            seen.append(kept.stats())
+
+    monkeypatch.setattr(Housekeeper, "watch", watch)
+    pool.connection().close()
+
+    assert [(s.connecting, s.in_use, s.idle) for s in seen] == [(1, 0, 0)]
 
 
 def test_without_a_thread_for_housekeeping_connections_are_lent_all_the_same(
@@ -598,7 +616,8 @@ if child == 0:
         assert pool.stats().opened == pool.stats().idle == 1
     sys.exit(0) if ending == "sys.exit" else os._exit(0)
 
-assert os.waitpid(child, 0)[1] == 0
+status = os.waitpid(child, 0)[1]
+assert status == 0, status
 query.join()
 assert mine.fetchone() == (0, 7)
 assert stream.fetchall() == [("another",)]
