@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
+from pymysql.constants import ER
 from pymysql.err import MySQLError
 from werkzeug.serving import make_server
 
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with listen(options.host, options.port) as sock, place as (config, name):
         app = prepared_app(config)
         server = make_server(options.host, 0, app, threaded=True, fd=sock.fileno())
-        announce(url_of(options.host, server.port), name)
+        command = status_command(config.get("MYSQLPOOL_URL"))
+        announce(url_of(options.host, server.port), name, command)
         try:
             server.serve_forever()
         finally:
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m example_app",
+        prog=os.environ.get("EXAMPLE", "python -m example_app"),
         description="Serve the people directory, on a throw-away MariaDB unless"
         " FLASK_MYSQLPOOL_URL says where a database is.",
     )
@@ -170,6 +173,8 @@ def prepared_app(config: dict[str, Any]) -> Flask:
                 f" ({name})" for name in PLACES if os.environ.get(name)
             )
             reason = describe(error)
+            if error.args[:1] == (ER.BAD_FIELD_ERROR,):
+                reason += "; the table person there is not the example's"
             raise fail(
                 f"no use can be made of the database at {place}: {reason}"
             ) from None
@@ -181,12 +186,22 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def announce(url: str, name: str) -> None:
+def status_command(url: str | None) -> str:
+    """What shows this app's connections: in the clone, from another terminal."""
+    place = f"FLASK_MYSQLPOOL_URL={shlex.quote(url)} " if url else ""
+    flask = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "flask"))
+    return f"{place}{flask} --app example_app mysqlpool status"
+
+
+def announce(url: str, name: str, command: str) -> None:
     print(
         f"\n  The people directory   {url}/"
+        f"\n  Its monitor            {url}/mysqlpool/"
         f"\n  Its database           {name}"
+        "\n\n  In another terminal:"
         f"\n\n    curl {url}/person/all"
         f"\n    curl {url}/person/first"
+        f"\n    {command}"
         "\n\n  Ctrl-C ends it.\n",
         flush=True,
     )

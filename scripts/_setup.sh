@@ -179,8 +179,10 @@ create_venv() {
 }
 
 need_writable() {
-    [ -w . ] && { [ ! -d .venv ] || [ -w .venv ]; } ||
+    [ -w . ] ||
         die "cannot write into $PWD, where .venv has its place; use a clone of your own"
+    [ ! -d .venv ] || [ -w .venv ] ||
+        die "cannot write into .venv: somebody else has made it, perhaps root; remove it"
 }
 
 # ensure_venv NAME [PIP-ARGUMENT...]: .venv, with the project and what NAME needs.

@@ -424,7 +424,6 @@ def test_what_the_page_about_settings_sets_can_be_set() -> None:
 SHOP = """
 from flask import Flask, request
 from flask_mysqlpool import MySQLPool, get_db
-from flask_mysqlpool.testing import FaultProxy
 
 db = MySQLPool()
 
@@ -468,11 +467,10 @@ def test_the_page_about_testing_has_tests_that_pass(tmp_path: Path) -> None:
     pytest.importorskip("pytest_flask")
     own, network = python("testing.rst")
     conftest, tests = own.code.split("# test_shop.py\n")
-    wanted = "from shop import *\n"
     (tmp_path / "shop.py").write_text(SHOP)
-    (tmp_path / "conftest.py").write_text(wanted + conftest)
+    (tmp_path / "conftest.py").write_text(conftest)
     (tmp_path / "test_shop.py").write_text(tests)
-    (tmp_path / "test_network.py").write_text(wanted + network.code)
+    (tmp_path / "test_network.py").write_text(network.code)
 
     assert "3 passed" in run_pytest(tmp_path)
 
