@@ -30,6 +30,7 @@ from .files import (
     load_record,
     locked,
     make_folder,
+    may_write,
     open_file,
     parse_record,
     remove_left_over,
@@ -122,11 +123,16 @@ class Board:
 
     def _distrust(self, about: os.stat_result) -> None:
         """Refuse a folder that is, or may be, somebody else's."""
+        open_to_others = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if open_to_others and about.st_mode & stat.S_ISVTX:
+            inside = os.path.join(self.path, "<app>")
+            mend = f"set STATUS_DIR to a folder inside of it, such as {inside}"
+            raise Unusable(self.path, "can be written to by others", mend)
         if about.st_uid != os.geteuid() and os.geteuid() != 0:
             owner = user_name(about.st_uid)
             mend = f"run this as {owner}, or chown the folder to the site's user"
             raise Unusable(self.path, f"belongs to {owner}", mend)
-        if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if open_to_others:
             mend = f"chmod go-w {self.path}"
             raise Unusable(self.path, "can be written to by others", mend)
 
@@ -137,6 +143,26 @@ class Board:
         except FileNotFoundError:
             return f"{self.path}, which does not exist"
         return f"{self.path}, which belongs to {owner}"
+
+    def look_for_room(self) -> None:
+        """Whether this user could make the folder, and write to it; makes nothing."""
+        nearest = Path(self.path)
+        while not nearest.exists():
+            nearest = nearest.parent
+        if may_write(nearest):
+            return
+        user = user_name(os.geteuid())
+        if nearest == Path(self.path):
+            raise Unusable(
+                self.path, f"cannot be written to by {user}", f"chmod u+rwx {nearest}"
+            )
+        owner = user_name(nearest.stat().st_uid)
+        fault = (
+            f"does not exist, and {user} cannot make it: {nearest} belongs to {owner}"
+        )
+        mend = f"as root, mkdir -p {self.path} and chown it to the site's user, or set"
+        mend += " STATUS_DIR to a folder that the site's user can write to"
+        raise Unusable(self.path, fault, mend)
 
     # Sheets
 

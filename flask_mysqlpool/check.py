@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pymysql.err import MySQLError
@@ -34,11 +34,29 @@ _MENDS = {
     1129: "have the server's administrator run FLUSH HOSTS",
     1203: "raise the account's max_user_connections, or lower MAX_SIZE",
     1226: "raise the account's max_user_connections, or lower MAX_SIZE",
+    1698: "no such account, or one that logs in by the unix socket: set UNIX_SOCKET"
+    " (/run/mysqld/mysqld.sock), or give it a password",
     2003: "start the server, or correct HOST, PORT or UNIX_SOCKET",
     2005: "correct HOST: its name cannot be resolved",
     2026: "correct SSL_CA and SSL_MODE, or the server's certificate",
     3159: "set SSL_MODE = 'REQUIRED': the server refuses connections without TLS",
 }
+
+#: What tells more than a number does: the first of these that is in the error's text.
+_SAID = {
+    "cryptography": "pip install cryptography, or use TLS (SSL_MODE = 'REQUIRED')",
+    "server doesn't support it": "enable TLS at the server, or lower SSL_MODE",
+    "certificate": _MENDS[2026],
+    "SSL": _MENDS[2026],
+    "Can't connect": _MENDS[2003],
+    "not a primary": "correct TARGET or HOST",
+    "not a replica": "correct TARGET or HOST",
+    "a replica that is stopped": "start its replication (START REPLICA)",
+    "behind its primary": "let it catch up, or raise MAX_LAG",
+}
+
+#: What an error begins with that the session's set-up has met.
+_SET_UP = "INIT_COMMAND", "SETSESSION", "CHARSET, COLLATION or SQL_MODE"
 
 
 class Finding(NamedTuple):
@@ -53,7 +71,12 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
 
     ``workers`` is how many processes use it on this host; None if that is not known.
     """
-    yield Finding(OK, "settings", f"{config.server} as {config.user or 'nobody'}")
+    if config.account is None:
+        text = f"{config.server}, and the system's user has no name to log in by"
+        yield Finding(FAILURE, "settings", text, "set USER")
+        return
+    unset = " (USER is not set)" * (not config.user)
+    yield Finding(OK, "settings", f"{config.server} as {config.account}{unset}")
     try:
         with connect_to(config) as server:
             facts = server.facts()
@@ -70,7 +93,9 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
     yield _capacity(config, facts, workers)
 
 
-def look_at_board(fleet: Fleet | None, binds: Iterable[str]) -> Iterator[Finding]:
+def look_at_board(
+    fleet: Fleet | None, pools: Mapping[str, PoolConfig]
+) -> Iterator[Finding]:
     """Whether workers can publish, and commands can read, what they do."""
     mend = "set STATUS_DIR to a folder that the site's user can write to"
     if fleet is None:
@@ -80,24 +105,34 @@ def look_at_board(fleet: Fleet | None, binds: Iterable[str]) -> Iterator[Finding
         return
     try:
         workers = fleet.workers()
+        if not workers:
+            fleet.board.look_for_room()
     except OSError as error:
         text = f"{fleet.board.path}: {error.strerror or error}"
-        if isinstance(error, PermissionError):
-            mend = "run this as the site's user, or as root"
-        yield Finding(WARNING, "workers", text, getattr(error, "mend", mend))
+        level = WARNING
+        if any(config.max_host_connections for config in pools.values()):
+            level = FAILURE
+            text += "; so this user cannot keep MAX_HOST_CONNECTIONS, nor connect"
+        yield Finding(level, "workers", text, mend_of(error) or mend)
         return
     pids = {worker["pid"] for some in workers.values() for worker in some}
     place = fleet.board.path if pids else fleet.board.place()
     yield Finding(OK, "workers", f"{len(pids)} publish in {place}")
     for problem in fleet.problems:
-        yield Finding(WARNING, "workers", problem, _mend_of(problem, fleet))
-    for bind in binds:
+        yield Finding(WARNING, "workers", problem, _mend_of_problem(problem, fleet))
+    for bind in pools:
         if fleet.is_paused(bind, workers.get(bind, [])):
             text = f"{bind} is paused: checkouts wait"
             yield Finding(WARNING, "workers", text, "flask mysqlpool resume")
 
 
-def _mend_of(problem: str, fleet: Fleet) -> str:
+def mend_of(error: OSError) -> str:
+    """What helps who may not use the folder; nothing, if that is not it."""
+    denied = isinstance(error, PermissionError)
+    return getattr(error, "mend", "run this as the site's user, or as root" * denied)
+
+
+def _mend_of_problem(problem: str, fleet: Fleet) -> str:
     if "belongs to" in problem:
         return f"chown {fleet.board.path}, and what is in it, to the site's user"
     if problem in fleet.hidden:
@@ -111,12 +146,14 @@ def _no_connection(error: Exception) -> Finding:
     code = error.args[0] if error.args else None
     text = ": ".join(map(str, error.args))
     mend = _MENDS.get(code, "") if isinstance(code, int) else ""
-    if "cryptography" in text:
-        mend = "pip install cryptography, or use TLS (SSL_MODE = 'REQUIRED')"
-    elif "certificate" in text or "SSL" in text:
-        mend = _MENDS[2026]
+    told = next((words for words in _SAID if words in text), None)
+    refused = [name for name in _SET_UP if text.startswith(f"{code}: {name}: ")]
+    if refused:
+        mend = f"correct {refused[0]}"
     elif isinstance(error.__cause__, socket.gaierror):
         mend = _MENDS[2005]
+    elif told is not None:
+        mend = _SAID[told]
     return Finding(FAILURE, "connection", text, mend)
 
 

@@ -16,9 +16,17 @@ from flask.cli import AppGroup, with_appcontext
 from pymysql.err import MySQLError
 
 from . import tables
-from .check import FAILURE, Finding, examine, look_at_board
+from .check import FAILURE, Finding, examine, look_at_board, mend_of
 from .config import PoolConfig
-from .fleet import Fleet, Worker, holders, is_degraded, last_failure, totals
+from .fleet import (
+    Fleet,
+    Worker,
+    holders,
+    is_degraded,
+    last_failure,
+    last_timeout,
+    totals,
+)
 from .server import ServerReport, Thread, connect_to
 
 #: Exit codes.
@@ -71,7 +79,8 @@ def _site(bind: str | None = None) -> Site:
 
 def _reason(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or error}"
+    mend = mend_of(error)
+    return f"{place}{error.strerror or error}{' -> ' * bool(mend)}{mend}"
 
 
 def create_group(name: str) -> AppGroup:
@@ -168,6 +177,7 @@ def _pool(
         "totals": totals(workers),
         "workers": [_public(worker) for worker in workers],
         "holders": holders(workers),
+        "checkout_timeout": last_timeout(workers),
         "connect_failure": last_failure(workers),
     }
     if with_server:

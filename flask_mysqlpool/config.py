@@ -123,7 +123,11 @@ class PoolConfig:
         convert.path,
         "Path of the server's socket; used instead of HOST and PORT.",
     )
-    user: str | None = _setting(None, convert.label, "The account's name.")
+    user: str | None = _setting(
+        None,
+        convert.label,
+        "The account's name; by default that of the system's user, as PyMySQL has it.",
+    )
     password: str | Callable[[], str] | None = _setting(
         None,
         convert.password,
@@ -246,7 +250,7 @@ class PoolConfig:
     leak_threshold: float = _duration(
         0.0,
         "How long a connection may be in use before its holder is logged with the"
-        " stack that took it; 0 means for ever.",
+        " stack that took it; 0 means never.",
     )
     record_queries: bool = _setting(
         False,
@@ -254,7 +258,7 @@ class PoolConfig:
         "Whether statements are recorded, for ``get_recorded_queries()``.",
     )
     slow_query: float = _duration(
-        0.0, "How long a statement may take before it is logged; 0 means for ever."
+        0.0, "How long a statement may take before it is logged; 0 means never."
     )
     log_parameters: bool = _setting(
         False,
@@ -304,6 +308,13 @@ class PoolConfig:
     def places(self) -> tuple[Place, ...]:
         """The hosts, each with its port."""
         return parse(self.host, self.port)
+
+    @property
+    def account(self) -> str | None:
+        """Who it logs in as: ``USER`` or, as PyMySQL has it, the system's user."""
+        from pymysql.connections import DEFAULT_USER
+
+        return self.user or DEFAULT_USER
 
     @property
     def server(self) -> str:
@@ -358,7 +369,7 @@ class AppConfig:
         binds = reader.convert(given, {"binds": BINDS}).get("binds", {})
         has_place = bool(given.keys() & PLACES)
         if not (has_place or binds or reader.faults):
-            reader.faults.append(_NO_SERVER)
+            reader.no_server(mapping, known)
         found = {"default": {"name": name} | reader.pool(given)}
         default = found["default"]
         for bind, settings in binds.items():
@@ -380,10 +391,6 @@ def _settings(owner: type) -> dict[str, Field[Any]]:
 
 
 _POOL = {"url": URL, **_settings(PoolConfig)}
-_NO_SERVER = (
-    f"no server is configured: set {PREFIX}URL (or {PREFIX}HOST, …) before"
-    " MySQLPool(app) or init_app(app)"
-)
 
 
 def _shown(value: Any, secret: bool) -> object:

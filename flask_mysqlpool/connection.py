@@ -15,7 +15,7 @@ from pymysql.err import MySQLError, OperationalError
 from .config import PoolConfig
 from .errors import TransactionError
 from .leaks import Stack
-from .link import Link
+from .link import LOST, Link
 from .residue import (
     DOUBTFUL,
     ELSEWHERE,
@@ -24,6 +24,7 @@ from .residue import (
     MEMORABLE,
     NONE,
     REFUSED,
+    RESIDUE_OF,
     SESSION,
     SNAPSHOT,
     TRANSACTION,
@@ -62,15 +63,6 @@ _PROBE = b"SAVEPOINT mysqlpool_probe"
 _STATUS_UNKNOWN = "status unknown"
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
 
-#: What the methods of PyMySQL that talk to the server leave behind.
-_RESIDUE_OF = {
-    "begin": TRANSACTION,
-    "select_db": SESSION | ELSEWHERE,
-    "autocommit": SESSION,
-    "set_character_set": SESSION,
-    "set_charset": SESSION,
-}
-
 
 class AnotherRole(OperationalError):
     """The server is a primary where a replica is wanted, or the other way round."""
@@ -78,6 +70,12 @@ class AnotherRole(OperationalError):
 
 def _query(statement: bytes) -> tuple[int, bytes]:
     return COMMAND.COM_QUERY, statement
+
+
+def _say_whose(error: MySQLError, refused: list[tuple[str, str]]) -> None:
+    """Name the setting, if it is the statement of one that the server refuses."""
+    if refused and len(error.args) == 2 and error.args[0] not in LOST:
+        error.args = error.args[0], f"{refused[0][0]}: {error.args[1]}"
 
 
 def _may_be_in_transaction(status: int) -> bool:
@@ -134,7 +132,8 @@ class PhysicalConnection(Link):
         try:
             self.establish(deadline)
             raw = self.raw
-            self._setup = self._commands_for_setup()
+            setup = self._statements_for_setup()
+            self._setup = [_query(text.encode(raw.encoding)) for _, text in setup]
             self._charset = raw.charset, raw.encoding, raw.collation
             raw.autocommit_mode = self.config.autocommit
             questions = [_query(b"SELECT CURRENT_ROLE()")]
@@ -142,7 +141,12 @@ class PhysicalConnection(Link):
             if self.config.target != "any" or len(self.config.places) > 1:
                 questions += _query(_VARIABLES), _query(_STATUS)
             self.write([*self._setup, *questions])
-            role, *variables = self.read_answers(deadline)[len(self._setup) :]
+            asked = self.unanswered
+            try:
+                role, *variables = self.read_answers(deadline)[len(setup) :]
+            except MySQLError as error:
+                _say_whose(error, setup[asked - self.unanswered :])
+                raise
             [[self._role]] = role.rows
             self._check_target(
                 dict(pair for answer in variables for pair in answer.rows)
@@ -166,8 +170,8 @@ class PhysicalConnection(Link):
         if not self.is_replica and target == "replica":
             raise AnotherRole(CR.CR_CONN_HOST_ERROR, "it is writable, not a replica")
 
-    def _commands_for_setup(self) -> list[tuple[int, bytes]]:
-        """The commands that give a fresh session the settings of this pool."""
+    def _statements_for_setup(self) -> list[tuple[str, str]]:
+        """What gives a fresh session the settings of this pool, and which each is."""
         config, raw = self.config, self.raw
         names = f"SET NAMES {raw.charset}"
         if raw.collation:
@@ -175,12 +179,13 @@ class PhysicalConnection(Link):
         names += f", autocommit = {int(config.autocommit)}"
         if config.sql_mode is not None:
             names += f", sql_mode = {raw.escape(config.sql_mode)}"
-        statements = [names, *config.setsession]
+        statements = [("CHARSET, COLLATION or SQL_MODE", names)]
         if config.init_command:
-            statements.insert(1, config.init_command)
+            statements.append(("INIT_COMMAND", config.init_command))
+        statements += [("SETSESSION", text) for text in config.setsession]
         if config.read_only:
-            statements.append("SET SESSION TRANSACTION READ ONLY")
-        return [_query(text.encode(raw.encoding)) for text in statements]
+            statements.append(("READ_ONLY", "SET SESSION TRANSACTION READ ONLY"))
+        return statements
 
     def execute(self, statement: str | bytes, unbuffered: bool) -> int:
         """Execute, and remember what this leaves behind in the session."""
@@ -297,7 +302,7 @@ class PhysicalConnection(Link):
         """Call a method of PyMySQL that talks to the server, likewise."""
         if name != "next_result":
             self.attempt(self._finish_stream)
-        self.residue |= _RESIDUE_OF.get(name, NONE)
+        self.residue |= RESIDUE_OF.get(name, NONE)
         result = self.attempt(getattr(self.raw, name), *args)
         if name in ("commit", "rollback", "autocommit"):
             self._note_change(0, more=False)

@@ -189,7 +189,9 @@ def _none_will_do(refusals: list[tuple[Place, OperationalError]]) -> Operational
         for _, error in refusals
     )
     kind = AnotherRole if passing else OperationalError
-    last = refusals[-1][1]
+    # A password that is refused may be a new one by now; so that is what is raised.
+    denied = [e for _, e in refusals if e.args[0] == ER.ACCESS_DENIED_ERROR]
+    last = (denied or [refusals[-1][1]])[-1]
     said = "; ".join(f"{place}: {error.args[1]}" for place, error in refusals)
     failure = kind(last.args[0], f"No host can be used ({said})")
     failure.__cause__ = last

@@ -53,6 +53,12 @@ def make_folder(path: Path, mode: int) -> None:
         os.close(folder)
 
 
+def may_write(folder: Path) -> bool:
+    """Whether this user may make files in it, as far as can be told without trying."""
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
+
+
 def open_shared(folder: int, name: str) -> int:
     """A file that any process of the site may write to, made if need be."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -226,7 +226,7 @@ def is_degraded(workers: Iterable[Worker]) -> bool:
     """Whether somebody waits; or gave up, or could not connect, a short while ago."""
     since = time.time() - RECENT
     return any(
-        w["waiting"] or (w["last_timeout"] or 0.0) > since or _failed_at(w) > since
+        w["waiting"] or _timed_out_at(w) > since or _failed_at(w) > since
         for w in workers
     )
 
@@ -238,6 +238,18 @@ def last_failure(workers: Iterable[Worker]) -> dict[str, Any] | None:
         return None
     error = str(last.get("connect_error"))
     return {"pid": last["pid"], "ago": round(max(ago, 0.0), 1), "error": error}
+
+
+def last_timeout(workers: Iterable[Worker]) -> dict[str, Any] | None:
+    """The last checkout that timed out, if it did so within the last minute."""
+    last = max(workers, key=_timed_out_at, default=None)
+    if last is None or (ago := time.time() - _timed_out_at(last)) > RECENT:
+        return None
+    return {"pid": last["pid"], "ago": round(max(ago, 0.0), 1)}
+
+
+def _timed_out_at(worker: Worker) -> float:
+    return float(worker["last_timeout"] or 0.0)
 
 
 def _failed_at(worker: Worker) -> float:

@@ -69,4 +69,6 @@ def _reason(stats: PoolStats, state: str) -> str:
             f"{stats.name}: in use {stats.in_use}/{stats.max_size},"
             f" waiting {stats.waiting}, for up to {stats.waited:.2f} s"
         )
+    if state == UNKNOWN:
+        return f"{stats.name}: no connection is open yet"
     return "" if state == OK else f"{stats.name}: {state}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 from weakref import ref
 
@@ -156,15 +156,12 @@ class Inventory:
         if con not in self.in_use:
             return True
         con.since = now
-        waiter = self.waiters.hand_over(con) if self.waiters else None
-        if waiter is None and self.closed:
+        if self.waiters and self.waiters.hand_over(con, self.in_use):
+            return True
+        if self.closed:
             return False
         del self.in_use[con]
-        if waiter is None:
-            self.idle.append(con)
-        else:
-            # Put in again, so that the oldest holder is the first.
-            self.in_use[con] = waiter.owner
+        self.idle.append(con)
         return True
 
     def free(self, con: PhysicalConnection, reason: str) -> bool:
@@ -253,10 +250,10 @@ class Inventory:
         return [*entries]
 
     def take(
-        self, errand: Errand, cons: Collection[PhysicalConnection]
+        self, errand: Errand, cons: Mapping[PhysicalConnection, int]
     ) -> list[PhysicalConnection]:
-        """Those of these that are idle still."""
-        entries = {con: ref(errand) for con in self.idle if con in cons}
+        """Those of these that are idle still, and were lent no more than so often."""
+        entries = {con: ref(errand) for con in self.idle if cons.get(con) == con.uses}
         self.idle[:] = [con for con in self.idle if con not in entries]
         self.in_use.update(entries)
         return [*entries]

@@ -30,7 +30,7 @@ from .config import PoolConfig
 from .connection import AnotherRole, PhysicalConnection
 from .connector import Connector
 from .connects import Connect
-from .errors import PoolTimeout
+from .errors import PoolError, PoolTimeout
 from .handle import PooledConnection
 from .housekeeper import housekeeper
 from .inventory import Inventory
@@ -124,6 +124,11 @@ class Lender:
         started = monotonic()
         deadline = started + (self.config.timeout if timeout is None else timeout)
         inventory, owner = self._inventory, ref(handle)
+        if inventory.lock._is_owned():
+            raise PoolError(
+                f"{self.name}: a signal handler or a finalizer that has interrupted the"
+                " pool itself cannot take a connection; let it note what is to be done"
+            )
         with inventory.lock:
             con = inventory.take_idle(owner)
             if con is None:
@@ -261,15 +266,21 @@ class Lender:
         If none is, whoever had got it stands in line again, and in front of all that
         came later: only then are they told that a place is free.
         """
-        con.close()
+        try:
+            con.close()
+            if self._observers:
+                self._notify("discarded", con.raw.thread_id(), reason)
+        except BaseException:
+            with self._inventory.lock:
+                self._inventory.free(con, reason)
+                self._inventory.ring_next()
+            raise
         with self._inventory.lock:
             self._inventory.free(con, reason)
             another = self._inventory.take_idle(waiter.owner)
             if another is None:
                 self._inventory.join(waiter, been_served=True)
             self._inventory.ring_next()
-        if self._observers:
-            self._notify("discarded", con.raw.thread_id(), reason)
         return another
 
     def _note_refusal(self, con: PhysicalConnection, error: Exception) -> None:

@@ -160,8 +160,10 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
         """Close idle connections that the server has closed; costs no round trip."""
         self._begin_in_child()
         errand = Errand()
-        idle = [*self._inventory.idle]
-        dead = {con for con in idle if not con.unanswered and not con.is_alive()}
+        with self._inventory.lock:
+            uses = {con: con.uses for con in self._inventory.idle}
+        # One that is borrowed meanwhile has something to read, too.
+        dead = {c: n for c, n in uses.items() if not c.unanswered and not c.is_alive()}
         with self._inventory.lock:
             taken = self._inventory.take(errand, dead)
         for con in taken:
@@ -193,7 +195,8 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
             self._look_for_leak(con, owner(), now - con.since)
         with inventory.lock:
             connects = inventory.missing(now)
-            more_to_do = inventory.places() > 0
+            inventory.ring_next()  # an interrupt may have swallowed a ring
+            more_to_do = inventory.places() > 0 or bool(inventory.waiters)
         for connect in connects:
             self._start(connect)
         return min(INTERVAL, threshold or INTERVAL) if more_to_do else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import Field
@@ -26,6 +27,9 @@ PLACES |= {"connect_args"}
 
 #: What Flask-MySQL-Connector sets by itself.
 _SOMEBODY_ELSES = {"MYSQL_POOL_NAME", "MYSQL_POOL_SIZE", "MYSQL_POOL_RESET_SESSION"}
+
+#: What others call their settings that are about a server.
+_OTHERS = re.compile("(MYSQL|SQLALCHEMY|DATABASE)_")
 
 Known = Mapping[str, Field[Any]]
 """Settings by their names in lower case; ``convert`` is in each field's metadata."""
@@ -105,6 +109,26 @@ class Reader:
                 self.faults.append(f"{key} is not a setting: {self.spell(text)}")
             elif alike and (hint := self.hint(alike[2].lower(), known)):
                 self.faults.append(f"{key} is not a setting: {hint}")
+
+    def no_server(self, mapping: Mapping[str, Any], known: Known) -> None:
+        """Say where it may have been meant to be configured; names, no values."""
+        text = (
+            f"no server is configured: set {PREFIX}URL (or {PREFIX}HOST, …) before"
+            " MySQLPool(app) or init_app(app)"
+        )
+        unread = [name for name in os.environ if _is_unread(name, mapping)]
+        if unread:
+            places = [f"FLASK_{PREFIX}{place.upper()}" for place in ("url", "host")]
+            name = min(unread, key=lambda name: (name not in places, name))
+            text += f"; {name} is in the environment: call"
+            text += " app.config.from_prefixed_env() first"
+        instead = {self.spell(f"write {{{place.upper()}}}") for place in PLACES}
+        for key in map(str, mapping):
+            hint = self.hint(key.lower(), known) if _OTHERS.match(key) else ""
+            if hint in instead:
+                text += f"; {key} is another package's: {hint}"
+                break
+        self.faults.append(text)
 
     def take(self, mapping: Mapping[str, Any], known: Known) -> dict[str, Any]:
         """What is given for known settings; every other key is a fault."""
@@ -215,6 +239,12 @@ class Reader:
         for name in ("ssl_ca", "ssl_cert", "ssl_key"):
             if values[name] and values["ssl_mode"] == "DISABLED":
                 self.fault(name, "must be left out where {SSL_MODE} is DISABLED")
+
+
+def _is_unread(variable: str, mapping: Mapping[str, Any]) -> bool:
+    """Whether it would be a setting, and nobody has put it into the mapping."""
+    key = variable.removeprefix("FLASK_").partition("__")[0]
+    return variable.startswith(f"FLASK_{PREFIX}") and key not in mapping
 
 
 def _got(value: object, quiet: bool) -> str:

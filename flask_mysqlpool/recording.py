@@ -83,7 +83,7 @@ class Recorder:
     def _log(self, query: RecordedQuery) -> None:
         text = " ".join(query.statement.split())
         log.warning(
-            "%s: %.3f s, %s rows, for %s, at %s: %s%s",
+            "%s: slow statement: %.3f s, %s rows, for %s, at %s: %s%s",
             self._name,
             query.duration,
             "?" if query.rows is None else query.rows,

@@ -104,7 +104,8 @@ def timeout(inventory: Inventory, started: float, now: float) -> PoolTimeout:
     """The error for a checkout that ran out of time."""
     config = inventory.config
     with inventory.lock:
-        oldest = next(iter(inventory.in_use), None)
+        oldest, owner = next(iter(inventory.in_use.items()), (None, None))
+        endpoint = getattr(owner and owner(), "endpoint", None)
         text = (
             f"{config.name}: no connection within {now - started:.2f} s:"
             f" in use {len(inventory.in_use)}/{config.max_size},"
@@ -118,6 +119,7 @@ def timeout(inventory: Inventory, started: float, now: float) -> PoolTimeout:
     if oldest:
         text += f"; held longest: {now - oldest.since:.2f} s by thread"
         text += f" {_holder(oldest) or 'that has ended'!r}"
+        text += f", for {endpoint!r}" if endpoint else ""
     if mine:
         text += f"; this thread itself holds {mine}"
     if mine == in_use:

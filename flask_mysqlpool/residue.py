@@ -26,6 +26,15 @@ ELSEWHERE = 8
 #: Something that is not certain to be undone by anything.
 INDELIBLE = 16
 
+#: What the methods of PyMySQL that talk to the server leave behind.
+RESIDUE_OF = {
+    "begin": TRANSACTION,
+    "select_db": SESSION | ELSEWHERE,
+    "autocommit": SESSION,
+    "set_character_set": SESSION,
+    "set_charset": SESSION,
+}
+
 _COMMENTS = re.compile(rb"/\*(?![!+m]).*?\*/|(?:--[\s]|#)[^\n]*(?:\n|$)", re.DOTALL)
 _LEADING_COMMENTS = re.compile(rb"(?:\s|\(|%s)+" % _COMMENTS.pattern, re.DOTALL)
 _EXECUTABLE_COMMENT = re.compile(rb"/\*m?!\d*|\*/")

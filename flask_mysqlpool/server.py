@@ -114,7 +114,7 @@ class Server:
         [(_, cipher)] = self._rows("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
         [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
         threads = self._rows("SHOW PROCESSLIST")
-        own = [row[0] for row in threads if row[1] == self._config.user]
+        own = [row[0] for row in threads if row[1] == self._config.account]
         programs = self._programs()
         here = gethostname()
         read_only, wait_timeout, max_connections, max_user_connections = numbers
@@ -166,7 +166,7 @@ class Server:
 
     def _is_ours(self, thread: Thread) -> bool:
         config = self._config
-        return (thread.user, thread.database) == (config.user, config.database)
+        return (thread.user, thread.database) == (config.account, config.database)
 
     def kill(self, threads: Iterable[Thread]) -> int:
         """End these connections; how many there still were to end."""

@@ -39,7 +39,8 @@ class Observer:
     """What a pool tells of each event, outside its lock; here, to nobody.
 
     A subclass is given to :meth:`Pool.add_observer() <flask_mysqlpool.Pool>`. It runs
-    within checkouts and returns, so it should be quick. One that raises is told nothing
+    within checkouts and returns, so it should be quick, and take no connection from the
+    same pool. One that raises is told nothing
     any more, and that is logged. Durations are in seconds.
     """
 

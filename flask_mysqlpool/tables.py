@@ -51,6 +51,8 @@ def status(report: Mapping[str, Any], terminal: bool) -> Iterator[str]:
             yield from _workers(pool, width)
             yield from _silent(pool["workers"])
             yield from _holders(pool, width)
+        if pool["checkout_timeout"]:
+            yield from _timeout(pool["checkout_timeout"], width)
         if pool["connect_failure"]:
             yield from _failure(pool["connect_failure"], width)
         if "seen_by_server" in pool:
@@ -120,6 +122,12 @@ def _failure(failure: Mapping[str, Any], width: int) -> list[str]:
     text = f"a connect failed {failure['ago']:.0f} s ago in worker {failure['pid']}"
     lines = _fitted(f"{text}: {failure['error']}", width)
     return [click.style(line, fg="red") for line in lines]
+
+
+def _timeout(timeout: Mapping[str, Any], width: int) -> list[str]:
+    text = f"a checkout timed out {timeout['ago']:.0f} s ago"
+    lines = _fitted(f"{text} in worker {timeout['pid']}", width)
+    return [click.style(line, fg="yellow") for line in lines]
 
 
 def _holders(pool: Mapping[str, Any], width: int) -> Iterator[str]:

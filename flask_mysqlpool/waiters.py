@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -45,7 +46,7 @@ class Waiter(Generic[T]):
 
     def ring(self) -> None:
         """Wake the sleeper, to find itself served or to look around again."""
-        if self._bell.locked():
+        with suppress(RuntimeError):  # it has been rung
             self._bell.release()
 
     @property
@@ -82,10 +83,29 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
                 return waiter
         return None
 
-    def hand_over(self, item: T) -> Waiter[T] | None:
-        """Give the item to whoever has waited longest; None if nobody waits."""
-        waiter = self.next()
-        if waiter is not None:
+    def hand_over(self, item: T, held: dict[T, ref[Any]]) -> bool:
+        """Give an item that is held to whoever has waited longest; False if nobody has.
+
+        Its new holder is entered at the end, so that the oldest one is the first.
+        """
+        waiter = self._first()
+        if waiter is None:
+            return False
+        # Up to the bell nothing is called, so no interrupt gets in between.
+        try:
+            del held[item]
+            held[item] = waiter.owner
             waiter.item = item
-            waiter.ring()
-        return waiter
+            del self[waiter]
+            waiter._bell.release()
+        except RuntimeError:
+            pass  # it has been rung
+        return True
+
+    def _first(self) -> Waiter[T] | None:
+        """Whoever has waited longest, in line still."""
+        for waiter in tuple(self):
+            if waiter.owner() is not None:
+                return waiter
+            self.leave(waiter)
+        return None

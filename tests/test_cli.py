@@ -16,11 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pymysql.connections
 import pytest
 from conftest import MakeApp, MakeServer, extension, until
 from flask import Flask
 from flask.testing import FlaskCliRunner
-from pymysql.err import OperationalError
+from pymysql.err import MySQLError, OperationalError
 from test_fleet import complete
 
 import flask_mysqlpool.check
@@ -170,7 +171,13 @@ def test_status_is_degraded_while_somebody_waits_and_after_a_timeout(
         with pytest.raises(PoolTimeout):
             extension(app).connection(timeout=0)
         until(lambda: totals(app)["timeouts"] == 1)
-    assert run(app, "status")[0] == 1
+    code, output = run(app, "status")
+    assert code == 1
+    assert re.search(
+        rf"a checkout timed out \d+ s ago in worker {os.getpid()}\n", output
+    )
+    timeout = report(app)["pools"]["default"]["checkout_timeout"]
+    assert timeout["pid"] == os.getpid() and 0 <= timeout["ago"] < 60
 
 
 def test_a_bind_that_is_not_configured_lists_those_that_are(make_app: MakeApp) -> None:
@@ -847,11 +854,21 @@ def open_to_all(path: Path) -> None:
     path.chmod(0o777)
 
 
+def like_tmp(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o1777)
+
+
 @pytest.mark.one_engine(False)
 @pytest.mark.parametrize(
     ("spoil", "said", "mend"),
     [
         (open_to_all, "can be written to by others", "chmod go-w {}"),
+        (
+            like_tmp,
+            "can be written to by others",
+            "set STATUS_DIR to a folder inside of it, such as {}/<app>",
+        ),
         (lambda path: path.symlink_to("."), "is a symbolic link", "remove it, or set"),
         (Path.touch, "Not a directory", "set STATUS_DIR to a folder"),
     ],
@@ -869,7 +886,7 @@ def test_check_has_the_mend_for_a_folder_that_cannot_be_used(
     line = lines_of(run(make_app(), "check")[1], "workers")
 
     assert line.startswith(f"warning  workers: {path}: {said} -> {mend.format(path)}")
-    assert f"cannot be seen: {path}: {said}\n" in run(make_app(), "status")[1]
+    assert f"cannot be seen: {path}: {said}" in run(make_app(), "status")[1]
 
 
 @pytest.mark.one_engine(False)
@@ -890,12 +907,233 @@ def test_check_as_another_user_says_whose_the_folder_is(
     assert "board: belongs to root -> run this as root, or chown the folder" in line
 
 
+@contextmanager
+def as_nobody(tmp_path: Path) -> Iterator[None]:
+    """As another user, who gets at the folder of the test."""
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+only_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can be another user"
+)
+
+
+@only_root
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [({}, "warning"), ({"MAX_HOST_CONNECTIONS": 20}, "failure")],
+)
+def test_check_says_if_this_user_could_not_make_the_folder(
+    make_app: MakeApp, tmp_path: Path, settings: dict[str, Any], level: str
+) -> None:
+    instance = tmp_path / "site" / "instance"
+    app = make_app(STATUS_DIR=instance / "board", **settings)
+    with as_nobody(tmp_path):
+        code, output = run(app, "check")
+
+    line = lines_of(output, "workers")
+    assert line.startswith(
+        f"{level:<8} workers: {instance}/board: does not exist, and "
+    )
+    assert f"nobody cannot make it: {tmp_path} belongs to root" in line
+    assert f" -> as root, mkdir -p {instance}/board and chown it to the site's" in line
+    assert "or set STATUS_DIR to" in line
+    assert ("this user cannot keep MAX_HOST_CONNECTIONS" in line) is bool(settings)
+    assert code == int(level == "failure")
+    assert not (tmp_path / "site").exists()
+
+    # Who can make it is told nothing of that; root always can.
+    assert lines_of(run(app, "check")[1], "workers").startswith("ok ")
+    (tmp_path / "site").mkdir()
+    os.chown(tmp_path / "site", 65534, 65534)
+    with as_nobody(tmp_path):
+        assert lines_of(run(app, "check")[1], "workers").startswith("ok ")
+    assert not instance.exists()
+
+
+@only_root
+def test_check_says_if_this_user_cannot_write_to_the_folder(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    app = make_app(MAX_HOST_CONNECTIONS=20)
+    (tmp_path / "board").mkdir(0o500)
+    os.chown(tmp_path / "board", 65534, 65534)
+    with as_nobody(tmp_path):
+        line = lines_of(run(app, "check")[1], "workers")
+
+    assert line.startswith("failure  ") and "cannot be written to by nobody" in line
+    assert line.endswith(f" -> chmod u+rwx {tmp_path}/board")
+
+
+@only_root
+def test_nobody_is_told_to_chown_a_folder_that_all_share(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    like_tmp(tmp_path / "board")
+    app = make_app()
+    with as_nobody(tmp_path):
+        line = lines_of(run(app, "check")[1], "workers")
+
+    assert line.endswith(
+        f" -> set STATUS_DIR to a folder inside of it, such as {tmp_path}/board/<app>"
+    )
+
+
+@only_root
+@pytest.mark.parametrize("command", ["status", "pause", "resume", "reset"])
+def test_who_may_not_look_into_the_folder_is_told_who_may(
+    make_app: MakeApp, tmp_path: Path, command: str
+) -> None:
+    app = make_app(STATUS_DIR=tmp_path / "site" / "board")
+    (tmp_path / "site").mkdir(0o700)
+    with as_nobody(tmp_path):
+        code, output = run(app, command, *["--yes"] * (command == "reset"))
+
+    assert code == 2
+    hint = "Permission denied -> run this as the site's user, or as root\n"
+    assert output.startswith("The workers cannot be reached") or command == "status"
+    assert hint in output
+
+
 @pytest.mark.one_engine(False)
 def test_check_of_a_host_that_has_no_address(make_app: MakeApp) -> None:
     code, output = run(make_app(HOST="nowhere.invalid"), "check")
 
     assert code == 1
     assert "correct HOST: its name cannot be resolved" in lines_of(output, "connection")
+
+
+@pytest.mark.parametrize("user", ["app", None])
+def test_without_a_user_check_says_whom_pymysql_takes(
+    make_app: MakeApp,
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+    user: str | None,
+) -> None:
+    monkeypatch.setattr(pymysql.connections, "DEFAULT_USER", user and server.user)
+    place = {"URL": None, "HOST": server.host, "PORT": server.port}
+    app = make_app(**place, PASSWORD=server.password, DATABASE="test")
+
+    code, output = run(app, "check")
+
+    line = lines_of(output, "settings")
+    if user is None:
+        assert code == 1
+        assert line.startswith("failure") and line.endswith(" -> set USER")
+        return
+    assert code == 0
+    assert line.endswith(f" as {server.user} (USER is not set)")
+    with connected(app) as connection:
+        seen = report(app, "--server")["pools"]["default"]["seen_by_server"]
+        threads = [thread["thread_id"] for thread in seen["threads"]]
+        assert connection.thread_id() in threads
+
+
+def test_check_of_a_server_with_another_role(
+    make_app: MakeApp, make_server: MakeServer
+) -> None:
+    output = run(make_app(TARGET="replica"), "check")[1]
+    text = "2003: it is writable, not a replica -> correct TARGET or HOST"
+    assert lines_of(output, "connection").endswith(text)
+
+    replica = make_server(database="test", options=["--read-only=1"])
+    output = run(make_app(URL=replica.url, TARGET="primary"), "check")[1]
+    text = "2003: it is read-only, not a primary -> correct TARGET or HOST"
+    assert lines_of(output, "connection").endswith(text)
+
+    # Of several, one that is down may be the one that is wanted.
+    host = f"{replica.host}:{replica.port},{replica.host}:1"
+    output = run(make_app(URL=replica.url, HOST=host, TARGET="primary"), "check")[1]
+    assert " -> start the server, or correct HOST" in lines_of(output, "connection")
+
+
+def test_check_of_a_server_without_tls(
+    make_app: MakeApp, make_server: MakeServer
+) -> None:
+    server = make_server(database="test", options=["--skip-ssl"])
+    code, output = run(make_app(URL=server.url, SSL_MODE="REQUIRED"), "check")
+
+    assert code == 1
+    line = lines_of(output, "connection")
+    assert "2026: SSL is required but the server doesn't support it" in line
+    assert line.endswith(" -> enable TLS at the server, or lower SSL_MODE")
+
+
+def test_check_of_an_account_that_comes_by_the_unix_socket(
+    make_app: MakeApp, sql: Sql
+) -> None:
+    sql("CREATE USER IF NOT EXISTS socketeer IDENTIFIED VIA unix_socket")
+    try:
+        code, output = run(make_app(USER="socketeer", PASSWORD="x"), "check")
+    finally:
+        sql("DROP USER socketeer")
+
+    assert code == 1
+    line = lines_of(output, "connection")
+    assert "1698: Access denied" in line
+    assert "one that logs in by the unix socket: set UNIX_SOCKET (/run/" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "number", "setting"),
+    [
+        ({"INIT_COMMAND": "NONSENSE"}, 1064, "INIT_COMMAND"),
+        ({"SETSESSION": ["SET @a = 1", "SET nonsense = 1"]}, 1193, "SETSESSION"),
+        (
+            {"INIT_COMMAND": "SET @a = 1", "SETSESSION": ["SET sql_mode = 'NONSENSE'"]},
+            1231,
+            "SETSESSION",
+        ),
+        ({"SQL_MODE": "NONSENSE"}, 1231, "CHARSET, COLLATION or SQL_MODE"),
+        ({"COLLATION": "nonsense"}, 1273, "CHARSET, COLLATION or SQL_MODE"),
+    ],
+)
+def test_the_error_names_the_setting_whose_statement_is_refused(
+    make_app: MakeApp, settings: dict[str, Any], number: int, setting: str
+) -> None:
+    app = make_app(**settings)
+    with pytest.raises(MySQLError) as caught:
+        connected(app)
+    assert caught.value.args[0] == number
+    assert caught.value.args[1].startswith(f"{setting}: ")
+
+    code, output = run(app, "check")
+
+    assert code == 1
+    line = lines_of(output, "connection")
+    assert f"connection: {number}: {setting}: " in line
+    assert line.endswith(f" -> correct {setting}")
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        ("it is a replica that is stopped", "start its replication (START REPLICA)"),
+        ("it is 20 s behind its primary", "let it catch up, or raise MAX_LAG"),
+        ("Can't connect to MySQL server on 'db' (refused)", "start the server, or"),
+        ("db: it is read-only, not a primary", "correct TARGET or HOST"),
+    ],
+)
+def test_what_an_error_says_tells_more_than_its_number(
+    monkeypatch: pytest.MonkeyPatch, error: str, mend: str
+) -> None:
+    @contextmanager
+    def connect_to(config: PoolConfig) -> Iterator[Any]:
+        raise OperationalError(2003, error)
+        yield
+
+    monkeypatch.setattr(flask_mysqlpool.check, "connect_to", connect_to)
+    config = PoolConfig.from_mapping({"HOST": "localhost", "USER": "shop"})
+
+    *_, connection = examine(config, None)
+
+    assert connection.level == "failure" and connection.mend.startswith(mend)
 
 
 FACTS = Facts(

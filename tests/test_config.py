@@ -838,18 +838,81 @@ def test_a_key_that_means_a_setting_without_our_prefix_is_a_fault(
     assert SECRET not in fault
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("leak_threshold", "; 0 means never."),
+        ("slow_query", "; 0 means never."),
+        ("user", "; by default that of the system's user, as PyMySQL has it."),
+    ],
+)
+def test_what_a_setting_does_by_default_is_documented(name: str, said: str) -> None:
+    [setting] = [f for f in dataclasses.fields(PoolConfig) if f.name == name]
+    assert setting.metadata["doc"].endswith(said)
+
+
 # The settings of an app
 
 
 @pytest.mark.parametrize(
     "mapping",
-    [{}, {"MYSQLPOOL_MAX_SIZE": 3}, {"MYSQLPOOL_URL": None}, {"MYSQL_HOST": "db"}],
+    [{}, {"MYSQLPOOL_MAX_SIZE": 3}, {"MYSQLPOOL_URL": None}, {"MYSQL_CURSORCLASS": ""}],
 )
 def test_an_app_that_names_no_server_is_told_to(mapping: dict[str, Any]) -> None:
     assert faults(bare_app_config, mapping) == (
         "no server is configured: set MYSQLPOOL_URL (or MYSQLPOOL_HOST, …) before"
         " MySQLPool(app) or init_app(app)",
     )
+
+
+@pytest.mark.parametrize(
+    ("variables", "mapping", "named"),
+    [
+        (["URL"], {}, "URL"),
+        (["BACKEND", "HOST", "USER"], {}, "HOST"),
+        (["BINDS__reports__URL"], {}, "BINDS__reports__URL"),
+        (["MAX_SIZE"], {"MYSQLPOOL_MAX_SIZE": 3}, None),
+    ],
+)
+def test_a_server_that_is_only_in_the_environment_is_to_be_read_from_there(
+    monkeypatch: pytest.MonkeyPatch,
+    variables: list[str],
+    mapping: dict[str, Any],
+    named: str | None,
+) -> None:
+    for name in variables:
+        monkeypatch.setenv(f"FLASK_MYSQLPOOL_{name}", SECRET)
+
+    (fault,) = faults(bare_app_config, mapping)
+
+    text = f"; FLASK_MYSQLPOOL_{named} is in the environment: call"
+    end = f"{text} app.config.from_prefixed_env() first" if named else "init_app(app)"
+    assert fault.startswith("no server is configured: ") and fault.endswith(end)
+    assert SECRET not in fault
+
+
+@pytest.mark.parametrize(
+    ("key", "instead"),
+    [
+        ("MYSQL_HOST", "HOST"),
+        ("MYSQL_DB", "DATABASE"),
+        ("MYSQL_UNIX_SOCKET", "UNIX_SOCKET"),
+        ("MYSQL_DATABASE_HOST", "HOST"),
+        ("MYSQL_DATABASE_USER", "USER"),
+        ("MYSQL_DATABASE_DB", "DATABASE"),
+        ("SQLALCHEMY_DATABASE_URI", "URL"),
+        ("DATABASE_URL", "URL"),
+    ],
+)
+def test_a_server_that_another_package_is_told_is_named_with_what_to_write(
+    key: str, instead: str
+) -> None:
+    mapping = {"MYSQL_CURSORCLASS": "", "DATABASE": "x.db", "SQLALCHEMY_ECHO": True}
+    (fault,) = faults(bare_app_config, {**mapping, key: SECRET, "MYSQL_PASSWORD": "x"})
+
+    end = f"; {key} is another package's: write MYSQLPOOL_{instead}"
+    assert fault.startswith("no server is configured: ") and fault.endswith(end)
+    assert SECRET not in fault
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,7 @@ def test_the_page_about_observability_runs(
 
     assert client.get("/ready").json in (
         {"state": "ok", "reasons": []},
-        {"state": "unknown", "reasons": ["shop: unknown"]},
+        {"state": "unknown", "reasons": ["shop: no connection is open yet"]},
     )
     metrics = client.get("/metrics").text
     named = re.findall(r"``(mysqlpool_\w+)", (DOCS / page.name).read_text("utf-8"))

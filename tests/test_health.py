@@ -21,7 +21,7 @@ def test_a_pool_that_was_never_used_finds_out(make_app: MakeApp) -> None:
     with app.app_context():
         health = db.health()
         assert (health.state, health.ok) == ("unknown", True)
-        assert health.reasons == ("shop: unknown",)
+        assert health.reasons == ("shop: no connection is open yet",)
         until(lambda: db.health().state == "ok")
         assert db.health().reasons == ()
         assert db.stats().opened == 1

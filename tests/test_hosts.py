@@ -279,6 +279,23 @@ def test_an_account_that_a_replica_does_not_know_yet_is_tried_elsewhere(
     pool.close()
 
 
+def test_a_password_that_has_rotated_is_asked_for_again_wherever_it_was_refused(
+    pair: list[LocalServer],
+) -> None:
+    one = pair[0]
+    first = iter(["stale"])
+    for ports in ([one.port, 1], [1, one.port]):
+        pool = make_pool(
+            one,
+            ports=ports,
+            PASSWORD=lambda: next(first, one.password),  # noqa: B023
+        )
+        with pool.connection() as connection:
+            assert port(connection) == one.port
+        pool.close()
+        first = iter(["stale"])
+
+
 def test_a_refused_account_is_not_tried_elsewhere(pair: list[LocalServer]) -> None:
     one, other = pair
     with FaultProxy(other.host, other.port) as proxy:

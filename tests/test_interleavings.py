@@ -28,13 +28,14 @@ from flask_mysqlpool import (
     ConnectionShared,
     MySQLPool,
     Pool,
+    PoolClosed,
     PooledConnection,
     PoolTimeout,
     get_db,
 )
 from flask_mysqlpool.housekeeper import Housekeeper
 from flask_mysqlpool.inventory import PATIENCE
-from flask_mysqlpool.stats import PoolStats
+from flask_mysqlpool.stats import Observer, PoolStats
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.testing.fake import FakeConnection, FakePool
 from flask_mysqlpool.waiters import Waiter
@@ -197,8 +198,66 @@ def test_who_was_handed_a_dead_one_is_in_line_again_before_others_hear_of_its_pl
 
     first.result(timeout=5).close()
     second.result(timeout=5).close()
-    # Handed the dead one, and then told of the place that this left.
-    assert rung[:2] == [since[0], since[0]]
+    assert rung[0] == since[0]
+
+
+def test_who_is_interrupted_by_an_observer_of_a_dead_one_stands_in_no_line(
+    threads: ThreadPoolExecutor,
+) -> None:
+    pool = FakePool(MAX_SIZE=1, TIMEOUT=5)
+    pool.connection().close()
+    [dead] = pool._inventory.idle
+    dead.alive = False
+
+    class Interrupting(Observer):
+        def discarded(self, pool: Any, thread_id: int, reason: str) -> None:
+            raise SystemExit
+
+    pool.add_observer(Interrupting())
+    with pytest.raises(SystemExit) as kept:
+        pool.connection()
+
+    assert pool.stats().waiting == pool.stats().size == 0
+    threads.submit(pool.connection).result(timeout=3).close()
+    assert kept.tb is not None  # and with it the frames that it went through
+
+
+def test_a_dead_one_is_told_of_although_the_pool_is_closed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool(MAX_SIZE=1)
+    pool.connection().close()
+    [dead] = pool._inventory.idle
+    dead.alive = False
+    told: list[str] = []
+
+    class Told(Observer):
+        def discarded(self, pool: Any, thread_id: int, reason: str) -> None:
+            told.append(reason)
+
+    pool.add_observer(Told())
+    monkeypatch.setattr(dead, "close", pool.close)
+    with pytest.raises(PoolClosed):
+        pool.connection()
+
+    assert told == ["dead"]
+
+
+def test_one_that_is_borrowed_while_it_is_looked_at_is_not_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool(MAX_SIZE=1)
+    pool.connection().close()
+
+    def is_alive(con: FakeConnection) -> bool:
+        monkeypatch.undo()
+        pool.connection().close()
+        return False  # as if the rows for the borrower had just come
+
+    monkeypatch.setattr(FakeConnection, "is_alive", is_alive)
+    pool.discard_dead()
+
+    assert pool.stats().discarded == 0 and pool.stats().idle == 1
 
 
 # Connects that fail or hang

@@ -27,7 +27,7 @@ import pytest
 from conftest import MakePool
 
 import flask_mysqlpool
-from flask_mysqlpool import Pool, PoolClosed, PooledConnection
+from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolError
 from flask_mysqlpool.inventory import PATIENCE
 from flask_mysqlpool.testing.fake import FakeConnection, FakePool
 from flask_mysqlpool.waiters import Waiter
@@ -286,6 +286,60 @@ def test_a_signal_handler_may_ask_the_pool_at_any_moment(
         until(lambda: pool.open_now == pool.stats().size == 0)  # noqa: B023
 
     assert moment > 20
+
+
+def test_an_interrupted_return_serves_who_waits_with_what_stays_open() -> None:
+    signals = Signals(interrupt)
+    for moment in count(1):
+        pool = FakePool(MAX_SIZE=1, TIMEOUT=30)
+        held = pool.connection()
+        with ThreadPoolExecutor() as executor:
+            waiter = executor.submit(pool.connection)
+            until(lambda: pool.stats().waiting == 1)  # noqa: B023
+            interrupted = signals.sent_during(held.close, moment)
+            held.close()
+            del held
+            pool.housekeep()
+            connection = waiter.result(timeout=5)
+            pool.housekeep()
+            assert connection._con is not None
+            assert not connection._con.closed, signals.where
+            connection.close()
+        until(lambda: at_rest(pool), or_say=signals)  # noqa: B023
+        if not interrupted:
+            break
+
+    assert moment > 15
+
+
+@pytest.mark.parametrize("work", [use, start_anew, Pool.close, Pool.housekeep])
+def test_a_signal_handler_that_takes_a_connection_gets_one_or_is_refused(
+    work: Callable[[Pool], object],
+) -> None:
+    refused = 0
+
+    def take() -> None:
+        nonlocal refused
+        try:
+            use(pool)
+        except PoolClosed:
+            pass
+        except PoolError as error:
+            assert "a signal handler" in str(error)
+            refused += 1
+
+    signals = Signals(take)
+    for moment in count(1):
+        pool = FakePool(MAX_SIZE=2, TIMEOUT=5)
+        keep_idle(pool)
+        if not signals.sent_during(lambda: work(pool), moment):  # noqa: B023
+            break
+        until(lambda: at_rest(pool), or_say=signals)  # noqa: B023
+        stats = pool.stats()
+        assert pool.open_most <= 2
+        assert stats.opened - stats.discarded == stats.idle == pool.open_now
+
+    assert refused > 0
 
 
 def test_closing_the_pool_in_a_signal_handler_disturbs_nobody_in_line(

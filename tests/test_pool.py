@@ -208,8 +208,15 @@ def test_the_timeout_says_who_holds_what_and_for_how_long() -> None:
     assert "held longest: 0." in text
     assert "by thread 'MainThread'" in text
     assert isinstance(caught.value, pymysql.err.OperationalError)
+    assert ", for '" not in text
     assert isinstance(caught.value, TooManyConnectionsError)
     assert pool.stats().timeouts == 1
+
+    with pool.connection(endpoint="shop.slow"):
+        with pytest.raises(
+            PoolTimeout, match="by thread 'MainThread', for 'shop.slow'"
+        ):
+            pool.connection(timeout=0)
 
 
 def test_who_times_out_loses_no_connection(threads: Threads) -> None:

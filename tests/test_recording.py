@@ -60,7 +60,7 @@ def test_parameters_only_where_they_are_asked_for(
     [message] = caplog.messages
     assert (SECRET in message) is asked
     assert query.parameters == ((SECRET,) if asked else None)
-    assert message.startswith("shop: 0.")
+    assert message.startswith("shop: slow statement: 0.")
     assert " s, 1 rows, for None, at " in message
     assert "test_recording.py:" in message and ": SELECT %s, 1" in message
 

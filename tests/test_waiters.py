@@ -27,11 +27,18 @@ def test_who_came_first_is_served_first() -> None:
     first, second = came_at(1), came_at(2)
     queue = line(first, second)
 
-    assert queue.hand_over("a") is first
-    assert queue.hand_over("b") is second
+    held = dict.fromkeys("abc", ref(Owner()))
+
+    assert queue.hand_over("a", held)
+    assert queue.hand_over("b", held)
 
     assert (first.item, second.item) == ("a", "b")
-    assert queue.hand_over("c") is None
+    assert not queue.hand_over("c", held)
+    assert [(item, owner()) for item, owner in held.items()] == [
+        ("c", None),
+        ("a", OWNER),
+        ("b", OWNER),
+    ]
 
 
 def test_who_has_left_is_passed_over() -> None:
@@ -39,7 +46,7 @@ def test_who_has_left_is_passed_over() -> None:
     queue = line(first, second)
 
     assert queue.leave(first)
-    queue.hand_over("a")
+    queue.hand_over("a", {"a": ref(OWNER)})
 
     assert (first.item, second.item) == (None, "a")
 
@@ -47,7 +54,7 @@ def test_who_has_left_is_passed_over() -> None:
 def test_who_was_served_cannot_leave_any_more() -> None:
     waiter = came_at(1)
     queue = line(waiter)
-    queue.hand_over("a")
+    queue.hand_over("a", {"a": ref(OWNER)})
 
     assert not queue.leave(waiter)
     assert waiter.served
@@ -70,7 +77,8 @@ def test_who_has_gone_without_leaving_is_passed_over() -> None:
 
     del owner
 
-    assert queue.hand_over("a") is second
+    assert queue.hand_over("a", {"a": ref(OWNER)})
+    assert second.item == "a"
 
 
 def test_a_ring_before_the_wait_is_not_lost() -> None:
