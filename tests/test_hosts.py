@@ -579,7 +579,18 @@ def replicated() -> Iterator[tuple[LocalServer, LocalServer]]:
             "SET GLOBAL read_only = 1",
             "START REPLICA",
         )
+        # What it replays first has the accounts removed, and then made.
+        execute(primary, "CREATE TABLE replayed (a INT)")
+        until(lambda: has_table(replica, "replayed"))
         yield primary, replica
+
+
+def has_table(server: LocalServer, name: str) -> bool:
+    try:
+        execute(server, f"SELECT 1 FROM {name}")
+    except pymysql.err.MySQLError:
+        return False
+    return True
 
 
 REPLICATES = ["--log-bin=log", "--gtid-domain-id=1", "--log-slave-updates"]
