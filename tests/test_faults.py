@@ -21,6 +21,7 @@ from pymysql.cursors import SSCursor
 from pymysql.err import MySQLError, OperationalError
 
 from flask_mysqlpool import ConnectionLost, Pool, PooledConnection
+from flask_mysqlpool.stats import Observer
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 #: The first is more than a server keeps to itself until there is a second.
@@ -295,6 +296,41 @@ def test_idle_connections_that_the_network_ended_are_not_handed_out(
 
     assert works(pool, 20)
     until(lambda: proxy.live == pool.stats().size)
+
+
+def test_one_that_the_network_has_forgotten_is_found_out_in_half_of_the_time(
+    make_pool: MakePool, proxy: FaultProxy, server: LocalServer
+) -> None:
+    pool = make_pool(**through(proxy, server), MAX_SIZE=1, PING_AFTER=0, TIMEOUT=2)
+    fill(pool, 1)
+
+    class Healing(Observer):
+        def discarded(self, pool: Any, thread_id: int, reason: str) -> None:
+            proxy.resume()
+
+    pool.add_observer(Healing())
+    proxy.drop_replies()
+    started = time.monotonic()
+
+    assert works(pool)
+    assert 0.9 < time.monotonic() - started < 2
+    assert pool.stats().discarded_by_reason == {"dead": 1}
+
+
+@pytest.mark.parametrize(("ping_after", "pings"), [(0, 5), (3600, 0)])
+def test_one_that_was_idle_for_ping_after_is_pinged_and_no_other(
+    ping_after: float, pings: int, make_pool: MakePool, sql: Sql
+) -> None:
+    def asked() -> int:
+        # Pings are among the few of these.
+        return int(sql("SHOW GLOBAL STATUS LIKE 'Com_admin_commands'")[0][1])
+
+    pool = make_pool(PING_AFTER=ping_after)
+    fill(pool, 1)
+    before = asked()
+
+    assert works(pool, 5)
+    assert asked() - before == pings
 
 
 @pytest.mark.parametrize("fault", ["cut", "reset", "half_close"])
