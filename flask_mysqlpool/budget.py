@@ -53,6 +53,8 @@ class _File:
         self._board, self._name = board, name
         #: The file; and those that it was before, if somebody has removed it.
         self._fds = [self._open()]
+        #: The one in which all that is locked is locked.
+        self._current = self._fds[0]
         self._pid = getpid()
         #: What this process has locked. No lock of its own: a slot may be given back
         #: by a finalizer, and each step here is one atomic operation of a dict.
@@ -70,8 +72,12 @@ class _File:
         """
         if os.fstat(self._fds[-1]).st_nlink == 0:
             self._fds.append(self._open())
+        # If that fails on the way, it is tried again.
+        if self._current != self._fds[-1]:
+            newest = self._fds[-1]
             for number in tuple(self._locked):
                 self._lock_everywhere(number)
+            self._current = newest
 
     def lock(self, number: int) -> bool:
         token = object()

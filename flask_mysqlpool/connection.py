@@ -307,7 +307,7 @@ class PhysicalConnection(Link):
         if name in ("commit", "rollback", "autocommit"):
             self._note_change(0, more=False)
         elif name == "next_result" and not self.raw._result.field_count:
-            self._note_change(0, more=self.raw._result.has_next)
+            self._note_change(result, more=self.raw._result.has_next)
         return result
 
     def commit(self) -> None:

@@ -36,6 +36,7 @@ class _BoundCursor(Cursor):
             if not _ROLLBACK.fullmatch(q.encode() if isinstance(q, str) else bytes(q)):
                 raise
             handle.rollback()
+            self._clear_result()  # type: ignore[attr-defined]
             return 0
         try:
             self._clear_result()  # type: ignore[attr-defined]

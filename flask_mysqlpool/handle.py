@@ -64,7 +64,6 @@ class PooledConnection(_Face):
       up what was not committed; the next statement then gets another connection.
     * Two threads in it at once, or a forked child, get
       :exc:`~flask_mysqlpool.errors.ConnectionShared`.
-    * ``ping()`` never reconnects.
     """
 
     __slots__ = (
@@ -90,8 +89,7 @@ class PooledConnection(_Face):
         # Held by the thread that is inside; and for good by whoever returns it, which
         # is why it can be returned just once, and nobody gets in after that.
         self._guard = threading.Lock()
-        self._inside = 0
-        self._returned = False
+        self._inside, self._returned = 0, False
         #: Of the last statement, for PyMySQL's cursors.
         self._result: Any = None
         #: For :meth:`cursor`; as in PyMySQL it may be set, here for this handle only.
@@ -100,8 +98,7 @@ class PooledConnection(_Face):
         self.endpoint = endpoint
         #: Where it was taken, if that is asked for.
         self.stack: Stack = ()
-        #: How many blocks of :func:`~.transaction.transaction` it is in; and what their
-        #: savepoints are called.
+        #: How many blocks (:mod:`.transaction`) it is in, and their savepoints' names.
         self.blocks = 0
         self.savepoint = "mysqlpool_{}"
         self.block_owner: object = None
@@ -437,6 +434,9 @@ class PooledConnection(_Face):
         con = self._con
         state = "returned" if con is None else f"thread {con.raw.thread_id()}"
         return f"<PooledConnection of {self._pool.name!r}: {state}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a pooled connection cannot be copied, nor pickled")
 
     def __del__(self, at_exit: Callable[[], bool] = sys.is_finalizing) -> None:
         # The network is not allowed here: this may run in a thread that is in the

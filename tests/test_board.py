@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -23,6 +24,7 @@ from conftest import until
 import flask_mysqlpool.board
 import flask_mysqlpool.files
 from flask_mysqlpool.board import NEW, ORDERS, PAST, SHEET, Board, Orders, Sheet
+from flask_mysqlpool.files import create_file, write_record
 
 WRITER = """
 import itertools, os, resource, signal, sys, time
@@ -292,6 +294,28 @@ def test_a_sheet_for_which_there_is_no_space_leaves_nothing_behind(
     worker.ask("resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))")
     assert worker.ask("attempt(n=1)") == "None"
     assert numbers(board) == [1]
+
+
+@pytest.mark.parametrize("step", ["rename", "posix_fallocate"])
+def test_a_sheet_that_could_not_be_made_is_neither_there_nor_open(
+    board: Board, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    sheet = Sheet(board)
+    opened = os.listdir("/dev/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, no_space)
+        with pytest.raises(OSError, match="No space left"):
+            sheet.write({"n": 1})
+
+    assert names(board) == []
+    assert os.listdir("/dev/fd") == opened
+    assert not sheet.touch()
+    sheet.write({"n": 2})
+    assert numbers(board) == [2]
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_withdrawn_sheet_is_written_into_nobody_elses_file(
@@ -613,6 +637,25 @@ def test_damaged_orders_are_an_error_until_the_next_are_given(
     assert Board(board.path).orders("shop/default").generation == 1
 
 
+@pytest.mark.parametrize(
+    "orders", [5, {}, {"generation": "soon", "paused": False}, {"generation": 1}]
+)
+def test_orders_that_say_something_else_are_damaged_as_well(
+    board: Board, orders: object
+) -> None:
+    board.order("shop/reports", raised)
+    with board.opened() as folder:
+        fd = create_file(folder, "orders.other")
+        write_record(fd, {"shop/default": orders})
+        os.close(fd)
+    os.rename(f"{board.path}/orders.other", f"{board.path}/{ORDERS}")
+
+    with pytest.raises(ValueError, match="damaged"):
+        board.orders("shop/default")
+
+    assert board.order("shop/default", raised) == Orders(1, False)
+
+
 def test_a_reader_of_damaged_orders_notices_the_next(board: Board) -> None:
     reader = Board(board.path)
     board.order("shop/default", raised)
@@ -664,6 +707,32 @@ def test_orders_are_not_given_for_ever_where_the_lock_is_held(
             board.order("shop/default", raised)
 
     assert board.order("shop/default", raised).generation == 2
+
+
+@AS_ROOT
+def test_a_file_that_cannot_be_given_to_the_folders_owner_is_not_left_open(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkdir(board.path, 0o700)
+    os.chown(board.path, 65534, 65534)
+    opened = os.listdir("/dev/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fchown", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            board.order("shop/default", raised)
+
+    assert os.listdir("/dev/fd") == opened
+    assert board.orders("shop/default") == Orders()
+
+
+@AS_ROOT
+def test_an_owner_who_has_no_name_is_told_by_number(board: Board) -> None:
+    sheet = published(board, n=1)
+    os.chown(f"{board.path}/{sheet.id}{SHEET}", 54321, 54321)
+
+    [problem] = board.read().problems
+
+    assert problem.endswith("it belongs to user 54321")
 
 
 @AS_ROOT

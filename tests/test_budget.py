@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gc
 import json
 import os
@@ -178,6 +180,25 @@ def test_a_limit_that_cannot_be_kept_is_an_error(board: Board) -> None:
         Budget(board, NAME, 1).take()
 
 
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_a_lock_that_cannot_be_had_is_an_error_and_costs_no_slot(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(board, NAME, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "lockf", no_locks)
+        with pytest.raises(PoolError, match="cannot be kept: .*No locks available"):
+            budget.take()
+
+    slot = budget.take()
+
+    assert slot is not None
+    assert budget.take() is None
+
+
 # Over processes
 
 
@@ -265,3 +286,20 @@ def test_a_removed_file_does_not_make_the_budget_larger(
 
     assert other.ask("take()") == "False"
     assert holder.ask("take()") == "False"
+
+
+def test_who_cannot_lock_the_new_file_at_first_does_so_later(
+    board: Board, start: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget, other = Budget(board, NAME, 1), start(1)
+    slot = budget.take()
+    assert slot is not None
+    os.unlink(os.path.join(board.path, NAME))
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "lockf", no_locks)
+        with pytest.raises(OSError, match="No locks available"):
+            budget.come_back()
+
+    budget.come_back()
+
+    assert other.ask("take()") == "False"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pty
 import re
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,8 +20,9 @@ from typing import Any
 
 import pymysql.connections
 import pytest
-from conftest import MakeApp, MakeServer, extension, until
+from conftest import MakeApp, MakePool, MakeServer, extension, until
 from flask import Flask
+from flask.cli import ScriptInfo
 from flask.testing import FlaskCliRunner
 from pymysql.err import MySQLError, OperationalError
 from test_fleet import complete
@@ -27,6 +30,7 @@ from test_fleet import complete
 import flask_mysqlpool.check
 import flask_mysqlpool.cli
 import flask_mysqlpool.presence
+import flask_mysqlpool.tables
 from flask_mysqlpool import (
     MySQLPool,
     Pool,
@@ -34,12 +38,12 @@ from flask_mysqlpool import (
     PooledConnection,
     PoolTimeout,
 )
-from flask_mysqlpool.board import SHEET, Board, Orders, Sheet
+from flask_mysqlpool.board import ORDERS, SHEET, Board, Orders, Sheet
 from flask_mysqlpool.check import examine
 from flask_mysqlpool.connection import PhysicalConnection
 from flask_mysqlpool.connector import Connector
 from flask_mysqlpool.fleet import Fleet
-from flask_mysqlpool.server import Facts
+from flask_mysqlpool.server import Facts, Server, connect_to
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 pytestmark = pytest.mark.one_engine
@@ -367,6 +371,128 @@ def test_ctrl_c_ends_watching_without_a_word(
     assert output == run(app, "status")[1]
 
 
+class Terminal:
+    """What a command is typed at, and where it prints."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._master, slave = pty.openpty()
+        attributes = termios.tcgetattr(slave)
+        attributes[1] &= ~termios.OPOST
+        attributes[3] &= ~termios.ECHO
+        termios.tcsetattr(slave, termios.TCSANOW, attributes)
+        self._files = open(slave), open(os.dup(slave), "w")
+        self._monkeypatch = monkeypatch
+
+    def run(self, app: Flask, *arguments: str, typed: str = "") -> tuple[Any, str]:
+        """The exit code, and all that was printed."""
+        os.write(self._master, typed.encode())
+        script = ScriptInfo(create_app=lambda: app)
+        with self._monkeypatch.context() as patch:
+            for name, file in zip(("stdin", "stdout"), self._files, strict=True):
+                patch.setattr(sys, name, file)
+            with pytest.raises(SystemExit) as ended:
+                app.cli.main(["mysqlpool", *arguments], "flask", obj=script)
+        self._files[1].write("\0")
+        self._files[1].flush()
+        output = b""
+        while not output.endswith(b"\0"):
+            output += os.read(self._master, 1 << 16)
+        return ended.value.code, output[:-1].decode()
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    terminal = Terminal(monkeypatch)
+    yield terminal
+    terminal.close()
+
+
+def test_at_a_terminal_watching_shows_nothing_but_the_newest(
+    make_app: MakeApp, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    _, once = terminal.run(app, "status")
+    rounds = iter([None, None])
+
+    def sleep(seconds: float) -> None:
+        assert seconds == 7.0
+        if next(rounds, KeyboardInterrupt) is KeyboardInterrupt:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(flask_mysqlpool.cli, "time", SimpleNamespace(sleep=sleep))
+    code, output = terminal.run(app, "status", "--watch", "7")
+
+    assert code == 2
+    assert output == ("\x1b[2J\x1b[1;1H" + once) * 3
+
+
+def test_at_a_terminal_reset_asks_first(make_app: MakeApp, terminal: Terminal) -> None:
+    app = make_app()
+    with connected(app) as connection:
+        before = connection.thread_id()
+    until(lambda: totals(app)["idle"] == 1)
+
+    code, output = terminal.run(app, "reset", "--server", typed="n\n")
+    assert code == 1
+    assert "Replace the connections of 'shop'? [y/N]" in output
+    with connected(app) as connection:
+        assert connection.thread_id() == before
+
+    code, output = terminal.run(app, "reset", "--server", typed="y\n")
+    assert code == 0
+    with connected(app) as connection:
+        assert connection.thread_id() != before
+
+    assert "[y/N]" not in terminal.run(app, "reset", "--yes", "--server")[1]
+
+
+def test_many_holders_are_counted_and_not_all_listed(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flask_mysqlpool.presence, "LISTED", 11)
+    app = make_app(MAX_SIZE=14, MAX_HOST_CONNECTIONS=20)
+    with ExitStack() as stack:
+        for _ in range(14):
+            stack.enter_context(connected(app))
+        until(lambda: totals(app)["in_use"] == 14)
+        lines = run(app, "status")[1].splitlines()
+
+    # It describes eleven of fourteen.
+    first = next(n for n, line in enumerate(lines) if line.split()[:1] == ["seconds"])
+    assert lines[first + 11 :] == ["  and 4 more"]
+    assert "at most 14 for each worker, 20 for this host" in lines[2]
+
+
+def test_in_a_narrow_terminal_what_is_dearest_is_shown_and_other_columns_are_not(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    sheet = heard_from(app, 0, pid=4011, size=3, in_use=3, waiting=2)
+    shown = report(app)
+    sheet.withdraw()
+
+    def columns(width: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = list(flask_mysqlpool.tables.status(shown, terminal=True))
+        [head] = [line for line in lines if line.split()[:1] == ["worker"]]
+        assert len(head) <= width
+        return head.split("  ")[1:]
+
+    everything = columns(200)
+    assert {"opened", "discarded"} <= set(everything)
+    assert "opened" not in columns(len("  " + "  ".join(everything)) - 1)
+    assert [name for name in columns(30) if name.strip()] == [
+        "worker",
+        "in use",
+        "waiting",
+    ]
+
+
 # Commands as processes
 
 SITE = """
@@ -624,6 +750,99 @@ def test_reset_at_the_server_has_nothing_to_wait_for(make_app: MakeApp) -> None:
 
     assert code == 2
     assert "there is no --wait" in output
+
+
+@pytest.mark.one_engine(False)
+def test_a_connection_that_has_ended_by_itself_is_not_counted_as_ended(
+    make_pool: MakePool, server: LocalServer
+) -> None:
+    config = PoolConfig.from_mapping({"URL": server.url})
+    with make_pool().connection() as connection, connect_to(config) as asked:
+        threads = asked.report().threads
+        [own] = [t for t in threads if t.thread_id == connection.thread_id()]
+        gone = dataclasses.replace(own, thread_id=own.thread_id + 1_000_000)
+
+        assert asked.kill([gone, own]) == 1
+
+
+@pytest.mark.parametrize("number", [1142, 1044, 1146])
+def test_who_may_not_see_what_clients_call_themselves_sees_the_rest(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    rows = Server._rows
+
+    def refuse(server: Server, statement: str) -> tuple[tuple[Any, ...], ...]:
+        if "performance_schema" in statement:
+            raise OperationalError(number, "denied")
+        return rows(server, statement)
+
+    monkeypatch.setattr(Server, "_rows", refuse)
+    app = make_app()
+    with connected(app) as connection:
+        until(lambda: totals(app)["in_use"] == 1)
+        pool = report(app, "--server")["pools"]["default"]
+        programs = {
+            t["thread_id"]: t["program"] for t in pool["seen_by_server"]["threads"]
+        }
+        assert programs[connection.thread_id()] is None
+        assert run(app, "check")[0] == 0
+
+
+def test_another_error_about_what_clients_call_themselves_is_told(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(server: Server) -> None:
+        raise OperationalError(1205, "Lock wait timeout exceeded")
+
+    monkeypatch.setattr(Server, "_programs", fail)
+
+    code, output = run(make_app(), "status", "--server")
+
+    assert code == 1
+    assert "1205: Lock wait timeout exceeded" in output
+
+
+def test_orders_that_cannot_be_given_are_an_error_with_its_mend(
+    make_app: MakeApp,
+) -> None:
+    app = make_app()
+    connected(app).close()
+    until(lambda: totals(app)["idle"] == 1)
+    path = board_of(app).path
+    os.mkdir(os.path.join(path, ORDERS))
+
+    code, output = run(app, "pause")
+
+    assert code == 2
+    assert output == (
+        f"The workers cannot be reached: {path}/orders: is a folder, and in the way of"
+        " orders; remove it\n"
+    )
+
+
+def test_workers_that_cannot_be_seen_any_more_are_an_error_with_its_mend(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    connected(app).close()
+    until(lambda: totals(app)["idle"] == 1)
+    path = board_of(app).path
+    order = Fleet.pause
+
+    def order_and_open_to_others(fleet: Fleet, bind: str) -> Callable[..., bool]:
+        test = order(fleet, bind)
+        os.chmod(path, 0o770)
+        return test
+
+    monkeypatch.setattr(Fleet, "pause", order_and_open_to_others)
+
+    code, output = run(app, "pause")
+
+    assert code == 2
+    assert output == (
+        f"The workers cannot be seen: {path}: can be written to by others"
+        f" -> chmod go-w {path}\n"
+    )
 
 
 def test_what_is_shown_of_those_who_follow_is_not_repeated(
@@ -1136,6 +1355,37 @@ def test_what_an_error_says_tells_more_than_its_number(
     assert connection.level == "failure" and connection.mend.startswith(mend)
 
 
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        (OperationalError(1129, "Host is blocked"), "run FLUSH HOSTS"),
+        (OperationalError(1203, "Too many"), "raise the account's max_user_conn"),
+        (OperationalError(1226, "exceeded"), "raise the account's max_user_conn"),
+        (
+            RuntimeError("'cryptography' package is required for sha256_password"),
+            "pip install cryptography, or use TLS",
+        ),
+        (OperationalError(1815, "Internal error"), ""),
+    ],
+)
+def test_a_connect_that_failed_is_told_with_its_mend(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, mend: str
+) -> None:
+    @contextmanager
+    def connect_to(config: PoolConfig) -> Iterator[Any]:
+        raise error
+        yield
+
+    monkeypatch.setattr(flask_mysqlpool.check, "connect_to", connect_to)
+    config = PoolConfig.from_mapping({"HOST": "localhost", "USER": "shop"})
+
+    *_, connection = examine(config, None)
+
+    assert connection.level == "failure"
+    assert connection.text == ": ".join(map(str, error.args))
+    assert mend in connection.mend and bool(mend) == bool(connection.mend)
+
+
 FACTS = Facts(
     version="10.11.6-MariaDB",
     connect=0.001,
@@ -1150,6 +1400,77 @@ FACTS = Facts(
     connected=10,
     of_this_user=4,
 )
+
+
+NATIVE = {"version": "8.0.36", "plugin": "mysql_native_password"}
+
+
+@pytest.mark.parametrize(
+    ("subject", "about", "settings", "text", "mend"),
+    [
+        ("latency", {"round_trip": 0.0199}, {}, "19.90 ms for a round trip", ""),
+        ("latency", {"round_trip": 0.02}, {}, "20.00 ms", "bring the app nearer"),
+        ("version", {"version": "5.5.5-10.6.1-MariaDB"}, {}, "MariaDB 5.5.5-10.6", ""),
+        (
+            *("version", {"version": "10.5.29-MariaDB"}, {}, "MariaDB 10.5.29"),
+            "upgrade to MariaDB 10.6 or newer",
+        ),
+        ("version", {"version": "9.1.0"}, {}, "MySQL 9.1.0", ""),
+        (
+            *("version", {"version": "5.7.44-log"}, {}, "MySQL 5.7.44-log"),
+            "upgrade to MySQL 8.0 or newer",
+        ),
+        ("TLS", {}, {}, "none: whoever is in between can read", "enable TLS at the"),
+        ("TLS", {}, {"HOST": "::1"}, "none; nothing leaves this host", ""),
+        ("TLS", {}, {"UNIX_SOCKET": "/run/s"}, "none; nothing leaves this host", ""),
+        ("TLS", {}, {"HOST": "127.0.0.1,db"}, "none: whoever is in between", "enable"),
+        (
+            *("TLS", {"cipher": "AES"}, {"SSL_MODE": "VERIFY_CA"}),
+            *("AES; the certificate is verified, the host's name is not", ""),
+        ),
+        (
+            *("TLS", {"cipher": "AES"}, {"SSL_MODE": "VERIFY_IDENTITY"}),
+            *("AES; certificate and host name are verified", ""),
+        ),
+        (
+            *("TLS", {"cipher": "AES"}, {"SSL_MODE": "REQUIRED"}),
+            *("AES; the server is not verified (SSL_MODE REQUIRED)", "set SSL_MODE ="),
+        ),
+        (
+            *("TLS", {"cipher": "AES"}, {"HOST": "localhost"}),
+            *("AES; the server is not verified (SSL_MODE PREFERRED)", ""),
+        ),
+        ("authentication", NATIVE, {}, "shop@% by mysql_native", "caching_sha2"),
+        ("authentication", NATIVE | {"version": "11-MariaDB"}, {}, "by mysql_n", ""),
+        ("read_only", {"read_only": True}, {}, "on: every write fails", "primary, or"),
+        ("read_only", {"read_only": False}, {}, "off", ""),
+        (
+            *("wait_timeout", {"wait_timeout": 1}, {}, "1 s; MAX_IDLE"),
+            "raise wait_timeout",
+        ),
+    ],
+)
+def test_what_is_not_well_at_the_server_is_a_warning_with_its_mend(
+    monkeypatch: pytest.MonkeyPatch,
+    subject: str,
+    about: dict[str, Any],
+    settings: dict[str, Any],
+    text: str,
+    mend: str,
+) -> None:
+    @contextmanager
+    def connect_to(config: PoolConfig) -> Iterator[Any]:
+        yield SimpleNamespace(facts=lambda: dataclasses.replace(FACTS, **about))
+
+    monkeypatch.setattr(flask_mysqlpool.check, "connect_to", connect_to)
+    place = {} if "UNIX_SOCKET" in settings else {"HOST": "db.example"}
+    config = PoolConfig.from_mapping({**place, "USER": "shop", **settings})
+
+    [finding] = [f for f in examine(config, 1) if f.subject == subject]
+
+    assert finding.text.startswith(text) or text in finding.text
+    assert mend in finding.mend and bool(mend) == bool(finding.mend)
+    assert finding.level == ("warning" if mend else "ok")
 
 
 @pytest.mark.parametrize(

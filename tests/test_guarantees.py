@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import pymysql
 import pymysql.err
 import pytest
 from conftest import MakeApp, MakePool, MakeServer, until
+from pymysql.constants import CLIENT
 from pymysql.cursors import DictCursor, SSCursor
 
 from flask_mysqlpool import (
@@ -236,6 +239,30 @@ def test_after_a_rollback_a_lost_connection_is_replaced(
     assert pool.stats().size == 1
 
 
+@pytest.mark.parametrize("statement", ["ROLLBACK", " rollback work ; "])
+def test_a_rollback_by_statement_gives_up_a_lost_connection_as_well(
+    make_pool: MakePool, sql: Sql, table: str, statement: str
+) -> None:
+    pool = make_pool(MAX_SIZE=1)
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO t (a) VALUES (1)")
+        another = connection.cursor()
+        another.execute("SELECT 7")
+        sql(f"KILL {connection.thread_id()}")
+        with pytest.raises(pymysql.err.OperationalError):
+            cursor.execute("INSERT INTO t (a) VALUES (2)")
+        with pytest.raises(ConnectionLost):
+            cursor.execute("ROLLBACK TO SAVEPOINT s")
+
+        assert another.execute(statement) == 0
+        assert not another.fetchall()
+        cursor.execute("INSERT INTO t (a) VALUES (3)")
+        connection.commit()
+
+    assert [a for _, a in sql("SELECT * FROM t")] == [3]
+    assert pool.stats().size == 1
+
+
 def test_a_rollback_that_finds_the_server_gone_has_rolled_back(
     make_pool: MakePool, sql: Sql, table: str
 ) -> None:
@@ -346,6 +373,38 @@ def test_rows_that_nobody_read_cost_the_connection(make_pool: MakePool) -> None:
     assert pool.stats().discarded_by_reason == {"reset_failed": 1}
     with pytest.raises(ConnectionReturned):
         cursor.fetchone()
+
+
+@pytest.fixture
+def two_results(sql: Sql) -> str:
+    """A procedure that shows two tables."""
+    sql("DROP PROCEDURE IF EXISTS two_results")
+    sql("CREATE PROCEDURE two_results() BEGIN SELECT 1; SELECT 2; END")
+    return "two_results"
+
+
+def test_results_that_another_cursor_has_passed_over_are_none_of_the_first_one(
+    make_pool: MakePool, two_results: str
+) -> None:
+    with make_pool().connection() as connection:
+        first, second = connection.cursor(), connection.cursor()
+        first.execute(f"CALL {two_results}()")
+        assert first.fetchall() == ((1,),)
+
+        second.execute("SELECT 7")
+
+        assert first.nextset() is None
+        assert second.fetchall() == ((7,),)
+
+
+def test_a_cursor_that_has_executed_nothing_has_nothing_to_fetch(
+    make_pool: MakePool,
+) -> None:
+    with make_pool().connection() as connection:
+        with pytest.raises(pymysql.err.ProgrammingError, match=r"execute\(\) first"):
+            connection.cursor().fetchone()
+
+        assert execute(connection, "SELECT 1") == ((1,),)
 
 
 def test_rows_of_a_closed_cursor_do_not_disturb_the_next_statement(
@@ -568,6 +627,68 @@ def test_a_checked_out_connection_does_what_pymysql_does(
     assert repr(connection) == "<PooledConnection of 'shop': returned>"
 
 
+def test_the_charset_that_one_borrower_chose_is_not_that_of_the_next(
+    make_pool: MakePool,
+) -> None:
+    question = "SELECT @@character_set_client, @@character_set_results"
+    pool = make_pool(MAX_SIZE=1)
+    with pool.connection() as connection:
+        before = connection.thread_id()
+        with pytest.warns(DeprecationWarning, match="set_character_set"):
+            connection.set_charset("latin1")
+        assert execute(connection, question) == (("latin1", "latin1"),)
+        assert connection.character_set_name() == "latin1"
+
+    with pool.connection() as connection:
+        assert connection.thread_id() == before
+        assert execute(connection, question) == (("utf8mb4", "utf8mb4"),)
+        assert connection.character_set_name() == "utf8mb4"
+
+
+def test_a_connection_may_kill_another_one_of_its_account(make_pool: MakePool) -> None:
+    pool = make_pool(MAX_SIZE=2)
+    with pool.connection() as connection, pool.connection() as victim:
+        connection.kill(victim.thread_id())
+
+        with pytest.raises(pymysql.err.OperationalError):
+            execute(victim, "SELECT 1")
+        assert execute(connection, "SELECT 2") == ((2,),)
+        with pytest.raises(TypeError):
+            connection.kill("1; DROP TABLE t")  # type: ignore[arg-type]
+
+
+def test_what_several_statements_at_once_have_left_is_known_after_each_result(
+    make_pool: MakePool, sql: Sql, table: str
+) -> None:
+    pool = make_pool(MAX_SIZE=1, CONNECT_ARGS={"client_flag": CLIENT.MULTI_STATEMENTS})
+    with pool.connection() as connection:
+        before = connection.thread_id()
+        connection.query("SELECT 1; INSERT INTO t (a) VALUES (5), (6)")
+        assert connection.changed == 0
+        assert connection.next_result() == 2
+        assert connection.changed == 2
+        connection.commit()
+        connection.query("BEGIN; INSERT INTO t (a) VALUES (7)")
+        assert connection.changed == 0
+        assert connection.next_result() == 1
+        assert connection.changed == 1
+
+    with pool.connection() as connection:
+        assert connection.thread_id() == before
+        assert execute(connection, "SELECT a FROM t ORDER BY a") == ((5,), (6,))
+
+
+def test_nothing_that_python_asks_an_object_for_is_looked_for_at_pymysql(
+    make_pool: MakePool,
+) -> None:
+    with make_pool().connection() as connection:
+        assert connection._con is not None
+        connection._con.raw.__wrapped__ = "not the handle's"
+
+        assert inspect.unwrap(connection) is connection  # type: ignore[arg-type]
+        assert not hasattr(connection, "__array__")
+
+
 def test_settings_reach_the_session(make_pool: MakePool) -> None:
     pool = make_pool(
         CHARSET="latin1",
@@ -582,6 +703,34 @@ def test_settings_reach_the_session(make_pool: MakePool) -> None:
             connection,
             "SELECT @@collation_connection, @@sql_mode LIKE 'REAL%', @b, @@autocommit",
         ) == (("latin1_german1_ci", 1, 2, 1),)
+
+
+def test_a_session_may_be_set_up_by_a_procedure_that_has_several_results(
+    make_pool: MakePool, sql: Sql, two_results: str
+) -> None:
+    set_up = [f"CALL {two_results}()", "SET @a = 1"]
+    pool = make_pool(MAX_SIZE=1, SETSESSION=set_up)
+    with pool.connection() as connection:
+        before = connection.thread_id()
+        assert execute(connection, "SELECT @a, @b") == ((1, None),)
+        execute(connection, "SET @b = 2")
+
+    # Cleaned, which is to be set up once more.
+    with pool.connection() as connection:
+        assert connection.thread_id() == before
+        assert execute(connection, "SELECT @a, @b") == ((1, None),)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is nobody's")
+def test_connections_come_from_the_address_that_they_are_bound_to(
+    make_pool: MakePool, sql: Sql
+) -> None:
+    pool = make_pool(CONNECT_ARGS={"bind_address": "127.0.0.2"})
+    with pool.connection() as connection:
+        query = "SELECT host FROM information_schema.processlist WHERE id = %s"
+        [(client,)] = sql(query, connection.thread_id())
+
+    assert client.startswith("127.0.0.2:")
 
 
 def test_a_unix_socket_serves_as_well(make_pool: MakePool, server: LocalServer) -> None:

@@ -369,6 +369,37 @@ def test_closing_the_pool_in_a_signal_handler_disturbs_nobody_in_line(
     assert pool.open_now == 0
 
 
+def test_an_interrupt_while_an_answer_is_awaited_costs_the_connection_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool(MAX_SIZE=1)
+    connection = pool.connection()
+    con: Any = connection._con
+    connection.close()
+    con.unanswered = 1
+    con.read_answers = lambda _: interrupt()
+
+    with pytest.raises(Interrupt):
+        pool.connection()
+
+    assert con.closed
+    assert pool.stats().size == 0
+    pool.connection().close()
+
+
+def test_who_was_interrupted_inside_and_closes_frees_the_place() -> None:
+    """Between getting in and the ``try`` that leaves again, an interrupt may come."""
+    pool = FakePool(MAX_SIZE=1)
+    connection = pool.connection()
+    connection._enter()
+
+    connection.close()
+
+    assert pool.open_now == 0
+    assert pool.stats().discarded_by_reason == {"dead": 1}
+    pool.connection().close()
+
+
 @pytest.mark.parametrize("replace", [Pool.reset, Pool.close])
 def test_an_interrupted_reset_keeps_no_place(
     replace: Callable[[Pool], None], monkeypatch: pytest.MonkeyPatch

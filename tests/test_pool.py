@@ -5,11 +5,14 @@ The fake asserts in each of its methods that the caller does not hold the pool's
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pymysql.err
@@ -18,6 +21,7 @@ from conftest import until
 from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 
 import flask_mysqlpool.inventory
+import flask_mysqlpool.lending
 import flask_mysqlpool.pool
 import flask_mysqlpool.waiters
 from flask_mysqlpool import (
@@ -351,6 +355,26 @@ def test_a_failed_connect_leaves_its_error_as_the_cause_of_a_timeout(
     assert repr(error.__cause__) == repr(DOWN)
 
 
+def test_a_thread_that_cannot_be_started_is_an_error_and_costs_no_place(
+    monkeypatch: pytest.MonkeyPatch, threads: Threads
+) -> None:
+    def start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = FakePool(MAX_SIZE=1)
+    no_threads = SimpleNamespace(start_new_thread=start)
+    monkeypatch.setattr(flask_mysqlpool.lending, "_thread", no_threads)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        pool.connection()
+    stats = pool.stats()
+    assert (stats.size, stats.connecting, stats.waiting) == (0, 0, 0)
+    monkeypatch.undo()
+
+    pool.connection(timeout=5).close()
+
+    assert pool.stats().size == pool.connects == 1
+
+
 def test_connects_pause_longer_and_longer_while_they_fail() -> None:
     def fail() -> None:
         raise DOWN
@@ -408,10 +432,15 @@ def test_who_is_handed_a_dead_connection_is_still_first_in_line(
     assert not second.done()
 
 
+def refuse(*_: object) -> None:
+    raise DOWN
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (lambda con: setattr(con, "clean", False), "reset_failed"),
+        (lambda con: setattr(con, "reset_session", refuse), "reset_failed"),
         (lambda con: setattr(con, "expires", 0), "expired"),
         (lambda con: setattr(con, "lost", DOWN), "dead"),
         (lambda con: setattr(con, "generation", -1), "invalidated"),
@@ -452,6 +481,14 @@ def test_lifetimes_differ_by_ten_percent_either_way() -> None:
     assert 106 < max(lives) <= 110
 
 
+def test_without_max_lifetime_they_never_get_too_old() -> None:
+    pool = FakePool(MAX_LIFETIME=0)
+
+    with pool.connection() as connection:
+        assert connection._con is not None
+        assert connection._con.expires == float("inf")
+
+
 def test_reset_replaces_idle_ones_now_and_the_others_as_they_come_back() -> None:
     pool = FakePool()
     idle, busy = pool.connection(), pool.connection()
@@ -464,6 +501,36 @@ def test_reset_replaces_idle_ones_now_and_the_others_as_they_come_back() -> None
     busy.close()
     assert pool.open_now == 0
     assert pool.stats().discarded_by_reason == {"invalidated": 2}
+
+
+def test_one_that_was_being_opened_at_a_reset_is_replaced_as_well(
+    gate: Gate, threads: Threads
+) -> None:
+    pool = FakePool(gate, MAX_SIZE=1)
+    [waiter] = in_line(pool, threads, 1)
+    assert gate.arrived.acquire(timeout=5)
+
+    pool.reset()
+    gate.tickets.release(2)
+
+    assert number(waiter.result(timeout=5)) == 2
+    assert pool.stats().discarded_by_reason == {"invalidated": 1}
+    assert pool.open_now == 1
+
+
+def test_one_that_was_being_opened_as_the_pool_was_closed_is_closed(
+    gate: Gate, threads: Threads
+) -> None:
+    pool = FakePool(gate, MAX_SIZE=1)
+    [waiter] = in_line(pool, threads, 1)
+    assert gate.arrived.acquire(timeout=5)
+
+    pool.close()
+    gate.tickets.release()
+
+    with pytest.raises(PoolClosed):
+        waiter.result(timeout=5)
+    until(lambda: pool.connects == 1 and pool.open_now == 0)
 
 
 def test_a_disconnect_under_one_connection_replaces_all_older_ones() -> None:
@@ -492,6 +559,15 @@ def test_a_closed_pool_is_closed_for_good(threads: Threads) -> None:
         pool.connection()
     held.close()
     assert pool.open_now == 0
+
+
+@pytest.mark.parametrize("copy", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_connection_cannot_be_copied(copy: Callable[[Any], object]) -> None:
+    pool = FakePool()
+    with pool.connection() as connection:
+        with pytest.raises(TypeError, match="cannot be copied"):
+            copy(connection)
+        assert connection.thread_id() == 1
 
 
 def test_returning_twice_returns_once() -> None:

@@ -73,7 +73,8 @@ def test_the_lowest_environment_has_exactly_the_lower_bounds() -> None:
 REPORT = """
 <testsuites><testsuite name="pytest" tests="9" failures="1" errors="1" skipped="3"
     time="12.6"><properties><property name="Python" value="3.13.0t" />
-    <property name="MariaDB" value="10.11" /></properties>
+    <property name="MariaDB" value="10.11" />
+    <property name="hypothesis-statistics" value="much" /></properties>
     <testcase name="test_it"><properties /></testcase></testsuite></testsuites>
 """
 

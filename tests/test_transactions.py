@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -364,6 +364,62 @@ def test_blocks_of_two_generators_do_not_commit_each_others_halves(
         insert(connection, 3)
     connection.commit()
     assert stored() == [*left, 3]
+
+
+@pytest.mark.parametrize("both_end", [False, True])
+def test_inner_blocks_out_of_step_have_the_outer_one_fail(
+    connection: PooledConnection, stored: Stored, both_end: bool
+) -> None:
+    def inner(number: int) -> Generator[None, None, None]:
+        with transaction(connection):
+            insert(connection, number)
+            yield
+
+    with pytest.raises(TransactionError, match="not in step"):
+        with transaction(connection):
+            insert(connection, 1)
+            one, other = inner(2), inner(3)
+            next(one)
+            next(other)
+            for generator in (one, other) if both_end else (one,):
+                with pytest.raises(TransactionError):
+                    next(generator)
+    other.close()
+
+    assert stored() == []
+    with transaction(connection):
+        insert(connection, 4)
+    assert stored() == [4]
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        # What it could not do is told, with the exception of the block as its context.
+        (Oops, pymysql.err.OperationalError),
+        (KeyboardInterrupt, KeyboardInterrupt),
+    ],
+)
+def test_an_inner_block_that_cannot_be_undone_has_the_outer_one_fail(
+    connection: PooledConnection,
+    stored: Stored,
+    raised: type[BaseException],
+    told: type[BaseException],
+) -> None:
+    with pytest.raises(TransactionError), transaction(connection):
+        insert(connection, 1)
+        with pytest.raises(told) as caught, transaction(connection):
+            insert(connection, 2)
+            execute(connection, f"RELEASE SAVEPOINT {connection.savepoint.format(1)}")
+            raise raised
+    if told is not raised:
+        assert caught.value.args[0] == 1305
+        assert isinstance(caught.value.__context__, raised)
+
+    assert stored() == []
+    with transaction(connection):
+        insert(connection, 3)
+    assert stored() == [3]
 
 
 def test_a_block_that_cannot_be_rolled_back_is_given_up(
