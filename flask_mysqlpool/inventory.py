@@ -181,14 +181,22 @@ class Inventory:
 
     # Connecting
 
-    def opened_by(self, connect: Connect, con: PhysicalConnection, took: float) -> bool:
-        """A connect has succeeded; False if its connection is of no use any more."""
+    def opened_by(
+        self, connect: Connect, con: PhysicalConnection, took: float, now: float
+    ) -> str | None:
+        """A connect has succeeded, for the first in line; why not, if it has to go."""
         self.creates.add(took)
         self.in_use[con] = ref(connect)
         self.connects.succeeded(connect)
         self.opened += 1
         self.short = False
-        return con.generation == self.generation
+        if con.generation != self.generation:
+            return "invalidated"
+        # In one step, or who waits for it could find that nobody connects for him.
+        if not self.put_back(con, now):
+            return "closed"
+        self.ring_next()
+        return None
 
     def postpone(self, connect: Connect, now: float) -> None:
         """Give up a connect that may not be made now, for the time being."""

@@ -392,15 +392,13 @@ class Lender:
         # Before anybody has it: who gets it may end the process at once, and up to
         # Python 3.11 a thread that is starting then would crash it.
         housekeeper().watch(self)
+        number, now = con.raw.thread_id(), monotonic()
         with self._inventory.lock:
-            up_to_date = self._inventory.opened_by(connect, con, took)
-        number = con.raw.thread_id()
-        if up_to_date:
-            self._put_back(con, monotonic())
-        else:
-            self._discard(con, "invalidated")
-        with self._inventory.lock:
-            self._inventory.ring_next()
+            fault = self._inventory.opened_by(connect, con, took, now)
+        if fault is not None:
+            self._discard(con, fault)
+        elif now >= self.news_from:
+            self.tell()
         self._notify("created", number, took)
 
     def _postpone(self, connect: Connect) -> None:

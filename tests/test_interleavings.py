@@ -260,6 +260,23 @@ def test_one_that_is_borrowed_while_it_is_looked_at_is_not_dead(
     assert pool.stats().discarded == 0 and pool.stats().idle == 1
 
 
+def test_who_looks_around_while_his_connect_ends_begins_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = FakePool(MAX_SIZE=2)
+
+    def thread_id(con: FakeConnection) -> int:
+        if not pool.stats().checkouts:
+            pool.housekeep()  # rings
+            time.sleep(PATIENCE)  # for another connect to begin
+        return con.number
+
+    monkeypatch.setattr(FakeConnection, "thread_id", thread_id)
+    pool.connection().close()
+
+    assert pool.connects == 1
+
+
 # Connects that fail or hang
 
 
