@@ -156,7 +156,7 @@ def test_a_budget_holds_over_all_processes_and_goes_to_who_needs_it(
         complaints = [process.end() for process in processes[1:]]
 
     assert watcher.most == BUDGET
-    assert complaints == [""] * (WORKERS - 1)
+    assert "".join(complaints) == ""
 
 
 @pytest.fixture
