@@ -104,8 +104,11 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
 
     def _first(self) -> Waiter[T] | None:
         """Whoever has waited longest, in line still."""
-        for waiter in tuple(self):
-            if waiter.owner() is not None:
-                return waiter
-            self.leave(waiter)
+        while self:
+            # One at a time: a signal handler may change the line in the middle of this.
+            for waiter in self:
+                if waiter.owner() is not None:
+                    return waiter
+                self.leave(waiter)
+                break
         return None
