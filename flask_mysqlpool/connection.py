@@ -17,6 +17,7 @@ from .errors import TransactionError
 from .leaks import Stack
 from .link import LOST, Link
 from .residue import (
+    BEYOND_ROLLBACK,
     DOUBTFUL,
     ELSEWHERE,
     HARMLESS,
@@ -26,8 +27,8 @@ from .residue import (
     REFUSED,
     RESIDUE_OF,
     SESSION,
-    SNAPSHOT,
     TRANSACTION,
+    TRANSACTIONS,
     judge,
     residue,
     within_block,
@@ -58,7 +59,6 @@ _VARIABLES = b"SHOW GLOBAL VARIABLES WHERE Variable_name IN ('%s')" % b"', '".jo
 )
 _STATUS = b"SHOW GLOBAL STATUS WHERE Variable_name = 'wsrep_ready'"
 
-_TRANSACTIONS = SNAPSHOT | TRANSACTION
 _PROBE = b"SAVEPOINT mysqlpool_probe"
 _STATUS_UNKNOWN = "status unknown"
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
@@ -218,7 +218,7 @@ class PhysicalConnection(Link):
             return
         self._transaction_ended()
         if more:
-            self.residue |= _TRANSACTIONS  # perhaps the next statement begins one
+            self.residue |= TRANSACTIONS  # perhaps the next statement begins one
 
     # Blocks
 
@@ -360,7 +360,7 @@ class PhysicalConnection(Link):
 
     def forget_changes(self) -> None:
         """Take nothing to be uncommitted any more."""
-        self.residue &= ~_TRANSACTIONS
+        self.residue &= ~TRANSACTIONS
         self.changed = 0
 
     def check_lag(self, deadline: float) -> None:
@@ -406,9 +406,9 @@ class PhysicalConnection(Link):
         if policy == "always":
             left |= SESSION
         elif policy == "transaction":
-            left &= _TRANSACTIONS
-        if left <= _TRANSACTIONS:
-            if left and _may_be_in_transaction(raw.server_status):
+            left &= TRANSACTIONS
+        if not left & BEYOND_ROLLBACK:
+            if left & TRANSACTIONS and _may_be_in_transaction(raw.server_status):
                 return self.write([_query(b"ROLLBACK")])
             return True
         if left & INDELIBLE:

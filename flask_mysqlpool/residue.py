@@ -25,6 +25,15 @@ SESSION = 4
 ELSEWHERE = 8
 #: Something that is not certain to be undone by anything.
 INDELIBLE = 16
+#: Perhaps changed rows: not known to be a mere read, whether or not it succeeds.
+WRITES = 32
+#: Perhaps anything that stored code can do: functions, triggers, procedures, EXECUTE.
+#: What the text shows of a transaction is then not all that happened to it.
+RUNS_CODE = 64
+
+#: What a ROLLBACK ends, and what only a reset of the session does away with.
+TRANSACTIONS = SNAPSHOT | TRANSACTION
+BEYOND_ROLLBACK = SESSION | ELSEWHERE | INDELIBLE
 
 #: What the methods of PyMySQL that talk to the server leave behind.
 RESIDUE_OF = {
@@ -136,11 +145,14 @@ def judge(statement: bytes) -> int:
     locks = _LOCKING.search(statement) or not _CHANGES_NO_ROWS.match(statement)
     left = TRANSACTION if locks else SNAPSHOT
     if b";" in statement.rstrip(b"; \t\r\n"):
-        return TRANSACTION | SESSION | ELSEWHERE
-    if _READS.match(statement):
-        return left if _only_reads(statement) else left | SESSION
+        return TRANSACTION | SESSION | ELSEWHERE | WRITES | RUNS_CODE
+    if _READS.match(statement) and _only_reads(statement):
+        return left
     if _TRANSACTION.fullmatch(statement):
         return TRANSACTION
+    left |= WRITES | RUNS_CODE
+    if _READS.match(statement):
+        return left | SESSION
     if _INDELIBLE.match(statement):
         return left | SESSION | INDELIBLE
     if _WRITES.match(statement) and b"role" not in statement:

@@ -7,9 +7,11 @@ import pytest
 from flask_mysqlpool.residue import (
     ELSEWHERE,
     INDELIBLE,
+    RUNS_CODE,
     SESSION,
     SNAPSHOT,
     TRANSACTION,
+    WRITES,
     judge,
     residue,
 )
@@ -126,6 +128,14 @@ def test_what_may_change_the_database_or_the_role_is_said_to(statement: str) -> 
 @pytest.mark.parametrize("statement", CANNOT_BE_UNDONE)
 def test_what_a_reset_may_not_undo_is_said_so(statement: str) -> None:
     assert residue(statement.encode()) & INDELIBLE
+
+
+@pytest.mark.parametrize(
+    "statement", [*LEAVES_SOMETHING, *MAY_LEAD_ELSEWHERE, *CANNOT_BE_UNDONE]
+)
+def test_what_is_not_known_to_be_a_mere_read_counts_as_a_write(statement: str) -> None:
+    assert residue(statement.encode()) & WRITES
+    assert residue(statement.encode()) & RUNS_CODE
 
 
 def test_a_long_statement_is_judged_like_a_short_one() -> None:
