@@ -14,6 +14,7 @@ from pymysql.err import OperationalError
 from .config import PoolConfig
 from .connection import NOT_READY, AnotherRole, PhysicalConnection
 from .hosts import Hosts, Place
+from .tls import isolate
 
 #: After these, another host may do better: out of reach, full, or about to stop.
 ELSEWHERE = NOT_READY | {
@@ -179,6 +180,7 @@ class Connector:
         context.check_hostname = mode == "VERIFY_IDENTITY"
         if mode not in ("VERIFY_CA", "VERIFY_IDENTITY"):
             context.verify_mode = ssl.CERT_NONE
+        isolate(context)
         return context
 
 

@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "wire": set(),
     "link": {"wire"},
     "connection": {"errors", "config", "leaks", "link", "residue", "stats"},
-    "connector": {"config", "connection", "hosts"},
+    "tls": set(),
+    "connector": {"config", "connection", "hosts", "tls"},
     "cursors": {"errors"},
     "handle": {
         "errors",

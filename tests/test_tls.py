@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import _ssl
+import ctypes
+import errno
 import itertools
 import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pymysql
 import pytest
 from conftest import MYSQL, MakePool, local_server, until
+from pymysql.err import OperationalError
 
 from flask_mysqlpool import Pool, PooledConnection
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 VERIFYING = ["VERIFY_CA", "VERIFY_IDENTITY"]
+#: OpenSSL's number for errors of the system.
+ERR_LIB_SYS = 2
 numbers = itertools.count()
 ON_MYSQL = pytest.mark.parametrize("engine", [MYSQL], indirect=True, scope="session")
 
@@ -154,7 +162,7 @@ def test_preferred_does_not_go_on_without_when_tls_fails(
     monkeypatch.setattr(ssl.SSLContext, "wrap_socket", fail)
     pool = make_pool(URL=with_tls.url)
 
-    with pytest.raises(pymysql.err.OperationalError, match="no cipher in common"):
+    with pytest.raises(OperationalError, match="no cipher in common"):
         pool.connection()
 
 
@@ -165,7 +173,7 @@ def test_where_tls_is_not_offered_the_stricter_modes_do_not_even_log_in(
     with FaultProxy(without_tls.host, without_tls.port) as proxy:
         pool = make_pool(URL=without_tls.url_at(proxy.port), SSL_MODE=mode)
 
-        with pytest.raises(pymysql.err.OperationalError, match="2026.*SSL is required"):
+        with pytest.raises(OperationalError, match="2026.*SSL is required"):
             pool.connection()
 
         assert proxy.bytes_up == 0
@@ -187,7 +195,7 @@ def test_the_verifying_modes_refuse_an_authority_that_is_not_trusted(
     settings = {"SSL_CA": stranger} if trust == "a stranger" else {}
     pool = make_pool(URL=with_tls.url, SSL_MODE=mode, **settings)
 
-    with pytest.raises(pymysql.err.OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
         pool.connection()
 
     assert pool.stats().size == 0
@@ -208,7 +216,7 @@ def test_verify_identity_refuses_another_name(
     url, ca = with_tls.url, authority.ca
     pool = make_pool(URL=url, HOST="localhost", SSL_MODE="VERIFY_IDENTITY", SSL_CA=ca)
 
-    with pytest.raises(pymysql.err.OperationalError, match="'localhost'"):
+    with pytest.raises(OperationalError, match="'localhost'"):
         pool.connection()
 
 
@@ -228,7 +236,7 @@ def test_the_certificate_that_mysql_makes_for_itself_will_do(
 
     assert cipher(make_pool(SSL_MODE="REQUIRED"))
     assert cipher(make_pool(SSL_MODE="VERIFY_CA", SSL_CA=ca))
-    with pytest.raises(pymysql.err.OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
         make_pool(SSL_MODE="VERIFY_IDENTITY", SSL_CA=ca).connection()
 
 
@@ -240,7 +248,7 @@ def test_the_clients_certificate_is_shown(
     certificate, key = authority.issue("client")
     url = f"mysql://known@127.0.0.1:{with_tls.port}"
 
-    with pytest.raises(pymysql.err.OperationalError, match="1045"):
+    with pytest.raises(OperationalError, match="1045"):
         make_pool(URL=url).connection()
 
     assert cipher(make_pool(URL=url, SSL_CERT=certificate, SSL_KEY=key))
@@ -287,7 +295,7 @@ def test_a_server_that_falls_silent_in_the_handshake_costs_no_more_than_the_dead
                 error = outcome.exception()
 
     assert 0.4 <= time.monotonic() - started < 2
-    assert isinstance(error, pymysql.err.OperationalError)
+    assert isinstance(error, OperationalError)
     assert "timed out" in str(error)
 
 
@@ -337,6 +345,140 @@ def test_a_connection_that_was_killed_is_not_handed_out_over_tls(
     with pool.connection() as connection:
         assert connection.thread_id() != killed
         assert execute(connection, "SELECT 1") == ((1,),)
+
+
+# OpenSSL's queue of errors, which all connections of a thread share
+
+
+class ErrorQueue:
+    """The queue of this thread, in the library that Python's sockets use."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.PyDLL(_ssl.__file__)
+        self._library.ERR_peek_error.restype = ctypes.c_ulong
+
+    def put_reset(self) -> None:
+        """Leave in it what the reset of a socket leaves."""
+        self._library.ERR_new()
+        self._library.ERR_set_error(ERR_LIB_SYS, errno.ECONNRESET, None)
+
+    def is_empty(self) -> bool:
+        return not self._library.ERR_peek_error()
+
+
+@pytest.fixture
+def queue() -> Iterator[ErrorQueue]:
+    try:
+        queue = ErrorQueue()
+        assert queue.is_empty()
+        queue.put_reset()
+    except (AttributeError, OSError):
+        pytest.skip("OpenSSL 3 is not a library of its own here")
+    assert not queue.is_empty()
+    queue._library.ERR_clear_error()
+    yield queue
+    queue._library.ERR_clear_error()
+
+
+def test_an_error_of_another_socket_does_not_end_a_read(
+    make_pool: MakePool, with_tls: LocalServer, queue: ErrorQueue
+) -> None:
+    pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", READ_TIMEOUT=5)
+    for statement in "SELECT SLEEP(0.002)", "SELECT SLEEP(0.002), REPEAT('x', 100000)":
+        with pool.connection() as connection:
+            queue.put_reset()
+            assert execute(connection, statement)
+            queue.put_reset()
+            connection.ping()
+            # Its answers are read by a deadline, at the next checkout.
+            execute(connection, "SET @a = 1")
+            queue.put_reset()
+
+    assert pool.stats().opened == 1
+
+
+def test_an_error_of_another_socket_does_not_end_a_write(
+    make_pool: MakePool, with_tls: LocalServer, queue: ErrorQueue
+) -> None:
+    text = "abcdefgh" * 1_000_000
+    with FaultProxy(with_tls.host, with_tls.port) as proxy:
+        url = with_tls.url_at(proxy.port)
+        pool = make_pool(URL=url, SSL_MODE="REQUIRED", WRITE_TIMEOUT=20)
+        with pool.connection() as connection:
+            proxy.hang()
+            soon = threading.Timer(0.05, proxy.resume)
+            soon.start()
+            queue.put_reset()
+            [[checksum]] = execute(connection, f"SELECT CRC32('{text}')")
+            soon.join()
+
+    assert checksum == zlib.crc32(text.encode())
+    assert pool.stats().opened == 1
+
+
+def test_an_error_of_another_socket_does_not_end_a_login(
+    make_pool: MakePool, with_tls: LocalServer, queue: ErrorQueue
+) -> None:
+    pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED")
+    queue.put_reset()
+    connection = pool._connector.connect(time.monotonic() + 5)
+    connection.close()
+
+
+@pytest.mark.parametrize("end", ["reset", "cut", "half_close"])
+def test_a_connection_that_ends_leaves_no_error_behind(
+    make_pool: MakePool, with_tls: LocalServer, queue: ErrorQueue, end: str
+) -> None:
+    with FaultProxy(with_tls.host, with_tls.port) as proxy:
+        url = with_tls.url_at(proxy.port)
+        pool = make_pool(URL=url, SSL_MODE="REQUIRED", READ_TIMEOUT=5, MAX_SIZE=8)
+        taken = [pool.connection() for _ in range(4)]
+        execute(taken[0], "SET @a = 1")
+        getattr(proxy, end)()
+        read, write, commit, roll_back = taken
+        for call in (
+            read.close,
+            lambda: execute(write, "SELECT 1"),
+            lambda: execute(write, "SELECT 1"),
+            commit.commit,
+            roll_back.rollback,
+            *(connection.close for connection in taken),
+        ):
+            with suppress(pymysql.err.MySQLError):
+                call()
+            assert queue.is_empty()
+
+
+def test_a_login_that_fails_leaves_no_error_behind(
+    make_pool: MakePool, with_tls: LocalServer, stranger: Path, queue: ErrorQueue
+) -> None:
+    refused: list[dict[str, Any]] = [
+        {"SSL_CA": stranger},
+        {"SSL_CA": __file__},
+        {"SSL_CERT": stranger, "SSL_KEY": stranger},
+    ]
+    for settings in refused:
+        pool = make_pool(URL=with_tls.url, SSL_MODE="VERIFY_CA", **settings)
+
+        with pytest.raises(OperationalError):
+            pool._connector.connect(time.monotonic() + 5)
+
+        assert queue.is_empty()
+
+
+def test_a_close_in_another_thread_does_not_lead_to_plain_text(
+    make_pool: MakePool, with_tls: LocalServer
+) -> None:
+    pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED")
+    with pool.connection() as connection:
+        con = connection._con
+        assert con is not None
+        con.interrupt()
+
+        assert con.raw._sock._sslobj is not None
+        con.raw._sock._sslobj = None  # as its close() begins
+        with pytest.raises(OperationalError, match="2006.*has closed this socket"):
+            execute(connection, "SELECT 'secret'")
 
 
 # The password that MySQL wants to see once
