@@ -50,6 +50,18 @@ ROLLED_BACK = frozenset({ER.LOCK_DEADLOCK, ER.CHECKREAD, ER.LOCK_TABLE_FULL, 310
 #: Not in PyMySQL: makes the session as good as new, at the price of a round trip.
 COM_RESET_CONNECTION = 0x1F
 
+#: Errors that are about the account, the server's state or another session, whatever
+#: the statement: resources and limits (1021, 1037, 1041, 1203, 1226), a connection or a
+#: server that ends, an interrupted statement (1317, 1969, 3024), locks of others (1205,
+#: 1213, 3101, 3572), a password to be changed (1820, 1862), an account that is locked.
+NOT_OF_A_STATEMENT = (
+    NOT_READY
+    | ROLLED_BACK
+    | LOST
+    | {1021, 1037, 1040, 1041, 1158, 1159, 1160, 1161, 1203, 1205, 1226, 1317, 1820}
+    | {1862, 1969, 3024, 3032, 3118, 3159, 3168, 3169, 3572, 4151}
+)
+
 _IN_TRANSACTION = SERVER_STATUS.SERVER_STATUS_IN_TRANS
 #: What tells a server's role, and whether a member of a Galera cluster is ready. Not
 #: ``SELECT @@…``, which has some proxies keep the connection to one server.
@@ -57,6 +69,7 @@ _READ_ONLY_IF = "read_only", "super_read_only", "innodb_read_only"
 _VARIABLES = b"SHOW GLOBAL VARIABLES WHERE Variable_name IN ('%s')" % b"', '".join(
     [*(name.encode() for name in _READ_ONLY_IF), b"wsrep_on"]
 )
+_ROLE = b"SELECT HEX(CURRENT_ROLE()) AS role"
 _STATUS = b"SHOW GLOBAL STATUS WHERE Variable_name = 'wsrep_ready'"
 
 _PROBE = b"SAVEPOINT mysqlpool_probe"
@@ -72,10 +85,10 @@ def _query(statement: bytes) -> tuple[int, bytes]:
     return COMMAND.COM_QUERY, statement
 
 
-def _say_whose(error: MySQLError, refused: list[tuple[str, str]]) -> None:
-    """Name the setting, if it is the statement of one that the server refuses."""
-    if refused and len(error.args) == 2 and error.args[0] not in LOST:
-        error.args = error.args[0], f"{refused[0][0]}: {error.args[1]}"
+def _say_whose(error: MySQLError, setting: str) -> None:
+    """Name the setting whose statement the server refuses, if that is the reason."""
+    if setting and len(error.args) == 2 and error.args[0] not in NOT_OF_A_STATEMENT:
+        error.args = error.args[0], f"{setting}: {error.args[1]}"
 
 
 def _may_be_in_transaction(status: int) -> bool:
@@ -136,20 +149,27 @@ class PhysicalConnection(Link):
             self._setup = [_query(text.encode(raw.encoding)) for _, text in setup]
             self._charset = raw.charset, raw.encoding, raw.collation
             raw.autocommit_mode = self.config.autocommit
-            questions = [_query(b"SELECT CURRENT_ROLE()")]
+            questions = [_query(_ROLE)]
             # One of several may be an outcast of its cluster, and open to everybody.
             if self.config.target != "any" or len(self.config.places) > 1:
                 questions += _query(_VARIABLES), _query(_STATUS)
-            self.write([*self._setup, *questions])
-            asked = self.unanswered
-            try:
-                role, *variables = self.read_answers(deadline)[len(setup) :]
-            except MySQLError as error:
-                _say_whose(error, setup[asked - self.unanswered :])
-                raise
-            [[self._role]] = role.rows
+            # The questions come first: what they leave (FOUND_ROWS(), ROW_COUNT()) is
+            # gone after the set-up, which a cleaned session ends with, too.
+            self.write([*questions, *self._setup])
+            answers = self.read_each(deadline)
+            settings = [""] * len(questions) + [setting for setting, _ in setup]
+            for answer, setting in zip(answers, settings, strict=True):
+                if isinstance(answer, MySQLError):
+                    _say_whose(answer, setting)
+                    raise answer
+            [[role], *variables] = answers[: len(questions)]
+            self._role = role["role"]
             self._check_target(
-                dict(pair for answer in variables for pair in answer.rows)
+                {
+                    str(row["Variable_name"]): row["Value"]
+                    for rows in variables
+                    for row in rows
+                }
             )
             if self.is_replica and self.config.max_lag is not None:
                 self.check_lag(deadline)
@@ -157,7 +177,7 @@ class PhysicalConnection(Link):
             self.abandon()
             raise
 
-    def _check_target(self, variables: dict[str, str]) -> None:
+    def _check_target(self, variables: dict[str, str | None]) -> None:
         """Whether the server has the role that is wanted, by what it says."""
         if variables.get("wsrep_on") == "ON" and variables.get("wsrep_ready") != "ON":
             raise OperationalError(1047, "this node of the cluster is not ready")
@@ -171,18 +191,26 @@ class PhysicalConnection(Link):
             raise AnotherRole(CR.CR_CONN_HOST_ERROR, "it is writable, not a replica")
 
     def _statements_for_setup(self) -> list[tuple[str, str]]:
-        """What gives a fresh session the settings of this pool, and which each is."""
+        """What gives a fresh session the settings of this pool, and which each is.
+
+        ``INIT_COMMAND`` runs with autocommit on, as in PyMySQL. What it began, or
+        ``SETSESSION``, is committed, so that no transaction is left open.
+        """
         config, raw = self.config, self.raw
+        autocommit = f"autocommit = {int(config.autocommit)}"
+        first = "autocommit = 1" if config.init_command else autocommit
+        own = [("SETSESSION", text) for text in config.setsession]
+        if config.init_command:
+            own[:0] = ("INIT_COMMAND", config.init_command), ("", f"SET {autocommit}")
         names = f"SET NAMES {raw.charset}"
         if raw.collation:
             names += f" COLLATE {raw.collation}"
-        names += f", autocommit = {int(config.autocommit)}"
+        names += f", {first}"
         if config.sql_mode is not None:
             names += f", sql_mode = {raw.escape(config.sql_mode)}"
         statements = [("CHARSET, COLLATION or SQL_MODE", names)]
-        if config.init_command:
-            statements.append(("INIT_COMMAND", config.init_command))
-        statements += [("SETSESSION", text) for text in config.setsession]
+        if own:
+            statements += [*own, ("", "COMMIT AND NO CHAIN NO RELEASE")]
         if config.read_only:
             statements.append(("READ_ONLY", "SET SESSION TRANSACTION READ ONLY"))
         return statements
@@ -368,15 +396,13 @@ class PhysicalConnection(Link):
 
         Raises :exc:`AnotherRole` if it is, or if it does not replicate.
         """
-        self.write([_query(b"SHOW REPLICA STATUS")])
-        [status] = self.read_answers(deadline)
+        status = self.ask("SHOW REPLICA STATUS", deadline)
         self.lag_checked = time.monotonic()
-        names = [column[0] for column in status.description]
         lags: list[Any] = [
-            dict(zip(names, row, strict=True)).get(name)
-            for row in status.rows
+            row[name]
+            for row in status
             for name in ("Seconds_Behind_Source", "Seconds_Behind_Master")
-            if name in names
+            if name in row
         ]
         limit = self.config.max_lag
         if not lags or None in lags:
@@ -433,12 +459,12 @@ class PhysicalConnection(Link):
         return self.write([*commands, *self._setup])
 
     def _role_at_first(self) -> bytes:
-        role, raw = self._role, self.raw
-        if role is None:
+        if self._role is None:
             return b"NONE"
-        if "MariaDB" in raw.server_version:
-            role = raw.escape(role)
-        return str(role).encode(raw.encoding)
+        role = bytes.fromhex(self._role)
+        if "MariaDB" in self.raw.server_version:
+            return b"`%s`" % role.replace(b"`", b"``")
+        return role
 
 
 def _gone() -> None:

@@ -73,6 +73,7 @@ class Lender:
         self._max_usage = config.max_usage or float("inf")
         self._connector = Connector(config)
         self._observers: tuple[Observer, ...] = ()
+        self._told_of_refusal = False
         self._births: dict[int, threading.Lock] = {}
         self._begin()
 
@@ -237,13 +238,16 @@ class Lender:
         A server that is silent for half of the time that is left is given up, so that
         the other half can serve to find out whether it still accepts a connection.
         """
+        cleaning = False
         try:
             if con.generation != self._inventory.generation:
                 return "invalidated"
             if started >= con.expires:
                 return "expired"
             if con.unanswered:
+                cleaning = True
                 con.read_answers(_half_way_to(deadline))
+                cleaning = False
             if not con.is_alive():
                 return "dead"
             if started > con.lag_checked + LAG_CHECKED:
@@ -252,7 +256,8 @@ class Lender:
                 con.ping(_half_way_to(deadline))
             return None
         except Exception as error:
-            self._note_refusal(con, error)
+            if cleaning and con.lost is None:
+                self._note_refusal(error)
             return "dead" if con.is_disconnected else "reset_failed"
         except BaseException:
             self._discard(con, "reset_failed")
@@ -283,9 +288,11 @@ class Lender:
             self._inventory.ring_next()
         return another
 
-    def _note_refusal(self, con: PhysicalConnection, error: Exception) -> None:
-        """Say once that the server does not clean sessions: connects are dear."""
-        if con.lost is None and not self._inventory.discarded["reset_failed"]:
+    def _note_refusal(self, error: Exception) -> None:
+        """Say once that the server refuses to clean sessions: connects are dear."""
+        with self._inventory.lock:
+            told, self._told_of_refusal = self._told_of_refusal, True
+        if not told:
             log.warning("%s: a session could not be cleaned: %s", self.name, error)
 
     # Return

@@ -29,6 +29,9 @@ DRIVER = pymysql
 #: Error numbers after which the server has closed the connection, or will.
 LOST = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2045, 2055, 4031})
 
+#: What the server answers to a question: by their names, the columns of each row.
+Rows = list[dict[str, str | None]]
+
 #: Readers of sockets that belong to a parent process, kept from being finalized.
 _INHERITED: list[Any] = []
 
@@ -109,28 +112,68 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         self.unanswered += len(commands)
         return complete
 
-    def read_answers(self, deadline: float) -> Any:
-        """Read the answers to what :meth:`write` sent; PyMySQL's results, one each.
+    def read_answers(self, deadline: float) -> list[Rows]:
+        """Read the answers to what :meth:`write` sent: the rows of each.
 
-        Raises what the server answers; a 2013 if it has not done so by the deadline.
+        Raises the first error among them, after all of them were read; a 2013 if they
+        have not come by the deadline.
         """
+        answers = self.read_each(deadline)
+        for answer in answers:
+            if isinstance(answer, MySQLError):
+                self.failed(answer)
+                raise answer
+        return answers
+
+    def read_each(self, deadline: float) -> list[Any]:
+        """Read the same answers, with each error of the server in its place."""
         patience = max(deadline - time.monotonic(), 0.0)
         answered = self._readable(patience * 1000)
-        return self.attempt(self._read_answers if answered else _no_answer, deadline)
+        return self.attempt(  # type: ignore[no-any-return]
+            self._read_answers if answered else _no_answer, deadline
+        )
 
-    def _read_answers(self, deadline: float) -> Any:
-        raw = self.raw
-        answers = []
-        with bounded(raw, deadline):
-            while self.unanswered:
-                raw._next_seq_id = 1
-                raw._read_query_result()
-                while raw._result.has_next:
-                    raw.next_result()
-                self.unanswered -= 1
-                answers.append(raw._result)
+    def _read_answers(self, deadline: float) -> list[Any]:
+        raw, answers = self.raw, []
+        # The conversions are the user's, and so may do anything to what we ask for.
+        conversions = raw.use_unicode, raw.decoders
+        raw.use_unicode, raw.decoders = False, {}
+        try:
+            with bounded(raw, deadline):
+                while self.unanswered:
+                    answers.append(self._read_answer())
+                    self.unanswered -= 1
+        finally:
+            raw.use_unicode, raw.decoders = conversions
         raw._result = None
         return answers
+
+    def _read_answer(self) -> Rows | MySQLError:
+        raw = self.raw
+        raw._next_seq_id = 1
+        try:
+            raw._read_query_result()
+            while raw._result.has_next:
+                raw.next_result()
+        except MySQLError as error:
+            if raw._sock is None or error.args[0] in LOST:
+                raise
+            return error
+        result = raw._result
+        if not result.field_count:
+            return []
+        names = [column[0] for column in result.description]
+        texts = (
+            [None if v is None else v.decode(raw.encoding, "replace") for v in row]
+            for row in result.rows
+        )
+        return [dict(zip(names, row, strict=True)) for row in texts]
+
+    def ask(self, question: str, deadline: float) -> Rows:
+        """Ask the server one thing of our own; see :meth:`read_answers`."""
+        self.write([(COMMAND.COM_QUERY, question.encode())])
+        [rows] = self.read_answers(deadline)
+        return rows
 
     def is_alive(self) -> bool:
         """Whether the server still holds its end open; costs no round trip.

@@ -14,7 +14,6 @@ from socket import gethostname
 from typing import Any
 
 from pymysql.constants import ER
-from pymysql.cursors import Cursor
 from pymysql.err import MySQLError
 
 from .config import PoolConfig
@@ -91,19 +90,21 @@ class Server:
 
     def __init__(self, config: PoolConfig, connection: PhysicalConnection) -> None:
         self._config = config
+        self._connection = connection
         self._raw = connection.raw
         self._opened_in = time.monotonic() - connection.opened
 
     def _rows(self, statement: str) -> tuple[tuple[Any, ...], ...]:
-        with self._raw.cursor(Cursor) as cursor:
-            cursor.execute(statement)
-            return tuple(cursor.fetchall())
+        patience = self._config.read_timeout or self._config.connect_timeout
+        rows = self._connection.ask(statement, time.monotonic() + patience)
+        return tuple(tuple(row.values()) for row in rows)
 
     def report(self) -> ServerReport:
         """Ask for everything, in three statements."""
         [(version, limit)] = self._rows("SELECT VERSION(), @@max_connections")
         [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
-        return ServerReport(version, limit, int(connected), tuple(self._threads()))
+        threads = tuple(self._threads())
+        return ServerReport(version, int(limit), int(connected), threads)
 
     def facts(self) -> Facts:
         """Ask for all that decides whether this server and a pool will get along."""
@@ -114,7 +115,7 @@ class Server:
         [(_, cipher)] = self._rows("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
         [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
         threads = self._rows("SHOW PROCESSLIST")
-        own = [row[0] for row in threads if row[1] == self._config.account]
+        own = [int(row[0]) for row in threads if row[1] == self._config.account]
         programs = self._programs()
         here = gethostname()
         read_only, wait_timeout, max_connections, max_user_connections = numbers
@@ -158,8 +159,9 @@ class Server:
         for row in self._rows("SHOW FULL PROCESSLIST"):
             number, user, client, database, command, seconds, _, statement = row[:8]
             thread = Thread(
-                *(number, user, client, database, command, seconds, statement),
-                program=programs.get(number),
+                *(int(number), user, client, database, command),
+                *(int(seconds or 0), statement),
+                program=programs.get(int(number)),
             )
             if thread.thread_id != self._raw.thread_id() and self._is_ours(thread):
                 yield thread

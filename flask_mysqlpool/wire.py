@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from pymysql.constants import CR
-from pymysql.err import OperationalError
+from pymysql.err import MySQLError, OperationalError
 
 #: The system's poll(), called without giving up the GIL.
 _POLL = getattr(ctypes.PyDLL(None), "poll", None) if os.name == "posix" else None
@@ -95,6 +95,9 @@ def bounded(raw: Any, deadline: float) -> Iterator[None]:
         raise OperationalError(
             CR.CR_SERVER_LOST, f"Lost connection to MySQL server ({error})"
         ) from error
+    except MySQLError:
+        # Either the server's answer, or PyMySQL has closed the socket already.
+        raise
     except BaseException:
         raw._force_close()
         raise

@@ -1,0 +1,219 @@
+"""The set-up of a session: what it leaves, what it asks, and what is told of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import MakePool
+from pymysql.constants import FIELD_TYPE
+from pymysql.cursors import DictCursor
+from pymysql.err import MySQLError
+
+from flask_mysqlpool import Pool, PoolConfig
+from flask_mysqlpool.server import connect_to
+from flask_mysqlpool.testing import LocalServer
+
+Sql = Callable[..., tuple[tuple[Any, ...], ...]]
+
+
+def run(connection: Any, statement: str) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
+
+
+def clean_one(pool: Pool) -> None:
+    """Have the only session of the pool cleaned, and look at it."""
+    with pool.connection() as connection:
+        first = connection.thread_id()
+        run(connection, "SET @anything = 1")
+    with pool.connection() as connection:
+        assert connection.thread_id() == first
+        assert run(connection, "SELECT @anything") == ((None,),)
+
+
+TRANSACTIONS = [
+    {"INIT_COMMAND": "SELECT a INTO @n FROM t LIMIT 1"},
+    {"SETSESSION": ["SELECT a INTO @n FROM t LIMIT 1"]},
+    {"INIT_COMMAND": "BEGIN", "SETSESSION": ["INSERT INTO t (a) VALUES (2)"]},
+    {"INIT_COMMAND": "START TRANSACTION WITH CONSISTENT SNAPSHOT"},
+    {"SETSESSION": ["SET completion_type = 'CHAIN'", "UPDATE t SET a = a + 1"]},
+]
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("settings", TRANSACTIONS)
+def test_the_set_up_leaves_no_transaction_open(
+    settings: dict[str, Any],
+    autocommit: bool,
+    table: str,
+    sql: Sql,
+    make_pool: MakePool,
+) -> None:
+    sql(f"INSERT INTO {table} (a) VALUES (1)")
+    sql("COMMIT")
+    pool = make_pool(MAX_SIZE=1, AUTOCOMMIT=autocommit, **settings)
+    with pool.connection() as connection:
+        number = connection.thread_id()
+        assert not connection.server_status & 1
+        assert connection.get_autocommit() is autocommit
+        run(connection, "SET @anything = 1")
+    with pool.connection() as connection:
+        assert connection.thread_id() == number
+        assert not connection.server_status & 1
+        assert connection.get_autocommit() is autocommit
+    open_ones = sql(
+        "SELECT COUNT(*) FROM information_schema.innodb_trx"
+        " WHERE trx_mysql_thread_id = %s",
+        number,
+    )
+    assert open_ones == ((0,),)
+
+
+def test_what_init_command_inserts_stays(
+    table: str, sql: Sql, make_pool: MakePool
+) -> None:
+    pool = make_pool(MAX_SIZE=1, INIT_COMMAND=f"INSERT INTO {table} (a) VALUES (7)")
+    with pool.connection():
+        pass
+    assert sql(f"SELECT a FROM {table}") == ((7,),)
+    sql("COMMIT")
+    clean_one(pool)
+    assert sql(f"SELECT COUNT(*) > 1 FROM {table}") == ((1,),)
+
+
+def test_an_autocommit_that_setsession_sets_stays(make_pool: MakePool) -> None:
+    pool = make_pool(MAX_SIZE=1, SETSESSION=["SET autocommit = 1"])
+    clean_one(pool)
+    with pool.connection() as connection:
+        assert connection.get_autocommit() is True
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "CHARSET, COLLATION or SQL_MODE": {"SQL_MODE": "nonsense"},
+    "INIT_COMMAND": {"INIT_COMMAND": "SET nonsense = 1"},
+    "SETSESSION": {"INIT_COMMAND": "SET @a = 1", "SETSESSION": ["nonsense"]},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_statement_that_is_wrong_is_laid_to_its_setting(
+    setting: str, make_pool: MakePool
+) -> None:
+    with pytest.raises(MySQLError) as caught:
+        make_pool(**SETTINGS[setting]).steady_connection()
+    assert caught.value.args[1].startswith(f"{setting}: ")
+
+
+SIGNALS = [1205, 1213, 1226, 1317, 1820, 1047, 3024]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_error_that_is_not_about_the_statement_is_laid_to_no_setting(
+    number: int, sql: Sql, make_pool: MakePool
+) -> None:
+    sql("DROP PROCEDURE IF EXISTS fails")
+    sql(
+        "CREATE PROCEDURE fails() SIGNAL SQLSTATE '45000'"
+        f" SET MYSQL_ERRNO = {number}, MESSAGE_TEXT = 'as it is'"
+    )
+    with pytest.raises(MySQLError) as caught:
+        make_pool(INIT_COMMAND="CALL fails()").steady_connection()
+    assert caught.value.args == (number, "as it is")
+
+
+def test_a_limit_of_the_account_is_laid_to_no_setting(
+    server: LocalServer, sql: Sql, make_pool: MakePool
+) -> None:
+    sql("DROP USER IF EXISTS limited@'%%'")
+    sql("CREATE USER limited@'%%' IDENTIFIED BY 'pw' WITH MAX_QUERIES_PER_HOUR 4")
+    sql("GRANT ALL ON test.* TO limited@'%%'")
+    url = f"mysql://limited:pw@{server.host}:{server.port}/test"
+    said = []
+    for _ in range(3):
+        try:
+            make_pool(URL=url).steady_connection().close()
+        except MySQLError as error:
+            said.append(error.args)
+    assert said
+    assert all(n == 1226 and text.startswith("User 'limited'") for n, text in said)
+
+
+def test_a_clean_up_that_the_server_refuses_is_logged_once(
+    sql: Sql,
+    server: LocalServer,
+    make_pool: MakePool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = make_pool(MAX_SIZE=1, SETSESSION=["SELECT 1 FROM needed"])
+    sql("CREATE TABLE IF NOT EXISTS needed (a INT)")
+    caplog.set_level(logging.WARNING, "flask_mysqlpool")
+    with pool.connection() as connection:
+        # Something else is discarded before, for the same reason.
+        con: Any = connection._con
+        con.reset_session = lambda: False
+    for _ in range(2):
+        sql("CREATE TABLE IF NOT EXISTS needed (a INT)")
+        with pool.connection() as connection:
+            run(connection, "SET @a = 1")
+            sql("DROP TABLE needed")
+        _wait_for_answers(pool)
+        with pytest.raises(MySQLError), pool.connection(timeout=0.2):
+            pass
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if "could not be cleaned" in text] == [
+        "mysqlpool: a session could not be cleaned:"
+        " (1146, \"Table 'test.needed' doesn't exist\")"
+    ]
+    assert pool.stats().discarded_by_reason["reset_failed"] == 3
+
+
+def _wait_for_answers(pool: Pool) -> None:
+    [idle] = pool._inventory.idle
+    deadline = time.monotonic() + 5
+    while not idle.is_answered():
+        assert time.monotonic() < deadline
+
+
+def _refuse(value: object) -> object:
+    raise AssertionError("our own question was read with the user's conversions")
+
+
+CONVERSIONS = [
+    {"use_unicode": False},
+    {"conv": {}},
+    {
+        "conv": {
+            kind: _refuse for kind in vars(FIELD_TYPE).values() if isinstance(kind, int)
+        }
+    },
+]
+
+
+@pytest.mark.parametrize("arguments", CONVERSIONS, ids=["bytes", "none", "refusing"])
+def test_our_own_questions_are_read_without_the_conversions_of_the_user(
+    arguments: dict[str, Any], server: LocalServer, make_pool: MakePool
+) -> None:
+    settings = {"CONNECT_ARGS": arguments, "CURSORCLASS": DictCursor, "MAX_SIZE": 1}
+    pool = make_pool(TARGET="primary", **settings)
+    with pool.connection() as connection:
+        number = connection.thread_id()
+        with connection.cursor() as cursor:
+            cursor.execute("USE mysql")
+    with pool.connection() as connection:
+        # The role was set again by what was read of it.
+        assert connection.thread_id() == number
+        con: Any = connection._con
+        rows = con.ask("SELECT 1 AS a, NULL AS b, 'é' AS c", time.monotonic() + 5)
+        assert rows == [{"a": "1", "b": None, "c": "é"}]
+    config = PoolConfig.from_mapping({"URL": server.url, **settings})
+    with connect_to(config) as asked:
+        report, facts = asked.report(), asked.facts()
+    assert report.connected > 0
+    assert report.max_connections > 0
+    assert facts.connected >= 0
+    assert facts.account.startswith(f"{server.user}@")
