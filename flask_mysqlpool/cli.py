@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sys
@@ -18,6 +19,7 @@ from pymysql.err import MySQLError
 from . import tables
 from .check import FAILURE, Finding, examine, look_at_board, mend_of
 from .config import PoolConfig
+from .convert import YEAR
 from .fleet import (
     Fleet,
     Worker,
@@ -91,6 +93,16 @@ def create_group(name: str) -> AppGroup:
     return group
 
 
+class _Seconds(click.FloatRange):
+    """A duration: ``inf`` is as long as can be waited, ``nan`` is none."""
+
+    def convert(self, value: Any, *about: Any) -> float:
+        seconds: float = super().convert(value, *about)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a duration.", *about)
+        return min(seconds, YEAR)
+
+
 _bind = click.option("--bind", metavar="NAME", help="This pool only.")
 
 
@@ -98,7 +110,7 @@ _bind = click.option("--bind", metavar="NAME", help="This pool only.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--watch",
-    type=click.FloatRange(min=0.1),
+    type=_Seconds(min=0.1),
     metavar="SECONDS",
     help="Print it again and again.",
 )
@@ -229,7 +241,7 @@ def _thread(thread: Thread, pid_of: dict[int, int]) -> dict[str, Any]:
 @_bind
 @click.option(
     "--wait",
-    type=click.FloatRange(min=0),
+    type=_Seconds(min=0),
     metavar="SECONDS",
     help="Wait so long for busy connections, and show the progress.",
 )
@@ -274,7 +286,7 @@ def _reset_at_server(site: Site) -> None:
 @click.command()
 @click.option(
     "--wait",
-    type=click.FloatRange(min=0),
+    type=_Seconds(min=0),
     metavar="SECONDS",
     help="Wait so long for all connections to be closed.",
 )

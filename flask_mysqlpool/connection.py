@@ -221,7 +221,7 @@ class PhysicalConnection(Link):
         if isinstance(statement, str):
             statement = statement.encode(raw.encoding)
         elif not isinstance(statement, bytes):
-            statement = bytes(statement)
+            statement = bytes(memoryview(statement))
         if raw._result is not None:
             self.attempt(self._finish_stream)
         if self.block is not None:

@@ -15,6 +15,7 @@ from .config import PoolConfig
 from .connection import NOT_READY, AnotherRole, PhysicalConnection
 from .hosts import Hosts, Place
 from .tls import isolate
+from .wire import longest
 
 #: After these, another host may do better: out of reach, full, or about to stop.
 ELSEWHERE = NOT_READY | {
@@ -145,8 +146,8 @@ class Connector:
             "charset": config.charset,
             "collation": config.collation,
             "cursorclass": config.cursorclass,
-            "read_timeout": config.read_timeout,
-            "write_timeout": config.write_timeout,
+            "read_timeout": longest(config.read_timeout),
+            "write_timeout": longest(config.write_timeout),
             "program_name": program_name(config.name),
             **config.connect_args,
             # PyMySQL would spend a round trip each on what `setup` does in one,

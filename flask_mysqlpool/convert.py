@@ -24,7 +24,7 @@ _URL = re.compile(
     r"mysql://(?:(?P<user>[^\s:@/?#]*)(?::(?P<password>[^\s/?#]*))?@)?"
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:@/?#\[\],]*))"
     r"(?::(?P<port>[0-9]+))?(?P<more>,[^\s@/?#]*)?(?:/(?P<database>[^\s@/?#]*))?"
-    r"(?:\?(?P<query>(?:\w+=[^\s@#&]*(?:&\w+=[^\s@#&]*)*)?))?"
+    r"(?:\?(?P<query>(?:[\w.-]+=[^\s@#&]*(?:&[\w.-]+=[^\s@#&]*)*)?))?"
 )
 _ODD_PORT = re.compile(_URL.pattern.replace("<port>[0-9]+", "<port>[^\\s:@/?#]*"))
 _PORT_HINT = "; what stands for the port is no number"
@@ -237,6 +237,8 @@ def url(value: Any) -> dict[str, str]:
             "special characters percent-encoded (@ is %40, / is %2F, # is %23, ? is "
             f"%3F, % is %25){port}"
         )
+    if form["user"] == "" and not (form["host"] or form["ipv6"]):
+        raise Wrong("must name a server; a variable that it is made of may be empty")
     parts = {name: text for name, text in form.groupdict().items() if text}
     if more := parts.pop("more", ""):
         first = f"[{parts.pop('ipv6')}]" if "ipv6" in parts else parts.get("host", "")
@@ -245,7 +247,7 @@ def url(value: Any) -> dict[str, str]:
     parts["host"] = parts.pop("ipv6", "") or parts.get("host", "")
     pairs = [pair.split("=", 1) for pair in parts.pop("query", "").split("&") if pair]
     pairs += [[name, text] for name, text in parts.items() if text]
-    if len(pairs) > len(dict(pairs)):
+    if len(pairs) > len({name.replace("-", "_") for name, _ in pairs}):
         raise Wrong("must not say one thing twice: a parameter repeats another part")
     try:
         return {name: unquote(text, errors="strict") for name, text in pairs}

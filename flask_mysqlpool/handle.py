@@ -69,6 +69,7 @@ class PooledConnection(_Face):
     __slots__ = (
         "__weakref__",
         "_con",
+        "_cursorclass",
         "_guard",
         "_inside",
         "_pool",
@@ -76,7 +77,6 @@ class PooledConnection(_Face):
         "_returned",
         "block_owner",
         "blocks",
-        "cursorclass",
         "endpoint",
         "savepoint",
         "stack",
@@ -92,8 +92,8 @@ class PooledConnection(_Face):
         self._inside, self._returned = 0, False
         #: Of the last statement, for PyMySQL's cursors.
         self._result: Any = None
-        #: For :meth:`cursor`; as in PyMySQL it may be set, here for this handle only.
-        self.cursorclass: Any = None
+        #: For :meth:`cursor`, if it was set.
+        self._cursorclass: Any = None
         #: What the connection was taken for, as status shows it.
         self.endpoint = endpoint
         #: Where it was taken, if that is asked for.
@@ -369,14 +369,37 @@ class PooledConnection(_Face):
     def cursor(self, cursor: type[Cursor] | None = None) -> Any:
         """A new cursor of the given class, by default that of ``CURSORCLASS``."""
         con = self._con or self._attached()
-        cls = cursor or self.cursorclass or con.raw.cursorclass
+        cls = cursor or self._cursorclass or con.raw.cursorclass
         # By their module, for of a name that is imported a method is found more slowly.
-        bound = cursors.BOUND.get(cls) or cursors.bound_class(cls)
+        bound = cursors.BOUND.get(cls) if isinstance(cls, type) else None
+        if bound is None:
+            if not (isinstance(cls, type) and issubclass(cls, Cursor)):
+                return self._made_by(cls)
+            bound = cursors.bound_class(cls)
         if self._pool.recorder is not None:
             bound = cursors.RECORDING.get(bound) or cursors.recording_class(bound)
         if con.traced:
             return con.dbapi_connection.cursor(lambda _: bound(self))
         return bound(self)
+
+    def _made_by(self, factory: Callable[[PooledConnection], Any]) -> Any:
+        """Return what a function makes of this connection, which need be no cursor."""
+        made = factory(self)
+        if isinstance(made, Cursor):
+            bound = cursors.bound_class(type(made))
+            if self._pool.recorder is not None:
+                bound = cursors.recording_class(bound)
+            made.__class__ = bound
+        return made
+
+    @property
+    def cursorclass(self) -> Any:
+        """What :meth:`cursor` makes by default; may be set, for this checkout only."""
+        return self._cursorclass or self._attached().raw.cursorclass
+
+    @cursorclass.setter
+    def cursorclass(self, cls: Any) -> None:
+        self._cursorclass = cls
 
     def thread_id(self) -> int:
         """The server's number for this connection, as in its process list."""
@@ -448,3 +471,27 @@ class PooledConnection(_Face):
             con.dropped_by = self.endpoint, self.stack
             self._pool.dropped(con)
             warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
+
+
+def _attribute(name: str) -> property:
+    """Let one of PyMySQL's attributes be read, and set until the return."""
+
+    def read(self: PooledConnection) -> Any:
+        return self.__getattr__(name)
+
+    def write(self: PooledConnection, value: Any) -> None:
+        con = self._attached()
+        # Not for the next borrower.
+        con.retired = con.retired or "invalidated"
+        setattr(con.raw, name, value)
+
+    return property(read, write)
+
+
+_OF_CONNECTED = "ctx server_version server_status server_thread_id server_capabilities"
+for _name in [
+    *vars(Connection(defer_connect=True, ssl_disabled=True)),
+    *_OF_CONNECTED.split(),
+]:
+    if not _name.startswith("_") and _name not in vars(PooledConnection):
+        setattr(PooledConnection, _name, _attribute(_name))

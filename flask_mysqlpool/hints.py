@@ -7,27 +7,28 @@ from __future__ import annotations
 
 _INSTEAD = {
     "write {MAX_SIZE}": "maxconnections pool_size size maxsize max_connections"
-    " connections max_conn maxconn max_pool_size pool_max_size max",
+    " connections max_conn maxconn max_pool_size pool_max_size max connection_limit",
     "write {MAX_SIZE}, the size and the overflow together": "max_overflow overflow",
     "write {MIN_SIZE}": "mincached pre_create_num minsize minconn min_connections"
     " min_pool_size",
     "write {MAX_SIZE} and {MAX_IDLE}, which bound the idle ones": "maxcached",
     "write {TIMEOUT}, where 0 means never to wait": "blocking",
     "write {TIMEOUT}": "pool_timeout retry_num retry_interval wait_timeout"
-    " checkout_timeout acquire_timeout",
+    " checkout_timeout acquire_timeout wait_for_connections",
     "write {MAX_LIFETIME}": "pool_recycle recycle con_lifetime max_age conn_max_age"
     " lifetime stale_timeout",
     "write {MAX_IDLE}": "idle_timeout max_idle_time",
     "write {MAX_USAGE}": "maxusage",
     "write {PING_AFTER}": "ping",
     "write {RESET_SESSION}": "reset pool_reset_on_return",
-    "write {SETSESSION} = [\"SET time_zone = '+00:00'\"]": "time_zone timezone",
+    "write {SETSESSION} = [\"SET time_zone = '+00:00'\"]": "time_zone timezone"
+    " server_time_zone connection_time_zone",
     "write {SETSESSION} = ['SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED']": (
         "isolation_level transaction_isolation tx_isolation"
     ),
     "write {URL}": "uri dsn",
     "write {HOST}": "hostname server",
-    "write {UNIX_SOCKET}": "database_socket socket mysql_database_socket",
+    "write {UNIX_SOCKET}": "socket_path database_socket socket mysql_database_socket",
     "write {DATABASE}": "db db_name dbname schema database_name",
     "write {USER}": "username",
     "write {PASSWORD}": "passwd pass pwd",
@@ -35,17 +36,31 @@ _INSTEAD = {
     "write {NAME}": "pool_name program_name pool_logging_name logging_name",
     "write {BACKEND}": "poolclass",
     "write {CONNECT_ARGS}": "extra_kwargs custom_options options",
-    "write {SSL_MODE}": "ssl ssl_disabled ssl_verify_cert ssl_verify_identity",
+    "write {SSL_MODE}": "ssl ssl_disabled ssl_verify_cert ssl_verify_identity"
+    " use_ssl require_ssl ssl_accept tls use_tls verify_server_certificate ssl_verify"
+    " ssl_check_hostname trust_server_certificate reject_unauthorized",
+    "write {SSL_CA}": "ssl_root_cert ca_file ssl_ca_file ssl_ca_cert tls_ca"
+    " server_ssl_cert",
+    "write {SSL_CERT}": "ssl_cert_file tls_cert ssl_identity",
+    "write {SSL_KEY}": "ssl_key_file tls_key",
+    "write {CONNECT_TIMEOUT}": "connection_timeout login_timeout",
+    "write {READ_TIMEOUT}": "socket_timeout",
+    "write {MAX_WAITING}": "queue_limit",
+    "write {CHARSET}": "character_encoding encoding",
+    "write {COLLATION}": "connection_collation",
     "write each of them as a setting, such as {MAX_SIZE}": "arguments engine_options"
     " pool_options queuepool",
     "write {BINDS}": "databases",
-    "leave it out, no dead connection is handed out": "pool_pre_ping pre_ping",
+    "leave it out, no dead connection is handed out": "pool_pre_ping pre_ping"
+    " reconnect auto_reconnect max_reconnects",
     "leave it out, it has no counterpart": "maxshared failures pool_use_lifo use_lifo"
     " creator isfatal use_threadlocal threadlocals echo echo_pool engine"
     " track_modifications",
     "leave it out, the pool decides when to connect": "defer_connect",
-    "leave it out, the key's file may not be encrypted": "ssl_key_password",
-    "leave it out, PyMySQL does not support it": "compress named_pipe",
+    "leave it out, the key's file may not be encrypted": "ssl_key_password"
+    " ssl_password",
+    "leave it out, PyMySQL does not support it": "compress named_pipe use_compression"
+    " allow_public_key_retrieval ssl_cipher ssl_crl tls_version",
 }
 FOREIGN = {name: hint for hint, names in _INSTEAD.items() for name in names.split()}
 """By the other name, in lower case and without a prefix."""

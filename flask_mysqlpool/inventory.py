@@ -114,13 +114,16 @@ class Inventory:
 
     def ring_next(self) -> None:
         """There may be room: let the first without a connect see."""
-        # A copy, for a signal handler may change the line in the middle of this.
-        for waiter in tuple(self.waiters):
-            if waiter.owner() is None:
-                self.waiters.leave(waiter)
-            elif not waiter.connecting:
-                waiter.ring()
-                return
+        look = bool(self.waiters)
+        while look and self.has_room():
+            look = False
+            # With as many connects as places, one more waiter is the first without.
+            for waiter in self.waiters.first(self.config.max_size + 1):
+                if waiter.owner() is None:
+                    look = self.waiters.leave(waiter)
+                elif not waiter.connecting:
+                    waiter.ring()
+                    return
 
     def due_connect(
         self, waiter: Waiter[PhysicalConnection], now: float

@@ -123,7 +123,10 @@ class Lender:
         if self._pid != getpid():
             self._begin_in_child()
         started = monotonic()
-        deadline = started + (self.config.timeout if timeout is None else timeout)
+        timeout = self.config.timeout if timeout is None else timeout
+        if not timeout >= 0:  # nan, too
+            raise ValueError(f"timeout must be seconds, 0 or more (got {timeout!r})")
+        deadline = started + timeout
         inventory, owner = self._inventory, ref(handle)
         if inventory.lock._is_owned():
             raise PoolError(

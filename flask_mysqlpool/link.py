@@ -10,7 +10,6 @@ import copy
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from os import getpid
@@ -127,8 +126,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
 
     def read_each(self, deadline: float) -> list[Any]:
         """Read the same answers, with each error of the server in its place."""
-        patience = max(deadline - time.monotonic(), 0.0)
-        answered = self._readable(patience * 1000)
+        answered = self._readable(deadline)
         return self.attempt(  # type: ignore[no-any-return]
             self._read_answers if answered else _no_answer, deadline
         )

@@ -27,8 +27,8 @@ from .stats import ConnectionStats, PoolStats
 monotonic = time.monotonic
 log = logging.getLogger(__name__)
 
-#: Seconds between two rounds of the housekeeper.
-INTERVAL = 1.0
+#: Seconds between two rounds of the housekeeper; and where a LEAK_THRESHOLD is short.
+INTERVAL, SHORTEST = 1.0, 0.02
 
 #: What a fork or the end of the process has to be told to.
 _POOLS: WeakSet[Pool] = WeakSet()
@@ -199,7 +199,8 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
             more_to_do = inventory.places() > 0 or bool(inventory.waiters)
         for connect in connects:
             self._start(connect)
-        return min(INTERVAL, threshold or INTERVAL) if more_to_do else None
+        pause = max(min(INTERVAL, threshold or INTERVAL), SHORTEST)
+        return pause if more_to_do else None
 
     def _look_for_leak(
         self, con: PhysicalConnection, handle: object, held: float

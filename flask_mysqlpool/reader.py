@@ -31,6 +31,15 @@ _SOMEBODY_ELSES = {"MYSQL_POOL_NAME", "MYSQL_POOL_SIZE", "MYSQL_POOL_RESET_SESSI
 #: What others call their settings that are about a server.
 _OTHERS = re.compile("(MYSQL|SQLALCHEMY|DATABASE)_")
 
+#: A bind that has one of the first for itself inherits none of the second.
+_BELONG_TOGETHER: list[tuple[set[str], set[str]]] = [
+    ({"url"}, {"host", "port", "unix_socket"}),
+    ({"host", "port"}, {"unix_socket"}),
+    ({"user"}, {"password"}),
+    ({"charset"}, {"collation"}),
+    ({"ssl_cert", "ssl_key"}, {"ssl_cert", "ssl_key"}),
+]
+
 Known = Mapping[str, Field[Any]]
 """Settings by their names in lower case; ``convert`` is in each field's metadata."""
 
@@ -88,10 +97,14 @@ class Reader:
         bare = re.sub(r"^((mysql|mysqlpool|sqlalchemy|database)_)+", "", name)
         if self.bind and name in self.app_wide:
             return f"write {PREFIX}{name.upper()}, which is for the whole app"
-        near = difflib.get_close_matches(name, known, 1)
+        near = difflib.get_close_matches(name, known, 1, cutoff=0.7)
         hint = FOREIGN.get(name) or FOREIGN.get(bare) or ""
+        plain = {_squeezed(one): one for one in (*FOREIGN, *known)}
         if not hint and bare in known:
             hint = f"write {{{bare.upper()}}}"
+        elif not hint and (same := plain.get(_squeezed(bare))):
+            # As JDBC and others spell it: connectTimeout.
+            hint = FOREIGN.get(same) or f"write {{{same.upper()}}}"
         elif not hint and bare in arguments():
             hint = f"write {{CONNECT_ARGS}} = {{'{bare}': …}}"
         elif not hint and near:
@@ -176,8 +189,9 @@ class Reader:
         known = {k: f for k, f in self.settings.items() if k != "url"}
         for name, text in self.url(given).items():
             label = f"{self.key('url')} ({name})"
+            name = name.replace("-", "_")  # noqa: PLW2901
             if name not in known:
-                self.unknown(label, name, known)
+                self.unknown(label, name.lower(), known)
             elif name not in given:
                 given[name] = text
                 self.written[name] = label
@@ -200,18 +214,24 @@ class Reader:
         reader = Reader(self.settings, "", self.app_wide, bind)
         reader.faults = self.faults
         given = reader.take(settings, self.settings)
+        if "url" in reader.written and "url" not in given:
+            reader.fault("url", "must be a URL, or be left out", "None")
         own = {*reader.written, *reader.url(given)}
-        if "url" in own:
-            own |= {"host", "port", "unix_socket"}
-        if own & {"host", "port"}:
-            own.add("unix_socket")
-        if "user" in own:
-            own.add("password")
+        if "unix_socket" in given:
+            own |= {"host", "port"}
+        for some, others in _BELONG_TOGETHER:
+            if own & some:
+                own |= others
         if str(given.get("ssl_mode", "")).upper() == "DISABLED":
             own |= {"ssl_ca", "ssl_cert", "ssl_key"}
+        if "replica" not in str(given.get("target", "replica")).lower():
+            own.add("max_lag")
         if "url" in reader.broken:
-            del given["url"]
+            given.pop("url", None)
         own |= {"name", "url", "readers", *self.broken}
+        if bind != default.get("readers"):
+            # The bind may be a library's, which counts on rows of its own.
+            own.add("cursorclass")
         for name in default.keys() & self.settings.keys() - own:
             given[name] = default[name]
             reader.written[name] = self.key(name)
@@ -239,6 +259,10 @@ class Reader:
         for name in ("ssl_ca", "ssl_cert", "ssl_key"):
             if values[name] and values["ssl_mode"] == "DISABLED":
                 self.fault(name, "must be left out where {SSL_MODE} is DISABLED")
+
+
+def _squeezed(name: str) -> str:
+    return re.sub("[._-]", "", name)
 
 
 def _is_unread(variable: str, mapping: Mapping[str, Any]) -> bool:

@@ -82,7 +82,7 @@ def connections(inventory: Inventory, now: float) -> list[ConnectionStats]:
     with inventory.lock:
         in_use = [(con, owner()) for con, owner in inventory.in_use.items()]
         idle = [*inventory.idle]
-    names = _thread_names()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
 
     def about(con: PhysicalConnection, state: str, who: object) -> ConnectionStats:
         return ConnectionStats(
@@ -144,8 +144,6 @@ def leak(pool: str, con: PhysicalConnection, handle: Any, held: float) -> str:
 
 def _holder(con: PhysicalConnection) -> str | None:
     """The name of the thread that took it; None if that has ended."""
-    return _thread_names().get(con.holder)
-
-
-def _thread_names() -> dict[int | None, str]:
-    return {thread.ident: thread.name for thread in threading.enumerate()}
+    # Not enumerate(): where thousands time out at once, each would list thousands.
+    thread = threading._active.get(con.holder)  # type: ignore[attr-defined]
+    return None if thread is None else str(thread.name)

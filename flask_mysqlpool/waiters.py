@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -63,13 +64,22 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
 
     def join(self, waiter: Waiter[T]) -> None:
         """Stand in line: behind all that came earlier, in front of all others."""
-        in_order = not self or next(reversed(self)).since <= waiter.since
+        last, first = next(reversed(self), waiter), next(iter(self), waiter)
         self[waiter] = None
-        if not in_order:
-            # It has been served before, with something that was of no use.
-            for other in tuple(self):
-                if other.since > waiter.since and other in self:
-                    self.move_to_end(other)
+        if last.since <= waiter.since:
+            return
+        # It has been served before, with something that was of no use.
+        if first.since > waiter.since:
+            self.move_to_end(waiter, last=False)
+            return
+        for other in tuple(self):
+            if other.since > waiter.since and other in self:
+                self.move_to_end(other)
+
+    def first(self, count: int) -> tuple[Waiter[T], ...]:
+        """The first of the line, in order."""
+        # A copy in one step, for a signal handler may change the line at any other.
+        return tuple(islice(self, count))
 
     def leave(self, waiter: Waiter[T]) -> bool:
         """Give up; False if it was not in line any more."""

@@ -107,20 +107,34 @@ def bounded(raw: Any, deadline: float) -> Iterator[None]:
         raw._current_timeout = -1.0
 
 
+#: Seconds, 23 days: poll() and settimeout() take milliseconds as a C int.
+LONGEST_WAIT = 2e6
+
+
+def longest(seconds: float | None) -> float | None:
+    """Return a timeout that a socket takes, for one that the settings take."""
+    return None if seconds is None else min(seconds, LONGEST_WAIT)
+
+
 def time_left(deadline: float) -> float:
+    """Seconds until the deadline, as many as a socket takes; a TimeoutError if none."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")
-    return left
+    return min(left, LONGEST_WAIT)
 
 
 def watch(sock: socket.socket) -> Callable[[float], Any]:
-    """A function that waits, so many milliseconds at most, for something to read."""
+    """Make a function that waits until a deadline for something to read."""
+
+    def patience(deadline: float) -> float:
+        return min(max(deadline - time.monotonic(), 0.0), LONGEST_WAIT)
+
     if not hasattr(select, "poll"):  # Windows
-        return lambda patience: select.select([sock], [], [], patience / 1000)[0]
+        return lambda deadline: select.select([sock], [], [], patience(deadline))[0]
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    return poll.poll
+    return lambda deadline: poll.poll(patience(deadline) * 1000)
 
 
 class _PollFD(ctypes.Structure):

@@ -9,6 +9,7 @@ import pymysql.err
 import pytest
 from conftest import MakeApp, MakePool
 from flask import Flask
+from pymysql.cursors import Cursor, DictCursor
 
 from flask_mysqlpool import (
     ConfigError,
@@ -67,6 +68,7 @@ def test_a_bind_inherits_what_it_leaves_out() -> None:
         ({"PORT": 1}, "db:1/shop", ("shop", SECRET)),
         ({"USER": "other"}, "/s/shop", ("other", None)),
         ({"UNIX_SOCKET": None}, "db:3307/shop", ("shop", SECRET)),
+        ({"UNIX_SOCKET": "/t"}, "/t/shop", ("shop", SECRET)),
         ({"DATABASE": "x"}, "/s/x", ("shop", SECRET)),
         ({"URL": "mysql:///x", "UNIX_SOCKET": "/t"}, "/t/x", ("shop", SECRET)),
     ],
@@ -92,6 +94,41 @@ def test_a_bind_without_tls_inherits_no_files_for_it(tmp_path: Any) -> None:
 
     assert pools["local"].ssl_ca is None
     assert pools["default"].ssl_ca == str(ca)
+
+
+@pytest.mark.parametrize(
+    ("default", "own", "setting", "value"),
+    [
+        ({"CURSORCLASS": "DictCursor"}, {}, "cursorclass", Cursor),
+        ({"CURSORCLASS": "DictCursor", "READERS": "b"}, {}, "cursorclass", DictCursor),
+        ({"COLLATION": "utf8mb4_bin"}, {"CHARSET": "latin1"}, "collation", None),
+        ({"COLLATION": "utf8mb4_bin"}, {}, "collation", "utf8mb4_bin"),
+        ({"HOST": "a,b"}, {"UNIX_SOCKET": "/s"}, "host", "localhost"),
+        ({"MAX_LAG": 5, "TARGET": "replica"}, {"TARGET": "primary"}, "max_lag", None),
+        ({"MAX_LAG": 5, "TARGET": "replica"}, {}, "max_lag", 5.0),
+        ({"SSL_CERT": __file__, "SSL_KEY": __file__}, {}, "ssl_key", __file__),
+        (
+            {"SSL_CERT": __file__, "SSL_KEY": __file__},
+            {"SSL_CERT": __file__},
+            "ssl_key",
+            None,
+        ),
+    ],
+)
+def test_no_half_of_a_pair_of_settings_is_inherited(
+    default: dict[str, Any], own: dict[str, Any], setting: str, value: object
+) -> None:
+    pools = read(**({"HOST": "db"} | default), BINDS={"b": own})
+
+    assert getattr(pools["b"], setting) == value
+
+
+def test_a_url_that_is_none_is_a_fault_of_its_bind() -> None:
+    url = f"mysql://shop:{SECRET}@db:3307/shop"
+
+    [fault] = faults(URL=url, BINDS={"reports": {"URL": None}})
+
+    assert fault.startswith('MYSQLPOOL_BINDS["reports"]["URL"] must be a URL')
 
 
 def test_binds_alone_are_enough() -> None:

@@ -711,8 +711,55 @@ def test_an_unknown_parameter_of_a_url_is_a_fault() -> None:
         "MYSQLPOOL_URL (pool_recycle) is not a setting: write MYSQLPOOL_MAX_LIFETIME",
         "MYSQLPOOL_URL (zzz) is not a setting",
         "MYSQLPOOL_URL (url) is not a setting",
-        "MYSQLPOOL_URL (CHARSET) is not a setting",
+        "MYSQLPOOL_URL (CHARSET) is not a setting: write MYSQLPOOL_CHARSET",
     )
+
+
+@pytest.mark.parametrize(
+    ("query", "instead"),
+    [
+        ("useSSL=true", "write SSL_MODE"),
+        ("sslaccept=strict", "write SSL_MODE"),
+        ("sslmode=require", "write SSL_MODE"),
+        ("tls=true", "write SSL_MODE"),
+        ("ssl=%7B%22rejectUnauthorized%22:true%7D", "write SSL_MODE"),
+        ("requireSSL=true", "write SSL_MODE"),
+        ("sslcert=/x", "write SSL_CERT"),
+        ("sslRootCert=/x", "write SSL_CA"),
+        ("reconnect=true", "leave it out, no dead connection"),
+        ("autoReconnect=true", "leave it out, no dead connection"),
+        ("connectTimeout=5", "write CONNECT_TIMEOUT"),
+        ("socketTimeout=5", "write READ_TIMEOUT"),
+        ("characterEncoding=utf8", "write CHARSET"),
+        ("serverTimezone=UTC", "write SETSESSION"),
+        ("connection_limit=5", "write MAX_SIZE"),
+        ("local-infile=1", "write CONNECT_ARGS = {'local_infile': …}"),
+        ("ssl-cipher=x", "leave it out, PyMySQL does not support it"),
+    ],
+)
+def test_a_parameter_of_another_driver_is_named_with_what_to_write(
+    query: str, instead: str
+) -> None:
+    name = query.partition("=")[0]
+    fault = the_fault(URL=f"mysql://u:{SECRET}@h:25060/d?{query}")
+    assert fault.startswith(f"URL ({name}) is not a setting: {instead}")
+
+
+@pytest.mark.parametrize("name", ["zeroDateTimeBehavior", "rewriteBatchedStatements"])
+def test_a_parameter_that_is_like_no_setting_gets_no_hint(name: str) -> None:
+    assert the_fault(URL=f"mysql://u@h?{name}=x") == f"URL ({name}) is not a setting"
+
+
+def test_parameters_of_a_url_may_have_hyphens() -> None:
+    config = pool(URL=f"mysql://u@h?ssl-mode=REQUIRED&ssl-ca={__file__}&max-size=3")
+    assert (config.ssl_mode, config.ssl_ca) == ("REQUIRED", __file__)
+    assert config.max_size == 3
+    fault = the_fault(URL="mysql://u@h?ssl-mode=required&ssl_mode=DISABLED")
+    assert "say one thing twice" in fault
+
+
+def test_a_url_of_empty_variables_is_a_fault() -> None:
+    assert "must name a server" in the_fault(URL="mysql://:@/")
 
 
 def test_a_wrong_part_of_a_url_is_a_fault_that_does_not_repeat_it() -> None:

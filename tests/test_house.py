@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "link": {"wire"},
     "connection": {"errors", "config", "leaks", "link", "residue", "stats"},
     "tls": set(),
-    "connector": {"config", "connection", "hosts", "tls"},
+    "connector": {"config", "connection", "hosts", "tls", "wire"},
     "cursors": {"errors"},
     "handle": {
         "errors",
@@ -83,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"config", "connection", "connector"},
     "check": {"config", "fleet", "server"},
     "tables": {"check"},
-    "cli": {"check", "config", "fleet", "server", "tables"},
+    "cli": {"check", "config", "convert", "fleet", "server", "tables"},
     "state": {
         "errors",
         "config",

@@ -11,6 +11,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ BLOCK = re.compile(
 )
 BLOCKS = {name: textwrap.dedent(text) for name, text in BLOCK.findall(PAGE.read_text())}
 
+PEEWEE_DATABASE: Any = import_module("flask_mysqlpool.contrib.peewee")
 PEEWEE: Any = import_module("peewee")
 SQLALCHEMY: Any = import_module("sqlalchemy.exc")
 
@@ -613,6 +615,28 @@ def test_sqlalchemy_without_a_connection_is_a_503(
 @pytest.fixture
 def pandas(make_app: MakeApp, stored: Stored) -> Recipe:
     return Recipe(make_app, "sqlalchemy-settings", "sqlalchemy-engine", "pandas")
+
+
+def test_libraries_read_tuples_in_an_app_whose_rows_are_dicts(
+    make_app: MakeApp, stored: Stored, sql: Sql
+) -> None:
+    make = partial(make_app, CURSORCLASS="DictCursor")
+    names = "peewee-settings", "peewee-database", "peewee-views"
+    peewee = Recipe(make, *names)
+    alchemy = Recipe(make, "sqlalchemy-settings", "sqlalchemy-engine", "pandas")
+
+    assert peewee.client.get("/person/first").json == {"name": "Ann"}
+    assert alchemy.client.get("/person/lengths").json == [3, 3]
+    with peewee.app.app_context():
+        assert "person" in peewee.database.get_tables()
+        peewee.database.close()
+    app = make(AUTOCOMMIT=True)
+    with app.app_context():
+        assert "person" in PEEWEE_DATABASE.PooledDatabase().get_tables()
+        with get_db().cursor() as cursor:
+            cursor.execute("SELECT 1 AS one")
+            row: Any = cursor.fetchone()
+            assert row == {"one": 1}
 
 
 def test_pandas_reads_and_writes(pandas: Recipe, stored: Stored) -> None:

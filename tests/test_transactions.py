@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext, suppress
@@ -778,7 +779,7 @@ def test_a_connection_found_dead_before_the_commit_is_sent_is_run_again(
             sql(f"KILL {calls[0]}")
             con = connection._con
             assert con is not None
-            con._readable(10_000)
+            con._readable(time.monotonic() + 10)
 
     run_in_transaction(connection, work, retries=1)
 

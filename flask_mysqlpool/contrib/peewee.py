@@ -12,6 +12,7 @@ from typing import Any
 
 from flask import g
 from peewee import MySQLDatabase, _ConnectionState
+from pymysql.cursors import Cursor
 from werkzeug.local import LocalProxy
 
 from ..extension import get_db
@@ -40,6 +41,11 @@ class PooledDatabase(MySQLDatabase):
         if state.conn and state.conn.returned and not state.transactions:
             state.reset()
         return state
+
+    def cursor(self, named_cursor: Any = None) -> Any:
+        # peewee reads rows by number, whatever CURSORCLASS says.
+        made: Any = super()
+        return made.cursor(named_cursor).connection.cursor(Cursor)
 
     def _connect(self) -> PooledConnection:
         connection = get_db(self.database)
