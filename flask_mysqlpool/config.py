@@ -194,6 +194,11 @@ class PoolConfig:
     ssl_key: str | None = _setting(
         None, convert.file, "File of the client's private key, not encrypted."
     )
+    cleartext_plugin: bool = _setting(
+        False,
+        convert.flag,
+        "Whether a server that is not verified may ask for the password in clear text.",
+    )
     connect_args: Mapping[str, Any] = _setting(
         dict,
         _connect_args,

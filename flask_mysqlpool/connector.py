@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 import time
-from typing import Any
+from typing import Any, cast
 
 from pymysql.constants import CR, ER
-from pymysql.err import OperationalError
+from pymysql.err import InternalError, MySQLError, OperationalError
 
+from .certificates import Certificates
 from .config import PoolConfig
 from .connection import NOT_READY, AnotherRole, PhysicalConnection
 from .hosts import Hosts, Place
-from .tls import isolate
+from .link import LOST, without_traceback
 from .wire import longest
 
-#: After these, another host may do better: out of reach, full, or about to stop.
-ELSEWHERE = NOT_READY | {
-    *(CR.CR_CONNECTION_ERROR, CR.CR_CONN_HOST_ERROR, CR.CR_UNKNOWN_HOST),
-    *(CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST),
-    *(ER.CON_COUNT_ERROR, ER.SERVER_SHUTDOWN, ER.HOST_IS_BLOCKED),
-}
+#: Login errors that hold for every host: the account, the database, this side's set-up.
+NOWHERE = frozenset(
+    {
+        *(ER.ACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, ER.BAD_DB_ERROR),
+        *(1698, 1862),  # no password, or an expired one
+        # An account that is locked (MySQL, MariaDB), or was after wrong passwords.
+        *(3118, 4151, 3955),
+        CR.CR_AUTH_PLUGIN_CANNOT_LOAD,
+    }
+)
+
+#: Answers to the set-up of a session that are about the server, not the statement.
+ELSEWHERE = (
+    LOST
+    | NOT_READY
+    | {
+        *(ER.CON_COUNT_ERROR, ER.SERVER_SHUTDOWN, ER.HOST_IS_BLOCKED),
+        *(ER.HOST_NOT_PRIVILEGED, ER.TOO_MANY_USER_CONNECTIONS, ER.USER_LIMIT_REACHED),
+        3032,  # offline_mode
+    }
+)
 
 monotonic = time.monotonic
 
@@ -32,16 +47,57 @@ def program_name(pool: str) -> str:
     return f"{pool} {socket.gethostname()} {os.getpid()}"
 
 
-class Connector:
-    """Opens connections as one :class:`PoolConfig` says.
+class Secret:
+    """The password of one connect, in a form that no representation shows."""
 
-    The TLS context is made once: building it costs more than connecting.
+    __slots__ = ("value",)
+
+    def __init__(self, password: object) -> None:
+        if password is None or isinstance(password, bytes):
+            self.value = password or b""
+            return
+        try:
+            # PyMySQL would take text for Latin-1, and the server takes it for UTF-8.
+            # What of the environment is not UTF-8 becomes the bytes again that it was.
+            self.value = str.encode(password, errors="surrogateescape")  # type: ignore[arg-type]
+            return
+        except (TypeError, UnicodeEncodeError):
+            # The error holds the password, and so does the variable.
+            password = type(password).__name__
+        raise OperationalError(
+            CR.CR_UNKNOWN_ERROR,
+            f"PASSWORD is {password}, and not text that UTF-8 can represent",
+        )
+
+
+class InClear:
+    """Refuses to show the password to a server that may be another one.
+
+    PyMySQL makes one when the server asks for a plug-in that needs it in clear text.
     """
+
+    def __init__(self, raw: object) -> None:
+        raise OperationalError(
+            CR.CR_AUTH_PLUGIN_CANNOT_LOAD,
+            "The server asks for the password in clear text, and it is not verified:"
+            " set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA, or, if any server may have"
+            " the password, CLEARTEXT_PLUGIN = True",
+        )
+
+
+#: Plug-ins that send the password as it is, or so that it can be had from what is sent.
+IN_CLEAR = dict.fromkeys(
+    ("mysql_clear_password", "dialog", "mysql_old_password"), InClear
+)
+
+
+class Connector:
+    """Opens connections as one :class:`PoolConfig` says."""
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
         self.hosts = Hosts(config.places, in_random_order=config.host_order == "random")
-        self._tls: ssl.SSLContext | None = None
+        self._certificates = Certificates(config)
 
     def connect(self, deadline: float) -> PhysicalConnection:
         """Open a connection and set its session up, all before the deadline.
@@ -60,22 +116,26 @@ class Connector:
         return self._open(deadline)
 
     def _open(self, deadline: float) -> PhysicalConnection:
-        password = self.config.password
-        if callable(password):
-            password = password()
+        secret = self._secret()
         if len(self.hosts) == 1:
             [place] = self.hosts
-            return self._open_at(place, password, deadline)
-        return self._search(password, deadline)
+            return _opened(self._make(place, secret, deadline), deadline)
+        return self._search(secret, deadline)
 
-    def _search(self, password: str | None, deadline: float) -> PhysicalConnection:
+    def _secret(self) -> Secret:
+        # No variable here may hold it.
+        if callable(self.config.password):
+            return Secret(self.config.password())
+        return Secret(self.config.password)
+
+    def _search(self, secret: Secret, deadline: float) -> PhysicalConnection:
         """Try the hosts in their order, each for its share of the time."""
         refusals: list[tuple[Place, OperationalError]] = []
         second_best: PhysicalConnection | None = None
         try:
             for tried, place in enumerate(self.hosts):
                 share = (deadline - monotonic()) / (len(self.hosts) - tried)
-                found = self._try(place, password, monotonic() + share, refusals)
+                found = self._try(place, secret, monotonic() + share, refusals)
                 if found is None:
                     continue
                 if found.is_replica or self.config.target != "prefer-replica":
@@ -95,24 +155,33 @@ class Connector:
     def _try(
         self,
         place: Place,
-        password: str | None,
+        secret: Secret,
         deadline: float,
         refusals: list[tuple[Place, OperationalError]],
     ) -> PhysicalConnection | None:
         """None, with the refusal noted, if another host may do."""
+        connection = self._make(place, secret, deadline)
         try:
-            found = self._open_at(place, password, deadline)
+            _opened(connection, deadline)
         except OperationalError as error:
-            # Accounts reach replicas later than the primary.
-            denied = error.args[0] == ER.ACCESS_DENIED_ERROR
-            too_early = denied and callable(self.config.password)
-            if error.args[0] not in ELSEWHERE and not too_early:
+            if not self._may_do_elsewhere(error, connection.is_logged_in):
                 raise
             self._note(place, error)
             refusals.append((place, error))
             return None
         self.hosts.works(place)
-        return found
+        return connection
+
+    def _may_do_elsewhere(self, error: OperationalError, logged_in: bool) -> bool:
+        number = error.args[0]
+        if number == ER.ACCESS_DENIED_ERROR:
+            # Accounts reach replicas later than the primary.
+            return callable(self.config.password)
+        if not logged_in:
+            return number not in NOWHERE
+        # Proxies have numbers of their own, or say what they were told as clients.
+        of_a_proxy = 2000 <= number < 3000 or 9000 <= number < 10000
+        return of_a_proxy or number in ELSEWHERE
 
     def _note(self, place: Place, error: OperationalError) -> None:
         if isinstance(error, AnotherRole):
@@ -120,28 +189,38 @@ class Connector:
         else:
             self.hosts.failed(place)
 
-    def _open_at(
-        self, place: Place, password: str | None, deadline: float
+    def _make(
+        self, place: Place, secret: Secret, deadline: float
     ) -> PhysicalConnection:
-        connection = PhysicalConnection(self.config, self._arguments(place, password))
+        """A connection that is still to be opened."""
+        failure: OperationalError | None = None
+        try:
+            connection = PhysicalConnection(self.config, self._arguments(place))
+        except Exception as error:
+            text = f"CONNECT_ARGS cannot be used ({error!r})"
+            failure = OperationalError(CR.CR_UNKNOWN_ERROR, text)
+            failure.__cause__ = without_traceback(error)
+        if failure is not None:
+            raise failure
         raw = connection.raw
+        # Not among the arguments, which are variables of many frames.
+        raw.password = secret.value or raw.password
+        config = self.config
+        is_verified = config.ssl_mode in ("VERIFY_CA", "VERIFY_IDENTITY")
+        if not (is_verified or raw.unix_socket or config.cleartext_plugin):
+            raw._auth_plugin_map = IN_CLEAR | raw._auth_plugin_map
         if self._wants_tls():
-            # Not a cached property: that has a lock, which a fork may leave held.
-            self._tls = self._tls or self._make_tls()
-            raw.ssl, raw.ctx = True, self._tls
+            raw.ssl, raw.ctx = True, self._certificates.context(deadline)
             raw._ssl_required = self.config.ssl_mode != "PREFERRED"
-        connection.open(deadline)
         return connection
 
-    def _arguments(self, place: Place, password: str | None) -> dict[str, Any]:
+    def _arguments(self, place: Place) -> dict[str, Any]:
         config = self.config
         return {
             "host": place.host,
             "port": place.port,
             "unix_socket": config.unix_socket,
             "user": config.user,
-            # PyMySQL would take text for Latin-1, and the server takes it for UTF-8.
-            "password": (password or "").encode(),
             "database": config.database,
             "charset": config.charset,
             "collation": config.collation,
@@ -162,27 +241,50 @@ class Connector:
         preferred = config.ssl_mode == "PREFERRED"
         return config.ssl_mode != "DISABLED" and not (preferred and config.unix_socket)
 
-    def _make_tls(self) -> ssl.SSLContext:
-        """The TLS context for ``SSL_MODE``, which means what it means to ``mysql``."""
-        config = self.config
-        mode = config.ssl_mode
-        try:
-            context = ssl.create_default_context(cafile=config.ssl_ca)
-            if config.ssl_cert is not None:
-                context.load_cert_chain(config.ssl_cert, config.ssl_key)
-        except OSError as error:
-            raise OperationalError(
-                CR.CR_SSL_CONNECTION_ERROR,
-                f"SSL_CA, SSL_CERT or SSL_KEY cannot be used ({error})",
-            ) from error
-        # The certificates that MySQL makes for itself fail the strict check that
-        # Python 3.13 turned on.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        context.check_hostname = mode == "VERIFY_IDENTITY"
-        if mode not in ("VERIFY_CA", "VERIFY_IDENTITY"):
-            context.verify_mode = ssl.CERT_NONE
-        isolate(context)
-        return context
+
+def _opened(connection: PhysicalConnection, deadline: float) -> PhysicalConnection:
+    """Open it.
+
+    Whatever goes wrong before the login, and whatever is no error of the server's, is
+    raised as an :exc:`~pymysql.err.OperationalError` with a number. It is raised here,
+    where no frame of the driver's is left: their variables hold the password.
+    """
+    try:
+        connection.open(deadline)
+    except Exception as error:
+        failure = _failure(connection, error)
+    else:
+        return connection
+    raise failure
+
+
+def _failure(connection: PhysicalConnection, error: Exception) -> MySQLError:
+    """What is raised instead of an error that came up while connecting."""
+    known = isinstance(error, MySQLError) and not isinstance(error, InternalError)
+    kind: type[MySQLError] = OperationalError
+    cause: BaseException | None = error
+    number, text = (*error.args, None, None)[:2]
+    if known and number and isinstance(number, int) and isinstance(text, str):
+        if connection.is_logged_in or isinstance(error, OperationalError):
+            kind = cast("type[MySQLError]", type(error))
+        reason = getattr(error, "original_exception", None)
+        cause = reason or error.__cause__ or error.__context__
+        if number == CR.CR_AUTH_PLUGIN_ERR and isinstance(cause, TypeError):
+            text = "the plug-in of auth_plugin_map did not answer with bytes"
+    elif isinstance(error, RuntimeError):
+        # The driver's word for a package that is missing.
+        number, text = CR.CR_AUTH_PLUGIN_CANNOT_LOAD, str(error)
+    else:
+        raw = connection.raw
+        number = CR.CR_MALFORMED_PACKET
+        text = (
+            f"What answers at {raw.unix_socket or raw.host!r} does not speak the"
+            f" protocol of MySQL ({error or type(error).__name__})"
+        )
+    failure = kind(number, text)
+    failure.sqlstate = getattr(error, "sqlstate", None)  # type: ignore[attr-defined]
+    failure.__cause__ = cause and without_traceback(cause)
+    return failure
 
 
 def _none_will_do(refusals: list[tuple[Place, OperationalError]]) -> OperationalError:

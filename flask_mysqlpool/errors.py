@@ -8,7 +8,9 @@ to code that knows DBUtils.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
+from typing import Any
 
 from dbutils.pooled_db import InvalidConnectionError, TooManyConnectionsError
 from pymysql.constants import CR
@@ -16,7 +18,11 @@ from pymysql.err import InterfaceError, OperationalError, ProgrammingError
 
 
 class PoolError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package. Each survives ``pickle`` and ``copy``."""
+
+    def __reduce__(self) -> Any:
+        # Not by way of __init__, which may take something else than what is in args.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__ or None  # type: ignore[attr-defined]
 
 
 class ConfigError(PoolError, ValueError):

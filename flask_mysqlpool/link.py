@@ -31,6 +31,9 @@ LOST = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2045, 2055, 4031})
 #: What the server answers to a question: by their names, the columns of each row.
 Rows = list[dict[str, str | None]]
 
+#: Bytes. What claims to send a longer packet before the login is no such server.
+LONGEST_OF_LOGIN = 1 << 20
+
 #: Readers of sockets that belong to a parent process, kept from being finalized.
 _INHERITED: list[Any] = []
 
@@ -62,6 +65,8 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         self.slot: object = None
         #: Commands that were sent and whose answers were not read yet.
         self.unanswered = 0
+        #: Whether the server has accepted the account.
+        self.is_logged_in = False
         super().__init__(pymysql, failures=(_NeverRaised,), ping=0, **arguments)
         # Tracing wraps what pymysql.connect returns in a transparent proxy; it
         # gets to make the cursors, and the protocol is spoken on the real thing.
@@ -73,7 +78,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         raw = self.raw
         try:
             sock = dial(raw, deadline)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise OperationalError(
                 CR.CR_CONN_HOST_ERROR,
                 f"Can't connect to MySQL server on {raw.unix_socket or raw.host!r}"
@@ -82,10 +87,11 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         # connect() would spend a round trip on SET NAMES alone.
         raw.set_character_set = lambda *_: None
         try:
-            with bounded(raw, deadline):
+            with bounded(raw, deadline, LONGEST_OF_LOGIN):
                 raw.connect(sock)
         finally:
             del raw.set_character_set
+        self.is_logged_in = True
         self._socket_is = _identity(raw._sock.fileno())
         self._readable = watch(raw._sock)
         self._has_news = glance(raw._sock)

@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import inf
 from typing import Any
 
 from pymysql.constants import CR
 from pymysql.err import MySQLError, OperationalError
+
+from .names import addresses
 
 #: The system's poll(), called without giving up the GIL.
 _POLL = getattr(ctypes.PyDLL(None), "poll", None) if os.name == "posix" else None
@@ -31,12 +34,14 @@ def dial(raw: Any, deadline: float) -> socket.socket:
             None,
             time_left(deadline),
         )
-    source = (raw.bind_address, 0) if raw.bind_address is not None else None
-    addresses = socket.getaddrinfo(raw.host, raw.port, type=socket.SOCK_STREAM)
+    source = None
+    if raw.bind_address is not None:
+        [(*_, source), *_] = addresses(raw.bind_address, 0, deadline)
+    found = addresses(raw.host, raw.port, deadline)
     raw.host_info = f"socket {raw.host}:{raw.port}"
     failure: OSError | None = None
-    for index, (family, kind, protocol, _, address) in enumerate(addresses):
-        share = time_left(deadline) / (len(addresses) - index)
+    for index, (family, kind, protocol, _, address) in enumerate(found):
+        share = time_left(deadline) / (len(found) - index)
         try:
             sock = _connected(family, kind, protocol, address, source, share)
         except OSError as error:
@@ -64,8 +69,10 @@ def _connected(
 
 
 @contextmanager
-def bounded(raw: Any, deadline: float) -> Iterator[None]:
+def bounded(raw: Any, deadline: float, largest: float = inf) -> Iterator[None]:
     """Let PyMySQL read and write no later than the deadline.
+
+    A packet that claims to be larger than ``largest`` bytes is an error at once.
 
     Its own timeouts cover single reads only, so a server that sends a byte now
     and then could go on for ever. An attribute of the instance shadows the
@@ -74,6 +81,8 @@ def bounded(raw: Any, deadline: float) -> Iterator[None]:
 
     def read_bytes(wanted: int) -> bytes:
         data = b""
+        if wanted > largest:
+            raise ConnectionError("what answers does not speak the protocol of MySQL")
         while len(data) < wanted:
             raw._write_timeout = raw._current_timeout = left = time_left(deadline)
             raw._sock.settimeout(left)

@@ -84,6 +84,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "SSL_CA": None,
         "SSL_CERT": None,
         "SSL_KEY": None,
+        "CLEARTEXT_PLUGIN": False,
         "CONNECT_ARGS": {},
         "MIN_SIZE": 0,
         "MAX_SIZE": 10,
