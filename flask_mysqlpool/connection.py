@@ -26,11 +26,14 @@ from .residue import (
     NONE,
     REFUSED,
     RESIDUE_OF,
+    ROLE,
     SESSION,
+    SEVERAL,
     TRANSACTION,
     TRANSACTIONS,
     judge,
     residue,
+    server_of,
     within_block,
 )
 from .stats import Times
@@ -123,6 +126,8 @@ class PhysicalConnection(Link):
         self.is_demoted = False
         #: When it was last asked how far it is behind.
         self.lag_checked = float("inf")
+        #: Which kind it is of those that :mod:`.residue` knows.
+        self._server = SEVERAL
         # What is known of the session.
         #: What its borrower may have left in it.
         self.residue = NONE
@@ -145,6 +150,8 @@ class PhysicalConnection(Link):
         try:
             self.establish(deadline)
             raw = self.raw
+            several = raw.client_flag & CLIENT.MULTI_STATEMENTS
+            self._server = server_of(raw.server_version) | (SEVERAL if several else 0)
             setup = self._statements_for_setup()
             self._setup = [_query(text.encode(raw.encoding)) for _, text in setup]
             self._charset = raw.charset, raw.encoding, raw.collation
@@ -227,7 +234,7 @@ class PhysicalConnection(Link):
         if self.block is not None:
             self._prepare_in_block(statement)
         short = len(statement) < MEMORABLE
-        self.residue |= residue(statement) if short else judge(statement)
+        self.residue |= (residue if short else judge)(statement, self._server)
         try:
             affected: int = raw.query(statement, unbuffered)
         except BaseException as error:
@@ -281,7 +288,7 @@ class PhysicalConnection(Link):
                 "the transaction of this block has been ended, by a deadlock or by a"
                 " statement that commits implicitly; let the exception out of the block"
             )
-        kind = within_block(statement)
+        kind = within_block(statement, self._server)
         if kind is REFUSED:
             raise TransactionError(
                 "a statement that ends the transaction, or commits it implicitly (DDL"
@@ -439,22 +446,23 @@ class PhysicalConnection(Link):
             return True
         if left & INDELIBLE:
             return False
-        return self._start_over(come_back=bool(left & ELSEWHERE))
+        return self._start_over(left)
 
-    def _start_over(self, come_back: bool) -> bool:
+    def _start_over(self, left: int) -> bool:
         """Reset all that the server forgets when told to, and set up what it forgot.
 
-        What it does not forget is where the session went: the database and the role.
+        It does not forget where the session went: the database and the role.
         """
         raw, database = self.raw, self.config.database
         raw.charset, raw.encoding, raw.collation = self._charset
         raw.autocommit_mode = self.config.autocommit
         commands = [(COM_RESET_CONNECTION, b"")]
-        if come_back:
+        if left & ELSEWHERE:
             if database is None:
                 # There is no command to go back to having none.
                 return False
             commands.append((COMMAND.COM_INIT_DB, database.encode(raw.encoding)))
+        if left & ROLE:
             commands.append(_query(b"SET ROLE " + self._role_at_first()))
         return self.write([*commands, *self._setup])
 

@@ -6,7 +6,6 @@ lets them in: between its ``_enter()`` and its ``_leave()``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -15,8 +14,7 @@ from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import ProgrammingError
 
 from .errors import ConnectionLost
-
-_ROLLBACK = re.compile(rb"\s*rollback(?:\s+work)?[\s;]*", re.IGNORECASE)
+from .lexer import bare
 
 
 class _BoundCursor(Cursor):
@@ -33,7 +31,7 @@ class _BoundCursor(Cursor):
         try:
             con = handle._enter()
         except ConnectionLost:
-            if not _ROLLBACK.fullmatch(q.encode() if isinstance(q, str) else bytes(q)):
+            if bare(q) not in (b"rollback", b"rollback work"):
                 raise
             handle.rollback()
             self._clear_result()  # type: ignore[attr-defined]

@@ -1,17 +1,18 @@
-"""What a statement leaves behind in its session, judged by a cheap look at its text.
+"""What a statement leaves behind in its session, judged by its text.
 
-A false alarm costs one command that nobody waits for; a miss would show one user's
-session to the next. So only what is known to be harmless counts as such: a ``SELECT``
-or ``SHOW`` with nothing in it but tables, columns, constants and well-known functions.
-Everything else is taken for the worst that it might be. The one thing that a text
-does not show is a stored function inside of a view; ``RESET_SESSION = "always"`` is for
-those.
+A miss would show one user's session to the next, or commit what should not be. So only
+what is known to be harmless counts as such: a ``SELECT`` or ``SHOW`` with nothing in it
+but tables, columns, constants and functions of the server's own. Everything else is
+taken for the worst that it might be. The one thing that no text shows is a stored
+function in a view; ``RESET_SESSION = "always"`` is for those.
 """
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+
+from .lexer import readings
 
 #: Nothing.
 NONE = 0
@@ -21,19 +22,30 @@ SNAPSHOT = 1
 TRANSACTION = 2
 #: Variables, temporary tables, locks, prepared statements, LAST_INSERT_ID(), …
 SESSION = 4
-#: Perhaps another current database or role, which resetting the session leaves.
+#: Perhaps another current database, which resetting the session leaves.
 ELSEWHERE = 8
 #: Something that is not certain to be undone by anything.
 INDELIBLE = 16
 #: Perhaps changed rows: not known to be a mere read, whether or not it succeeds.
 WRITES = 32
 #: Perhaps anything that stored code can do: functions, triggers, procedures, EXECUTE.
-#: What the text shows of a transaction is then not all that happened to it.
+#: What the text shows of a transaction is then not all that happened to it. Neither
+#: MariaDB's profiles nor MySQL's optimizer traces end with the reset of a session.
 RUNS_CODE = 64
+#: Perhaps another role, which resetting the session leaves.
+ROLE = 128
+#: Known to end the transaction, or to begin another.
+ENDS = 256
+#: Not known to leave the transaction open.
+MAY_END = 512
 
 #: What a ROLLBACK ends, and what only a reset of the session does away with.
 TRANSACTIONS = SNAPSHOT | TRANSACTION
-BEYOND_ROLLBACK = SESSION | ELSEWHERE | INDELIBLE
+BEYOND_ROLLBACK = SESSION | ELSEWHERE | ROLE | INDELIBLE
+#: What a statement may do that changes rows, or calls a function that is not known.
+CHANGES = TRANSACTION | SESSION | ROLE | WRITES | RUNS_CODE
+#: What an unknown statement may do.
+ANYTHING = CHANGES | ELSEWHERE | MAY_END
 
 #: What the methods of PyMySQL that talk to the server leave behind.
 RESIDUE_OF = {
@@ -44,176 +56,327 @@ RESIDUE_OF = {
     "set_charset": SESSION,
 }
 
-_COMMENTS = re.compile(rb"/\*(?![!+m]).*?\*/|(?:--[\s]|#)[^\n]*(?:\n|$)", re.DOTALL)
-_LEADING_COMMENTS = re.compile(rb"(?:\s|\(|%s)+" % _COMMENTS.pattern, re.DOTALL)
-_EXECUTABLE_COMMENT = re.compile(rb"/\*m?!\d*|\*/")
-_READS = re.compile(rb"(?:select|show)\b")
-# What reads, or changes nothing but the session; whatever else it may be.
-_CHANGES_NO_ROWS = re.compile(
-    rb"(?:select|show|explain|describe|desc|table|values|use|do|help"
-    rb"|set(?!\s+statement)|with(?!.*\b(?:insert|update|delete|replace)\b))\b",
-    re.DOTALL,
+# Servers, as far as their functions differ; and whether the client may send several
+# statements at once.
+ANY, MARIADB, MYSQL, MYSQL_8 = range(4)
+SEVERAL = 4
+
+_FIRST_WORD = re.compile(rb"[\s(]*([a-z]+)(?![\w$\x80-\xff])", re.IGNORECASE)
+_LEADING_COMMENTS = re.compile(
+    rb"(?:/\*(?![!+mM]).*?\*/|(?:--(?=[\x01-\x20])|#)[^\n]*\n|\s+)+", re.DOTALL
 )
-_TRANSACTION = re.compile(
-    rb"(?:begin|start\s+transaction|commit|rollback|savepoint\s+\w+"
-    rb"|rollback\s+to\s+savepoint\s+\w+|release\s+savepoint\s+\w+)\s*;?\s*"
-)
-# LAST_INSERT_ID() changes, and triggers may do whatever a stored function may.
-_WRITES = re.compile(rb"(?:insert|update|delete|replace|set)\b")
-_INDELIBLE = re.compile(
-    rb"(?:xa|backup|binlog|flush|lock\b.*\binstance"
-    rb"|set\b.*\b(?:resource|authorization|profiling))\b",
-    re.DOTALL,
-)
-_LOCKING = re.compile(rb"\bfor\s+(?:update|share)\b|\block\s+in\s+share\b")
+_CHANGING = frozenset([b"insert", b"update", b"delete", b"replace"])
+
 _DDL = (
-    rb"(?:create(?:\s+or\s+replace)?|drop)(?!\s+(?:temporary|prepare|or)\b)|alter"
+    rb"(?:create(?: or replace)?|drop)\b(?! (?:temporary|prepare|or)\b)|alter"
     rb"|truncate|rename|grant|revoke|optimize|repair|flush|install|uninstall"
-    rb"|check|checksum|cache\s+index|load\s+index|lock\s+tables?"
-    rb"|analyze(?!\s+(?:select|with|update|insert|delete|replace|format)\b)"
+    rb"|check|checksum|cache index|load index|lock tables?|reset|xa"
+    rb"|analyze (?:(?:local|no_write_to_binlog) )?tables?"
+    rb"|set (?:password|default role)"
 )
-_ENDS = re.compile(
-    rb"(?:begin(?!\s+not)|start\s+transaction|commit|xa"
-    rb"|rollback(?!\s+(?:work\s+)?to)|" + _DDL + rb")\b"
-    rb"|set\b[^;]*\bautocommit\b[`\s]*:?=|set\s+statement\b.*\bfor\s+(?:"
-    + _DDL
-    + rb")\b",
-    re.DOTALL,
+# After comments and with single spaces.
+_HEADS = re.compile(
+    rb"(?P<reads>(?:select|values|table|show)\b)"
+    rb"|(?P<plans>(?:with|explain|describe|desc|analyze (?:select|with|update|delete"
+    rb"|insert|replace|format))\b)"
+    rb"|(?P<computes>do\b)"
+    rb"|(?P<changes>(?:insert|update|delete|replace|handler"
+    rb"|create(?: or replace)? temporary table|drop temporary table)\b)"
+    rb"|(?P<indelible>(?:xa|backup|binlog|flush|lock instance)\b)"
+    rb"|(?P<moves>use\b)"
+    rb"|(?P<prepares>(?:prepare|deallocate prepare|drop prepare)\b)"
+    rb"|(?P<savepoint>(?:savepoint|release savepoint"
+    rb"|rollback(?: work)? to(?: savepoint)?) [^ ]+\Z)"
+    rb"|(?P<bounds>(?:begin(?: work)?|start transaction"
+    rb"|(?:commit|rollback)(?: work)?)\Z)"
+    rb"|(?P<chains>(?:start transaction|commit|rollback)\b(?! (?:work )?to\b))"
+    rb"|(?P<ddl>(?:" + _DDL + rb")\b)"
+    rb"|(?P<sets>set\b)"
 )
-# Within these, nothing can end a transaction: neither in functions nor in triggers.
-_ENDS_NOTHING = re.compile(
-    rb"(?:select|insert|update|delete|replace|with|values|table|show|explain|describe"
-    rb"|desc|set(?!\s+statement)|use|do|savepoint|release|rollback|drop|create|analyze|fetch)\b"
+_LEFT_BY = {
+    "changes": CHANGES,
+    "indelible": ANYTHING | ENDS | INDELIBLE,
+    "moves": SNAPSHOT | SESSION | ELSEWHERE,
+    "savepoint": TRANSACTION,
+    "bounds": TRANSACTION | ENDS,
+    "chains": TRANSACTION | SESSION | ENDS,
+    "ddl": ANYTHING | ENDS,
+}
+_CHANGING_WORD = re.compile(rb"\b(?:insert|update|delete|replace)\b(?! ?\()")
+_SUBQUERY = re.compile(rb"\bselect\b|\( ?(?:table|with|values)\b")
+_AUTOCOMMIT = re.compile(rb"\bautocommit ?:?=")
+_NO_RESET_UNDOES = re.compile(
+    rb"\b(?:resource|authorization|profiling|optimizer_trace)\b"
 )
+_ROLE = re.compile(rb"\brole\b")
+
+_IN_BRACKETS = re.compile(rb"\([^()]*\)")
+_INTO = re.compile(rb"\binto\b(?!\s*@)")
 _USER_VARIABLE = re.compile(rb"(?<!@)@(?!@)")
-_KEPT_BY_KEYWORD = re.compile(rb"\bsql_calc_found_rows\b|\bvalue\s+for\b")
-_SETS_INSERT_ID = re.compile(rb"\blast_insert_id\s*\(\s*[^\s)]")
+_LOCKING = re.compile(rb"\bfor[^\w]+(?:update|share)\b|\bin[^\w]+share\b")
+_SEQUENCE = re.compile(rb"value[^\w]+for\b")
+_SETS_INSERT_ID = re.compile(rb"last_insert_id\s*\(\s*[^\s)]")
 # What cannot be part of a name, quoted or qualified, becomes a comma. Not all of it:
 # in some character sets, what looks like a bracket may be half of a letter.
 _PUNCTUATION = bytes.maketrans(b"!%&')*+-/:;<=>?", b"," * 15)
+# Names before a bracket that are not called: after a bracket or a string, where no
+# operator is, after AS, and where a WITH names its columns.
+_NOT_CALLED = re.compile(
+    rb"(?:(?<=[)']) ?|\bas )[\w$`\"]+ ?(?=\()"
+    rb"|\b[\w$`\"]+ ?\([\w$`\", ]*\) ?(?=as ?\()"
+)
 
-# Words before a parenthesis that call nothing, or nothing that leaves a trace: none of
-# them can be the name of a stored function, on any server that is supported.
-_HARMLESS = frozenset(
-    b"""
-    all and any as between by case cross distinct div else except exists for
+# Words before a bracket that call nothing, or nothing that leaves a trace: none of them
+# can be the name of a stored function, on any server that is supported.
+_HARMLESS = b"""
+    all and any as between by case cross distinct div do else except exists for
     from having if in inner intersect interval into is join key index left like
     limit match mod natural not on or order outer over partition regexp right rlike
-    select some straight_join then union using values when where window xor
+    rows select some straight_join then union using value values when where window
+    with xor
 
     binary char datetime decimal float signed time unsigned varchar year
 
-    abs acos adddate addtime aes_decrypt aes_encrypt ascii asin atan atan2 avg
-    bin bit_and bit_count bit_length bit_or bit_xor cast ceil ceiling
+    abs acos addtime aes_decrypt aes_encrypt ascii asin atan atan2 avg
+    benchmark bin bit_count bit_length ceil ceiling
     char_length character_length charset coalesce coercibility collation
-    compress concat concat_ws connection_id conv convert convert_tz cos cot
-    count crc32 cume_dist curdate current_date current_time current_timestamp
-    current_user curtime database date date_add date_format date_sub datediff
-    day dayname dayofmonth dayofweek dayofyear degrees dense_rank elt exp
-    export_set extract field find_in_set first_value floor format found_rows
-    from_base64 from_days from_unixtime get_format greatest group_concat hex
-    hour ifnull inet6_aton inet6_ntoa inet_aton inet_ntoa insert instr isnull
-    json_array json_array_append json_array_insert json_arrayagg json_contains
+    compress concat concat_ws connection_id contains conv convert convert_tz cos cot
+    crc32 current_date current_role current_time current_timestamp
+    current_user database date date_format datediff
+    day dayname dayofmonth dayofweek dayofyear degrees elt exp
+    export_set extractvalue field find_in_set floor format found_rows
+    from_base64 from_days from_unixtime get_format greatest hex
+    hour ifnull inet6_aton inet6_ntoa inet_aton inet_ntoa insert instr
+    is_free_lock is_ipv4 is_ipv4_compat is_ipv4_mapped is_ipv6 is_used_lock isnull
+    json_array json_array_append json_array_insert json_contains
     json_contains_path json_depth json_extract json_insert json_keys json_length
-    json_merge_patch json_merge_preserve json_object json_objectagg
-    json_overlaps json_pretty json_quote json_remove json_replace json_search
-    json_set json_type json_unquote json_valid json_value lag last_day
-    last_insert_id last_value lcase lead least length ln localtime
+    json_merge json_merge_patch json_merge_preserve json_object
+    json_pretty json_quote json_remove json_replace json_search
+    json_set json_type json_unquote json_valid json_value last_day
+    last_insert_id last_value lcase least length ln load_file localtime
     localtimestamp locate log log10 log2 lower lpad ltrim make_set makedate
-    maketime max microsecond mid min minute month monthname now nth_value ntile
-    nullif oct octet_length ord percent_rank period_add period_diff pi position
-    pow power quarter quote radians rand rank regexp_instr regexp_replace
-    regexp_substr repeat reverse round row row_count row_number rpad rtrim
-    schema sec_to_time second session_user sha2 sign sin sleep soundex space
-    sqrt std stddev stddev_pop stddev_samp str_to_date strcmp subdate substr
-    substring substring_index subtime sum sysdate system_user tan time_format
+    maketime mbrcontains mbrdisjoint mbrequals mbrintersects mbroverlaps mbrtouches
+    mbrwithin microsecond minute month monthname name_const
+    nullif oct octet_length ord period_add period_diff pi
+    pow power quarter quote radians rand regexp_instr regexp_replace
+    regexp_substr repeat replace reverse round row row_count row_number rpad rtrim
+    schema sec_to_time second sha2 sign sin sleep soundex space sqrt
+    st_area st_asbinary st_asgeojson st_astext st_aswkb st_aswkt st_buffer st_centroid
+    st_contains st_convexhull st_crosses st_difference st_dimension st_disjoint
+    st_distance st_endpoint st_envelope st_equals st_exteriorring st_geomcollfromtext
+    st_geometryfromtext st_geometryn st_geometrytype st_geomfromgeojson st_geomfromtext
+    st_geomfromwkb st_interiorringn st_intersection st_intersects st_isclosed
+    st_isempty st_issimple st_length st_linefromtext st_linefromwkb st_mlinefromtext
+    st_mpointfromtext st_mpolyfromtext st_numgeometries st_numinteriorrings
+    st_numpoints st_overlaps st_pointfromtext st_pointfromwkb st_pointn st_polyfromtext
+    st_polyfromwkb st_polygonfromtext st_srid st_startpoint st_symdifference st_touches
+    st_union st_within st_x st_y
+    str_to_date strcmp substring_index subtime tan time_format
     time_to_sec timediff timestamp timestampadd timestampdiff to_base64 to_days
-    to_seconds trim truncate ucase uncompress unhex unix_timestamp upper user
-    utc_date utc_time utc_timestamp uuid var_pop var_samp variance version week
-    weekday weekofyear yearweek
+    to_seconds truncate ucase uncompress uncompressed_length unhex unix_timestamp
+    updatexml upper user
+    utc_date utc_time utc_timestamp uuid uuid_short version week
+    weekday weekofyear weight_string yearweek
     """.split()
-)
+# The same, but with a space before the bracket they may be stored functions, unless the
+# SQL mode has IGNORE_SPACE.
+_HARMLESS_IF_ADJACENT = b"""
+    adddate bit_and bit_or bit_xor cast count cume_dist curdate curtime date_add
+    date_sub dense_rank extract first_value group_concat json_arrayagg json_objectagg
+    lag lead max mid min now nth_value ntile percent_rank position rank session_user
+    std stddev stddev_pop stddev_samp subdate substr substring sum sysdate system_user
+    trim var_pop var_samp variance
+    """.split()
+# On one server these are its own functions, on the other they can be stored ones.
+_HARMLESS_ON_MARIADB = b"""
+    add_months chr column_check column_create column_exists column_get column_json
+    column_list crc32c decode des_decrypt des_encrypt encode encrypt json_compact
+    json_detailed json_exists json_loose json_query lastval lengthb
+    master_gtid_wait md5 nvl nvl2 old_password sha sha1 st_boundary
+    st_isring st_pointonsurface st_relate
+    """.split()
+_HARMLESS_ON_MYSQL = b"""
+    against any_value bin_to_uuid columns format_bytes format_pico_time geomcollection
+    geometrycollection grouping gtid_subset gtid_subtract is_uuid json_overlaps
+    json_schema_valid json_schema_validation_report json_storage_free json_storage_size
+    json_table lateral linestring mbrcoveredby mbrcovers multilinestring multipoint
+    multipolygon of point polygon ps_current_thread_id ps_thread_id random_bytes
+    regexp_like source_pos_wait st_distance_sphere st_geohash st_isvalid
+    st_latfromgeohash st_latitude st_longfromgeohash st_longitude st_makeenvelope
+    st_pointfromgeohash st_simplify st_swapxy st_transform st_validate
+    statement_digest statement_digest_text uuid_to_bin wait_for_executed_gtid_set
+    """.split()
+_HARMLESS_ON_MYSQL_8 = b"md5 sha sha1".split()
+_CALLS = {
+    **dict.fromkeys([*_HARMLESS, *_HARMLESS_IF_ADJACENT], NONE),
+    **dict.fromkeys([b"get_lock", b"release_lock", b"release_all_locks"], SESSION),
+}
+_MARIADB_CALLS = {
+    **_CALLS,
+    **dict.fromkeys(_HARMLESS_ON_MARIADB, NONE),
+    **dict.fromkeys([b"nextval", b"setval"], SESSION | WRITES),
+}
+_MYSQL_CALLS = {**_CALLS, **dict.fromkeys(_HARMLESS_ON_MYSQL, NONE)}
+_MYSQL_8_CALLS = {**_MYSQL_CALLS, **dict.fromkeys(_HARMLESS_ON_MYSQL_8, NONE)}
+_CALLS_ON = (_CALLS, _MARIADB_CALLS, _MYSQL_CALLS, _MYSQL_8_CALLS)
+_ADJACENT = frozenset(_HARMLESS_IF_ADJACENT)
 
 
 #: The same statement comes again and again, but one of so many bytes hardly ever does.
 MEMORABLE = 500
 
 
-def judge(statement: bytes) -> int:
+def server_of(version: str) -> int:
+    """Return which of the servers above this is, by the version that it tells."""
+    if "MariaDB" in version:
+        return MARIADB
+    return MYSQL_8 if version.startswith("8.") else MYSQL
+
+
+def judge(statement: bytes, server: int = ANY | SEVERAL) -> int:
     """What may be left in the session after this statement, as a sum of the above."""
-    statement = _normalize(statement)
-    locks = _LOCKING.search(statement) or not _CHANGES_NO_ROWS.match(statement)
-    left = TRANSACTION if locks else SNAPSHOT
-    if b";" in statement.rstrip(b"; \t\r\n"):
-        return TRANSACTION | SESSION | ELSEWHERE | WRITES | RUNS_CODE
-    if _READS.match(statement) and _only_reads(statement):
-        return left
-    if _TRANSACTION.fullmatch(statement):
-        return TRANSACTION
-    left |= WRITES | RUNS_CODE
-    if _READS.match(statement):
-        return left | SESSION
-    if _INDELIBLE.match(statement):
-        return left | SESSION | INDELIBLE
-    if _WRITES.match(statement) and b"role" not in statement:
-        return left | SESSION
-    return left | SESSION | ELSEWHERE
-
-
-#: What a statement may do to the transaction that a block is.
-REFUSED, DOUBTFUL, HARMLESS = "refused", "doubtful", "harmless"
-
-#: So much of a statement, after comments at its front, tells.
-_HEAD = 200
-
-
-def within_block(statement: bytes) -> str:
-    """Whether it is known to end a transaction, may do so, or cannot."""
-    return _within_block(_normalize(statement[: 10 * _HEAD])[:_HEAD])
-
-
-@lru_cache(maxsize=1000)
-def _within_block(head: bytes) -> str:
-    head = _EXECUTABLE_COMMENT.sub(b" ", _COMMENTS.sub(b" ", head)).lstrip()
-    if _ENDS.match(head):
-        return REFUSED
-    return HARMLESS if _ENDS_NOTHING.match(head) else DOUBTFUL
-
-
-def _normalize(statement: bytes) -> bytes:
-    statement = statement.lower()
-    if comments := _LEADING_COMMENTS.match(statement):
-        return statement[comments.end() :]
-    return statement
+    if statement.startswith((b"/*", b"--", b"#")):
+        if comments := _LEADING_COMMENTS.match(statement):
+            statement = statement[comments.end() :]
+    if first := _FIRST_WORD.match(statement):
+        word = first[1].lower()
+        if word == b"select":
+            if _only_reads(statement.lower(), _CALLS_ON[server & 3]):
+                return SNAPSHOT
+        elif word in _CHANGING and not (server & SEVERAL and _is_several(statement)):
+            return CHANGES
+    return _judge_code(statement, server)
 
 
 #: :func:`judge`, remembering what it said; for statements that are not too long.
 residue = lru_cache(maxsize=1000)(judge)
 
-
-def _only_reads(statement: bytes) -> bool:
-    """Whether a SELECT does nothing else. The statement is in lower case."""
-    if b"/*" in statement or b"--" in statement or b"#" in statement:
-        # A comment may be code, or part two words that would then look like one.
-        return False
-    if b"@" in statement and _USER_VARIABLE.search(statement):
-        return False
-    if b"sql_calc" in statement or b"value" in statement:
-        if _KEPT_BY_KEYWORD.search(statement):
-            return False
-    if b"(" not in statement:
-        return True
-    if b"last_insert_id" in statement and _SETS_INSERT_ID.search(statement):
-        return False
-    before_parentheses = statement.translate(_PUNCTUATION).split(b"(")[:-1]
-    return all(map(_calls_nothing_unknown, before_parentheses))
+#: What a statement may do to the transaction that a block is.
+REFUSED, DOUBTFUL, HARMLESS = "refused", "doubtful", "harmless"
 
 
-def _calls_nothing_unknown(text: bytes) -> bool:
-    """Whether the text in front of a parenthesis ends in no unknown name."""
-    text = text.rstrip()
-    if not text or text.endswith(b","):
-        return True
-    name = text.rsplit(None, 1)[-1].rsplit(b",", 1)[-1]
-    qualified = text[: -len(name)].rstrip().endswith(b".")
-    return name in _HARMLESS and not qualified
+def within_block(statement: bytes, server: int = ANY | SEVERAL) -> str:
+    """Whether it is known to end a transaction, may do so, or cannot."""
+    short = len(statement) < MEMORABLE
+    left = residue(statement, server) if short else judge(statement, server)
+    if left & ENDS:
+        return REFUSED
+    return DOUBTFUL if left & MAY_END else HARMLESS
+
+
+def _only_reads(text: bytes, calls: dict[bytes, int]) -> bool:
+    """Judge a SELECT quickly: what is found, or not, in all of its text is so.
+
+    Where strings are easily told from code, they are left out.
+    """
+    if b"'"[0] in text and not (b"\\"[0] in text or b'"'[0] in text or b"`"[0] in text):
+        text = b"''".join(text.split(b"'")[::2])
+    return not (
+        (b"/"[0] in text and b"/*" in text)
+        or (b"-"[0] in text and b"--" in text)
+        or b"#"[0] in text
+        or _is_several(text)
+        or _reads(text, calls)
+    )
+
+
+def _is_several(text: bytes) -> bool:
+    return b";"[0] in text and b";"[0] in text.rstrip(b"; \t\r\n")
+
+
+def _judge_code(statement: bytes, server: int) -> int:
+    """Judge what is code in a statement, in each of its readings: the worst of all."""
+    codes, complete = readings(statement)
+    left = NONE if complete else ANYTHING
+    calls = _CALLS_ON[server & 3]
+    for code in codes:
+        for part in code.split(b";"):
+            words = part.split()
+            if words:
+                left |= _judge_one(b" ".join(words), statement, calls)
+    return left or ANYTHING
+
+
+def _judge_one(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
+    """Judge one statement, whose code is given in lower case and with single spaces."""
+    code = code.lstrip(b"( ")
+    head = _HEADS.match(code)
+    kind = head.lastgroup if head else None
+    if kind is None:
+        return ANYTHING
+    if kind == "sets":
+        return _sets(code, text, calls)
+    left = _LEFT_BY.get(kind, SNAPSHOT)
+    if kind in ("reads", "plans", "computes", "prepares"):
+        does = _reads(code, calls)
+        left |= _reads(_NOT_CALLED.sub(b"", code), calls) if does & RUNS_CODE else does
+    if kind == "plans" and _CHANGING_WORD.search(code):
+        left |= CHANGES
+    if not code.startswith((b"select", b"with")) and kind in ("reads", "computes"):
+        left |= TRANSACTION if _SUBQUERY.search(code) else NONE
+    if kind == "prepares":
+        left |= SESSION
+    return left & ~SNAPSHOT if left & TRANSACTION else left
+
+
+def _without_brackets(code: bytes) -> bytes:
+    """Blank out what is in brackets."""
+    while code != (code := _IN_BRACKETS.sub(lambda found: b"_" * len(found[0]), code)):
+        pass
+    return code
+
+
+def _sets(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
+    """Judge a SET. Names of variables may be in quotes: the whole text has them."""
+    left = SNAPSHOT | SESSION
+    if code.startswith(b"set statement "):
+        ends = _without_brackets(code).find(b" for ")
+        statement = code[ends + 5 :] if ends > 0 else b""
+        return left | _reads(code, calls) | _judge_one(statement, text, calls)
+    left |= _reads(code, calls)
+    if _SUBQUERY.search(code):
+        left |= TRANSACTION
+    names = text.lower() if b"`" in code or b'"' in code else code
+    if _AUTOCOMMIT.search(code) or names is not code and b"autocommit" in names:
+        left |= ENDS
+    if _ROLE.search(names):
+        left |= ROLE
+    if _NO_RESET_UNDOES.search(names):
+        left |= INDELIBLE
+    return left & ~SNAPSHOT if left & TRANSACTION else left
+
+
+def _reads(code: bytes, calls: dict[bytes, int]) -> int:
+    """Judge what a query does besides reading. It is in lower case."""
+    left = NONE
+    if b"@"[0] in code and _USER_VARIABLE.search(code):
+        left |= SESSION
+    if b"into" in code and _INTO.search(code):
+        left |= SESSION | WRITES
+    if (b"update" in code or b"share" in code) and _LOCKING.search(code):
+        left |= TRANSACTION
+    if b"sql_calc" in code:
+        left |= SESSION
+    if b"val" in code and (b"nextval" in code or _SEQUENCE.search(code)):
+        left |= SESSION | WRITES
+    if b"("[0] in code:
+        left |= _called(code, calls)
+        if b"last_insert_id" in code and _SETS_INSERT_ID.search(code):
+            left |= SESSION
+    return left
+
+
+def _called(code: bytes, calls: dict[bytes, int]) -> int:
+    """Judge the names in front of brackets, which may be those of functions."""
+    left = NONE
+    for before in code.translate(_PUNCTUATION).split(b"(")[:-1]:
+        text = before.rstrip()
+        name = text.rsplit(None, 1)[-1].rsplit(b",", 1)[-1] if text else text
+        if not name:
+            continue
+        left |= calls.get(name, CHANGES)
+        if name in _ADJACENT and len(text) != len(before):
+            left |= CHANGES
+        if text[: -len(name)].rstrip().endswith(b"."):
+            left |= CHANGES
+    return left

@@ -23,7 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"convert", "hints", "hosts", "reader"},
     "leaks": set(),
     "recording": {"config", "leaks"},
-    "residue": set(),
+    "lexer": set(),
+    "residue": {"lexer"},
     "names": set(),
     "wire": {"names"},
     "link": {"wire"},
@@ -31,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tls": set(),
     "certificates": {"config", "tls"},
     "connector": {"certificates", "config", "connection", "hosts", "link", "wire"},
-    "cursors": {"errors"},
+    "cursors": {"errors", "lexer"},
     "handle": {
         "errors",
         "connection",

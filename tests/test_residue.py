@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 
 from flask_mysqlpool.residue import (
+    DOUBTFUL,
     ELSEWHERE,
+    ENDS,
+    HARMLESS,
     INDELIBLE,
+    MARIADB,
+    MAY_END,
+    MYSQL,
+    MYSQL_8,
+    REFUSED,
+    ROLE,
     RUNS_CODE,
     SESSION,
     SNAPSHOT,
@@ -14,84 +23,139 @@ from flask_mysqlpool.residue import (
     WRITES,
     judge,
     residue,
+    within_block,
 )
 
 ONLY_READS = [
     "SELECT 1",
     "select 1;",
     "  SELECT * FROM t WHERE a IN (1, 2) AND (b OR c)",
-    "SELECT COUNT(*), MAX (a) FROM t GROUP BY b HAVING SUM(c) > 1",
+    "SELECT COUNT(*), MAX(a) FROM t GROUP BY b HAVING SUM(c) > 1",
     "SELECT @@sql_mode",
     "SELECT LAST_INSERT_ID()",
     "SELECT DATE_FORMAT(NOW(), 'x'), CAST(a AS DECIMAL(5, 2))",
     "SHOW TABLES",
     "/* traced */ SELECT 1",
     "SELECT a - (b), a * (b), 'a' IN ('b')",
+    "--\n-- a (1)\nSELECT 1 # b (2)\n",
+    "SELECT 1 /* a (1) */, 'b (2)', \"c (3)\", `d (4)`",
+    "SELECT 'a@b.c; SELECT d(1)'",
+    "SELECT 'it\\'s', f FROM t",
+    "SELECT * FROM (SELECT 1) AS d (a)",
+    "WITH a AS (SELECT 1) SELECT * FROM a",
+    "WITH RECURSIVE a (b, c) AS (SELECT 1, 2) SELECT * FROM a",
+    "SELECT a FROM t WHERE updated_at > 1 AND points_into = 2 AND share = 3",
+    "SELECT MATCH(a) AGAINST('b' IN BOOLEAN MODE) FROM t",
+    "EXPLAIN SELECT a FROM t",
+    "SHOW VARIABLES WHERE variable_name IN ('a', 'b')",
+    "DO SLEEP(0)",
+    "(SELECT 1) UNION (SELECT 2)",
+    "TABLE t",
+    "VALUES ROW(1), ROW(2)",
+    "SELECT /*+ MAX_EXECUTION_TIME(1) */ 1",
 ]
 IS_NO_MORE_THAN_A_TRANSACTION = [
-    "BEGIN",
-    "START TRANSACTION",
-    "COMMIT",
-    "rollback ;",
     "SAVEPOINT a",
+    "/* a */ SAVEPOINT a",
+    "ROLLBACK WORK TO a",
     "ROLLBACK TO SAVEPOINT a",
     "RELEASE SAVEPOINT a",
     "SELECT a FROM t FOR UPDATE",
     "SELECT a FROM t for  share",
     "SELECT a FROM t LOCK IN\nSHARE MODE",
     "SELECT a FROM t FOR UPDATE NOWAIT",
+    "SELECT a FROM t FOR/**/UPDATE",
+    "DO (SELECT a FROM t)",
+    "SHOW TABLES WHERE (SELECT a FROM t)",
 ]
-LEAVES_SOMETHING = [
+BOUNDS_A_TRANSACTION = [
+    "BEGIN",
+    "START TRANSACTION",
+    "COMMIT",
+    "rollback ;",
+    "commit work",
+]
+CHANGES_THE_SESSION = [
     "SELECT @a := 1",
     "SELECT 1 OR@a:=2",
     "SELECT a INTO @b FROM t",
     "SELECT GET_LOCK('a', 1)",
+    "SELECT LAST_INSERT_ID(5)",
+    "SELECT last_insert_id ( 5 )",
+    "SELECT SQL_CALC_FOUND_ROWS * FROM t",
+    "SELECT /*! @a := */ 1",
+    "SET @a = 1",
+    "SET SESSION sql_mode = ''",
+    "SET STATEMENT max_statement_time = 1 FOR SELECT a FROM t",
+    "PREPARE s FROM 'SELECT 1'",
+]
+MAY_WRITE = [
     "SELECT stored_function(1)",
     "SELECT stored_function (1)",
+    "SELECT max (1)",
     "SELECT `max`(1)",
     'SELECT "max"(1)',
     "SELECT other.max(1)",
     "SELECT other . max (1)",
     "SELECT other. max (1)",
-    "/*! @a := */ SELECT 1",
     "SELECT `other`. `max`(1)",
     "SELECT émax(1)",
     "SELECT $max(1)",
     "SELECT stored_function/**/(1)",
     "SELECT stored_function-- \n(1)",
     "SELECT stored_function#\n(1)",
-    "SELECT /*! @a := */ 1",
-    "SELECT LAST_INSERT_ID(5)",
-    "SELECT last_insert_id ( 5 )",
-    "SELECT SQL_CALC_FOUND_ROWS * FROM t",
-    "SELECT NEXT VALUE FOR s",
-    "SELECT NEXTVAL(s)",
+    "SELECT '\\', stored_function(1), '\\'",
+    'SELECT "\\", stored_function(1), "\\"',
+    "SELECT g('x) as ('), stored_function(1)",
+    'SELECT g("x) as (")',
     "SHOW TABLES WHERE stored_function(1)",
+    "EXPLAIN ANALYZE SELECT stored_function(1)",
+    "EXPLAIN DELETE FROM t",
+    "SET @a = stored_function(1)",
+    "DO stored_function(1)",
+    "WITH a AS (SELECT stored_function(1)) SELECT * FROM a",
+    "WITH a AS (SELECT 1) DELETE FROM t",
+    "SET STATEMENT max_statement_time = 1 FOR DELETE FROM t",
+    "--\nINSERT INTO t SELECT 1",
+    "--\n--\nINSERT INTO t SELECT 1",
+    "#\nINSERT INTO t SELECT 1",
     "INSERT INTO t VALUES (1)",
     "UPDATE t SET a = 1",
     "DELETE FROM t",
     "REPLACE INTO t VALUES (1)",
-    "SET @a = 1",
-    "SET SESSION sql_mode = ''",
     "LOCK TABLES t WRITE",
     "CREATE TEMPORARY TABLE x (a INT)",
-    "PREPARE s FROM 'SELECT 1'",
     "HANDLER t OPEN",
-    "WITH a AS (SELECT 1) SELECT * FROM a",
-    "COMMIT AND CHAIN",
-    "DO stored_function(1)",
+    "LOAD DATA INFILE 'a' INTO TABLE t",
+    "CALL p()",
+    "EXECUTE s",
+    "/*!999999 CALL p() */",
+    "/*!50000 SELECT */ 1 /*! FROM a */",
     "nonsense",
     "",
 ]
 MAY_LEAD_ELSEWHERE = [
     "USE other",
-    "SET ROLE admin",
-    "set default role admin to u",
+    "SET DEFAULT ROLE admin TO u",
+    "--\nUSE other",
     "SELECT 1; USE other",
     "SET @a = 1; USE other",
     "/* x */ USE other",
     "CALL procedure()",
     "DROP DATABASE test",
+    "EXECUTE IMMEDIATE 'USE other'",
+    "SET STATEMENT sort_buffer_size = (1) FOR USE other",
+    "SET STATEMENT sort_buffer_size = 1 FOR EXECUTE s",
+    "SELECT '; USE other; SELECT ' /*! */ ; USE other",
+    "USE other; SELECT 'x",
+    "BEGIN NOT ATOMIC USE other; END",
+]
+MAY_CHANGE_THE_ROLE = [
+    "SET ROLE admin",
+    "SET `role` = admin",
+    "SELECT stored_function(1)",
+    "INSERT INTO t VALUES (1)",
+    "CALL p()",
 ]
 CANNOT_BE_UNDONE = [
     "XA START 'a'",
@@ -102,6 +166,9 @@ CANNOT_BE_UNDONE = [
     "LOCK INSTANCE FOR BACKUP",
     "BACKUP STAGE START",
     "FLUSH TABLES WITH READ LOCK",
+    "SET optimizer_trace = 'enabled=on'",
+    "SET `profiling` = 1",
+    "SET/**/profiling = 1",
 ]
 
 
@@ -115,9 +182,29 @@ def test_what_is_undone_by_a_rollback_is_known(statement: str) -> None:
     assert residue(statement.encode()) == TRANSACTION
 
 
-@pytest.mark.parametrize("statement", LEAVES_SOMETHING)
-def test_what_may_change_the_session_is_said_to(statement: str) -> None:
-    assert residue(statement.encode()) & SESSION
+@pytest.mark.parametrize("statement", BOUNDS_A_TRANSACTION)
+def test_what_begins_or_ends_a_transaction_is_known(statement: str) -> None:
+    assert residue(statement.encode()) == TRANSACTION | ENDS
+
+
+@pytest.mark.parametrize("statement", CHANGES_THE_SESSION)
+def test_what_changes_the_session_alone_is_said_to(statement: str) -> None:
+    left = residue(statement.encode(), MARIADB)
+
+    assert left & SESSION
+    assert not left & (TRANSACTION | WRITES | RUNS_CODE | ENDS | MAY_END)
+
+
+@pytest.mark.parametrize("statement", MAY_WRITE)
+def test_what_may_write_is_said_to_and_all_that_goes_with_it(statement: str) -> None:
+    everything = SESSION | TRANSACTION | WRITES | RUNS_CODE | ROLE
+
+    assert residue(statement.encode()) & everything == everything
+
+
+@pytest.mark.parametrize("statement", MAY_CHANGE_THE_ROLE)
+def test_what_may_change_the_role_is_said_to(statement: str) -> None:
+    assert residue(statement.encode()) & ROLE
 
 
 @pytest.mark.parametrize("statement", MAY_LEAD_ELSEWHERE)
@@ -130,12 +217,101 @@ def test_what_a_reset_may_not_undo_is_said_so(statement: str) -> None:
     assert residue(statement.encode()) & INDELIBLE
 
 
+@pytest.mark.parametrize("statement", ["SELECT NEXTVAL(s)", "SELECT NEXT VALUE FOR s"])
+def test_a_sequence_is_advanced_without_a_transaction(statement: str) -> None:
+    assert residue(statement.encode(), MARIADB) == SNAPSHOT | SESSION | WRITES
+
+
+def test_a_sequence_of_oracle_and_one_after_a_space_of_latin1_are_seen() -> None:
+    assert residue(b"SELECT s.NEXTVAL") & SESSION
+    assert residue(b"SELECT NEXT VALUE\xa0FOR s") & SESSION
+
+
 @pytest.mark.parametrize(
-    "statement", [*LEAVES_SOMETHING, *MAY_LEAD_ELSEWHERE, *CANNOT_BE_UNDONE]
+    ("call", "own"),
+    [
+        ("UUID_TO_BIN(a)", {MYSQL, MYSQL_8}),
+        ("NVL(a, 1)", {MARIADB}),
+        ("MD5(a)", {MARIADB, MYSQL_8}),
+    ],
 )
-def test_what_is_not_known_to_be_a_mere_read_counts_as_a_write(statement: str) -> None:
-    assert residue(statement.encode()) & WRITES
-    assert residue(statement.encode()) & RUNS_CODE
+def test_a_function_is_known_on_the_server_that_has_it(
+    call: str, own: set[int]
+) -> None:
+    for server in (MARIADB, MYSQL, MYSQL_8):
+        known = residue(f"SELECT {call} FROM t".encode(), server) == SNAPSHOT
+        assert known == (server in own)
+
+
+@pytest.mark.parametrize(
+    "charset", ["gbk", "big5", "sjis", "cp932", "gb18030", "latin1"]
+)
+def test_a_quote_after_half_a_letter_is_read_both_ways(charset: str) -> None:
+    letter = b"\xe9\\"  # in latin1 it is two, and the second one escapes
+
+    assert residue(b"SELECT '" + letter + b"', stored_function(1), '\\'") & RUNS_CODE
+    assert residue(b"SELECT '" + letter + b"' + stored_function(1) -- '") & RUNS_CODE
+
+
+ENDS_A_BLOCK = [
+    "COMMIT",
+    "/* a */ COMMIT",
+    "--\nCOMMIT",
+    "/*!50000 COMMIT */",
+    "/*!999999 COMMIT */",
+    "SELECT 1; COMMIT",
+    "SET autocommit = 1",
+    "SET @a = 1, `autocommit` = 1",
+    "SET @@session.autocommit := 1",
+    "SET STATEMENT sort_buffer_size = 1 FOR COMMIT",
+    "SET PASSWORD = 'a'",
+    "SET DEFAULT ROLE a TO b",
+    "CREATE TABLE x (a INT)",
+    "CREATE OR REPLACE TABLE x (a INT)",
+    "DROP TABLE x",
+    "ALTER TABLE x ADD b INT",
+    "ANALYZE TABLE t",
+    "ANALYZE LOCAL TABLE t",
+    "LOCK TABLES t WRITE",
+    "XA START 'a'",
+    "START TRANSACTION READ ONLY",
+    "ROLLBACK AND CHAIN",
+]
+MAY_END_A_BLOCK = [
+    "CALL p()",
+    "EXECUTE s",
+    "BEGIN NOT ATOMIC COMMIT; END",
+    "UNLOCK TABLES",
+    "LOAD DATA INFILE 'a' INTO TABLE t",
+    "CREATE TEMPORARY SEQUENCE s",
+    "nonsense",
+    "/*!50000 SELECT */ 1 /*! FROM a */",
+]
+ENDS_NO_BLOCK = [
+    *ONLY_READS,
+    *CHANGES_THE_SESSION,
+    "INSERT INTO t VALUES ('; COMMIT')",
+    "SELECT stored_function(1)",
+    "ROLLBACK TO a",
+    "ROLLBACK TO SAVEPOINT a",
+    "CREATE TEMPORARY TABLE x (a INT)",
+    "DROP TEMPORARY TABLE x",
+    "ANALYZE SELECT 1",
+    "SELECT 'COMMIT' /* COMMIT */",
+    "SET @a = 'autocommit'",
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "statement"),
+    [
+        *((REFUSED, each) for each in ENDS_A_BLOCK),
+        *((DOUBTFUL, each) for each in MAY_END_A_BLOCK),
+        *((HARMLESS, each) for each in ENDS_NO_BLOCK),
+    ],
+)
+def test_what_a_statement_does_to_a_block_is_known(kind: str, statement: str) -> None:
+    assert within_block(statement.encode(), MARIADB) == kind
 
 
 def test_a_long_statement_is_judged_like_a_short_one() -> None:

@@ -7,7 +7,6 @@ rollback goes back to the last one; at the end all of it is rolled back.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,16 +22,22 @@ from pymysql.err import OperationalError
 from ..connection import PhysicalConnection
 from ..extension import KEY
 from ..handle import PooledConnection
+from ..lexer import bare
 from ..pool import Pool
 from ..transaction import transaction
 
 #: For savepoints: of all checkouts, also where one is within another's block.
 _NUMBERS = count(1)
 
-_WORDS = {
-    "begin": re.compile(r"\s*(?:begin|start\s+transaction)[\s;]*", re.IGNORECASE),
-    "commit": re.compile(r"\s*commit[\s;]*", re.IGNORECASE),
-    "rollback": re.compile(r"\s*rollback[\s;]*", re.IGNORECASE),
+#: What is written out for a method of the connection.
+_WRITTEN_OUT = {
+    b"begin": "begin",
+    b"begin work": "begin",
+    b"start transaction": "begin",
+    b"commit": "commit",
+    b"commit work": "commit",
+    b"rollback": "rollback",
+    b"rollback work": "rollback",
 }
 
 
@@ -242,11 +247,9 @@ class _RehearsedCursor(Cursor):
     connection: Any
 
     def _query(self, q: str | bytes) -> int:
-        text = q if isinstance(q, str) else bytes(q).decode("utf-8", "replace")
-        for name, word in _WORDS.items():
-            if len(text) < 40 and word.fullmatch(text):
-                getattr(self.connection, name)()
-                return 0
+        if name := _WRITTEN_OUT.get(bare(q)):
+            getattr(self.connection, name)()
+            return 0
         found: int = super()._query(q)  # type: ignore[misc]
         return found
 
