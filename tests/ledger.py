@@ -18,17 +18,19 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pymysql
 from dbutils.pooled_db import PooledDB
+from pymysql.constants import CLIENT
 from pymysql.err import Error, MySQLError
 
-from flask_mysqlpool import ConnectionLost, Pool, PoolConfig
+from flask_mysqlpool import CommitUnknown, ConnectionLost, Pool, PoolConfig
 from flask_mysqlpool.testing import FaultProxy, LocalServer
+from flask_mysqlpool.transaction import run_in_transaction, transaction
 
 ACCOUNTS, INITIAL = 24, 1000
 WORKERS, CONNECTIONS = 10, 4
@@ -39,7 +41,16 @@ READ_TIMEOUT, PATIENCE = 0.3, 5.0
 #: What PyMySQL says when the server is gone, and applications look for.
 GONE = (0, 2006, 2013)
 
+POSTING = (
+    "UPDATE account SET balance = balance + %s, postings = postings + 1 WHERE id = %s"
+)
+ENTRY = "INSERT INTO journal (transfer, source, target, amount) VALUES (%s, %s, %s, %s)"
+#: Of the entries, those that are refused by a trigger that calls it a deadlock.
+REFUSED = 0.02
+
 Run = Callable[..., tuple[tuple[Any, ...], ...]]
+Execute = Callable[..., Any]
+Post = Callable[[Any], None]
 
 
 @dataclass
@@ -52,6 +63,13 @@ class Transfer:
     amount: int
     outcome: str = "failed"
     error: str = ""
+    manner: str = ""
+    #: Of run_in_transaction.
+    attempts: int = 0
+
+    @property
+    def row(self) -> tuple[int, int, int, int]:
+        return self.number, self.source, self.target, self.amount
 
 
 @dataclass
@@ -64,6 +82,10 @@ class Figures:
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    #: The transfers that were acknowledged, by manner.
+    manners: Counter[str] = field(default_factory=Counter)
+    #: What run_in_transaction has called again.
+    repeated: int = 0
     #: Of the unknown ones, how many are in the books.
     unknown_stored: int = 0
     #: Acknowledged, and not in the journal.
@@ -99,7 +121,7 @@ class Figures:
                 f"  discarded: {_listed(self.discarded)}",
                 f"  lost {self.lost}, duplicated {self.duplicated},"
                 f" halved {self.halved}, undead {self.undead},"
-                f" total off by {self.created}",
+                f" total off by {self.created}; {self.repeated} run again",
             ]
         )
 
@@ -108,40 +130,60 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {n}" for name, n in counts.most_common()) or "none"
 
 
-# The application
+# The application: how a transfer is sent
 
 
-def post(connection: Any, transfer: Transfer, execute: Run) -> None:
-    """What belongs to a transfer, without its commit."""
+def by_statements(connection: Any, transfer: Transfer, execute: Execute) -> None:
     with connection.cursor() as cursor:
         for account, amount in (
             (transfer.source, -transfer.amount),
             (transfer.target, transfer.amount),
         ):
-            execute(
-                cursor,
-                "UPDATE account SET balance = balance + %s, postings = postings + 1"
-                " WHERE id = %s",
-                (amount, account),
-            )
+            execute(cursor, POSTING, (amount, account))
+        execute(cursor, ENTRY, transfer.row)
+
+
+def by_trigger(connection: Any, transfer: Transfer, execute: Execute) -> None:
+    with connection.cursor() as cursor:
         execute(
             cursor,
-            "INSERT INTO journal (transfer, source, target, amount)"
+            "INSERT INTO wish (transfer, source, target, amount)"
             " VALUES (%s, %s, %s, %s)",
-            (transfer.number, transfer.source, transfer.target, transfer.amount),
+            transfer.row,
         )
 
 
-def move(connection: Any, transfer: Transfer, execute: Run) -> None:
-    """The transfer itself: what everybody would write."""
-    post(connection, transfer, execute)
-    # Whatever commit raises, it may have been sent; only this it does not send for.
+def by_procedure(connection: Any, transfer: Transfer, execute: Execute) -> None:
+    with connection.cursor() as cursor:
+        execute(cursor, "CALL post(%s, %s, %s, %s)", transfer.row)
+
+
+def by_unread_results(connection: Any, transfer: Transfer, execute: Execute) -> None:
+    """Call a procedure that fails, if it does, after its first result."""
+    execute(connection.cursor(), "CALL post_and_talk(%s, %s, %s, %s)", transfer.row)
+
+
+def by_several(connection: Any, transfer: Transfer, execute: Execute) -> None:
+    """Send three statements as one text, and leave their results unread."""
+    execute(
+        connection.cursor(),
+        f"{POSTING}; {POSTING}; {ENTRY}",
+        (
+            *(-transfer.amount, transfer.source),
+            *(transfer.amount, transfer.target),
+            *transfer.row,
+        ),
+    )
+
+
+def by_committing(connection: Any, transfer: Transfer, execute: Execute) -> None:
+    """Call a procedure that begins and commits a transaction of its own."""
+    # The procedure may have committed, whatever the call raises.
     transfer.outcome = "unknown"
-    try:
-        connection.commit()
-    except ConnectionLost:
-        transfer.outcome = "failed"
-        raise
+    with connection.cursor() as cursor:
+        cursor.execute("CALL post_and_commit(%s, %s, %s, %s)", transfer.row)
+        while cursor.nextset():
+            pass
     transfer.outcome = "acknowledged"
 
 
@@ -150,7 +192,7 @@ def plainly(cursor: Any, *statement: Any) -> Any:
 
 
 def stubbornly(cursor: Any, *statement: Any) -> Any:
-    """Go on after a lost connection as if nothing had been."""
+    """Go on after a lost connection as if it were there."""
     try:
         cursor.execute(*statement)
     except MySQLError as error:
@@ -159,7 +201,7 @@ def stubbornly(cursor: Any, *statement: Any) -> Any:
 
 
 def once_more(cursor: Any, *statement: Any) -> Any:
-    """The remedy for error 2006 that is handed round."""
+    """Apply the usual remedy for error 2006: ping, and execute again."""
     try:
         cursor.execute(*statement)
     except MySQLError as error:
@@ -170,10 +212,109 @@ def once_more(cursor: Any, *statement: Any) -> Any:
         cursor.execute(*statement)
 
 
-#: Ways to write an application, the usual one twice.
-MANNERS: dict[str, Sequence[Run]] = {
-    "plain": (plainly,),
-    "all": (plainly, plainly, stubbornly, once_more),
+def once_more_after_a_conflict(cursor: Any, *statement: Any) -> Any:
+    """Repeat the statement alone, where the transaction may have been rolled back."""
+    try:
+        cursor.execute(*statement)
+    except MySQLError as error:
+        if error.args[0] not in (1205, 1213):
+            raise
+        cursor.execute(*statement)
+
+
+# The application: how a transfer is begun and ended
+
+
+def by_hand(connection: Any, transfer: Transfer, post: Post) -> None:
+    post(connection)
+    if transfer.outcome == "acknowledged":
+        return
+    # commit() may have been sent, whatever it raises other than this.
+    transfer.outcome = "unknown"
+    try:
+        connection.commit()
+    except ConnectionLost:
+        transfer.outcome = "failed"
+        raise
+    transfer.outcome = "acknowledged"
+
+
+def in_block(connection: Any, transfer: Transfer, post: Post) -> None:
+    with _told(transfer), transaction(connection):
+        post(connection)
+
+
+def in_savepoints(connection: Any, transfer: Transfer, post: Post) -> None:
+    """Post it, undo that, and post it again."""
+    with _told(transfer), transaction(connection):
+        with suppress(_Undo), transaction(connection):
+            post(connection)
+            raise _Undo
+        with transaction(connection):
+            post(connection)
+
+
+def in_retries(connection: Any, transfer: Transfer, post: Post) -> None:
+    def attempt(connection: Any) -> None:
+        transfer.attempts += 1
+        post(connection)
+
+    with _told(transfer):
+        run_in_transaction(connection, attempt, retries=3)
+
+
+class _Undo(Exception):
+    pass
+
+
+@contextmanager
+def _told(transfer: Transfer) -> Iterator[None]:
+    try:
+        yield
+    except CommitUnknown:
+        if transfer.outcome == "failed":
+            transfer.outcome = "unknown"
+        raise
+    transfer.outcome = "acknowledged"
+
+
+POSTS = (by_statements, by_trigger, by_procedure, by_unread_results, by_several)
+BLOCKS = (in_block, in_savepoints, in_retries)
+EXECUTES = (plainly, plainly, stubbornly, once_more)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """One way to write the application."""
+
+    send: Callable[[Any, Transfer, Execute], None] = by_statements
+    end: Callable[[Any, Transfer, Post], None] = by_hand
+    execute: Execute = plainly
+
+    def __str__(self) -> str:
+        return f"{self.send.__name__} {self.end.__name__}"
+
+    def move(self, connection: Any, transfer: Transfer) -> None:
+        transfer.manner = str(self)
+        self.end(connection, transfer, lambda c: self.send(c, transfer, self.execute))
+
+
+#: Ways to write an application; that of the tutorials as often as all others.
+MANNERS: dict[str, Sequence[Manner]] = {
+    "plain": [Manner()],
+    "by hand": [Manner(execute=execute) for execute in EXECUTES],
+    "all": [
+        *(Manner(execute=execute) for execute in EXECUTES for _ in range(17)),
+        *(Manner(post, execute=execute) for post in POSTS[1:] for execute in EXECUTES),
+        *(
+            Manner(post, end, execute)
+            for post in POSTS
+            for end in BLOCKS
+            for execute in (plainly, stubbornly, once_more_after_a_conflict)
+        ),
+        *(Manner(by_committing, end) for end in (by_hand, in_block, in_retries)),
+        *(Manner(by_committing, in_retries) for _ in range(4)),
+    ],
 }
 
 
@@ -184,7 +325,7 @@ class Bank:
         self,
         pools: Sequence[Any],
         wanted: int,
-        manners: Sequence[Run],
+        manners: Sequence[Manner],
         seed: int,
         workers: int = WORKERS,
     ) -> None:
@@ -242,7 +383,7 @@ class Bank:
 
     def _try(self, connection: Any, transfer: Transfer, rng: random.Random) -> None:
         try:
-            move(connection, transfer, rng.choice(self.manners))
+            rng.choice(self.manners).move(connection, transfer)
         except Exception as error:
             transfer.error = _name(error)
             with self.progress:
@@ -286,6 +427,7 @@ class Saboteur:
         "kill_any": 14,
         "kill_busy": 22,
         "kill_query": 14,
+        "kill_in_procedure": 22,
         "cut": 5,
         "reset": 5,
         "half_close": 4,
@@ -364,6 +506,10 @@ class Saboteur:
     def _kill_query(self) -> None:
         self._kill("QUERY", "command <> 'Sleep'")
 
+    def _kill_in_procedure(self) -> None:
+        what = self._rng.choice(("CONNECTION", "QUERY"))
+        self._kill(what, "state = 'User sleep'")
+
     def _cut(self) -> None:
         self.proxy.cut()
 
@@ -434,7 +580,7 @@ class Saboteur:
 
 
 def furnish(run: Run) -> None:
-    run("DROP TABLE IF EXISTS account, journal")
+    run("DROP TABLE IF EXISTS account, journal, wish")
     run(
         "CREATE TABLE account (id INT PRIMARY KEY, balance INT NOT NULL,"
         " postings INT NOT NULL DEFAULT 0) ENGINE=InnoDB"
@@ -444,8 +590,42 @@ def furnish(run: Run) -> None:
         "CREATE TABLE journal (entry INT AUTO_INCREMENT PRIMARY KEY, transfer INT,"
         " source INT, target INT, amount INT) ENGINE=InnoDB"
     )
+    run(
+        "CREATE TABLE wish (transfer INT, source INT, target INT, amount INT)"
+        " ENGINE=InnoDB"
+    )
+    _furnish_code(run)
     values = ", ".join(f"({i}, {INITIAL})" for i in range(1, ACCOUNTS + 1))
     run(f"INSERT INTO account (id, balance) VALUES {values}")
+
+
+def _furnish_code(run: Run) -> None:
+    """Create the triggers and the procedures that make transfers."""
+    conflict = "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213;"
+    run(
+        "CREATE TRIGGER refuse BEFORE INSERT ON journal FOR EACH ROW"
+        f" BEGIN IF RAND() < {REFUSED} THEN {conflict} END IF; END"
+    )
+    new = "NEW.transfer", "NEW.source", "NEW.target", "NEW.amount"
+    run(
+        "CREATE TRIGGER grant_wish AFTER INSERT ON wish FOR EACH ROW"
+        f" BEGIN {_transfer(*new)} END"
+    )
+    transfer, sleep = _transfer("n", "s", "t", "a"), "DO SLEEP(0.003);"
+    for name, body in {
+        "post": f"{transfer} {sleep}",
+        "post_and_talk": f"SELECT 1; {transfer} SELECT 2;",
+        "post_and_commit": f"START TRANSACTION; {transfer} COMMIT; {sleep}"
+        f" IF RAND() < {REFUSED} THEN {conflict} END IF; SELECT 1;"
+        f" IF RAND() < {REFUSED} THEN {conflict} END IF;",
+    }.items():
+        run(f"DROP PROCEDURE IF EXISTS {name}")
+        run(f"CREATE PROCEDURE {name} (n INT, s INT, t INT, a INT) BEGIN {body} END")
+
+
+def _transfer(number: str, source: str, target: str, amount: str) -> str:
+    first, second = POSTING % (f"-{amount}", source), POSTING % (amount, target)
+    return f"{first}; {second}; {ENTRY % (number, source, target, amount)};"
 
 
 def audit(run: Run, made: Sequence[Transfer], figures: Figures) -> None:
@@ -489,6 +669,7 @@ def our_pool(server: LocalServer, port: int, read_timeout: float) -> Pool:
         "CONNECT_TIMEOUT": 2,
         "READ_TIMEOUT": read_timeout,
         "SETSESSION": ["SET innodb_lock_wait_timeout = 1"],
+        "CONNECT_ARGS": {"client_flag": CLIENT.MULTI_STATEMENTS},
     }
     return Pool(PoolConfig.from_mapping(settings))
 
@@ -545,6 +726,10 @@ def keep_ledger(
     _until_nobody_is_left(run, server.user)
     audit(run, bank.made, figures)
     figures.outcomes = Counter(transfer.outcome for transfer in bank.made)
+    figures.manners = Counter(
+        transfer.manner for transfer in bank.made if transfer.outcome == "acknowledged"
+    )
+    figures.repeated = sum(max(t.attempts - 1, 0) for t in bank.made)
     figures.errors, figures.faults = bank.errors, saboteur.faults
     figures.untried = max(transfers - figures.transfers, 0)
     figures.seconds = time.monotonic() - started
@@ -604,6 +789,8 @@ def main() -> None:
     parser.add_argument("--manners", choices=MANNERS, default="all")
     parser.add_argument("--seed", type=int, default=1)
     options = vars(parser.parse_args())
+    if options["pool"] != "ours" and options["manners"] == "all":
+        parser.error("--manners: only ours has blocks; 'by hand' and 'plain' have none")
     engine = options.pop("engine")
     root = os.environ.get("FLASK_MYSQLPOOL_MYSQL_ROOT") if engine == "mysql" else None
     with LocalServer(engine=engine, root=root, options=OPTIONS) as server:

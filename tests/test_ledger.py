@@ -11,7 +11,7 @@ from ledger import OPTIONS, Saboteur, keep_ledger
 def test_no_transfer_is_lost_doubled_or_halved_whatever_breaks(
     make_server: MakeServer,
 ) -> None:
-    figures = keep_ledger(make_server(options=OPTIONS), "ours")
+    figures = keep_ledger(make_server(options=OPTIONS), "ours", manners="by hand")
 
     print(figures)
     assert figures.damage == 0, figures
