@@ -182,7 +182,14 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Drop what would say the same again on MySQL: what is marked ``one_engine``."""
+    """Mark what runs on each server, and drop what would say the same on the second.
+
+    The mark ``each_server`` divides all tests into halves that take equally long, which
+    ``scripts/test`` runs side by side. The mark ``one_engine`` is for the tests to set.
+    """
+    for item in items:
+        if _engine(item):
+            item.add_marker("each_server")
     items[:] = [item for item in items if not _says_the_same_again(item)]
 
 
@@ -190,5 +197,9 @@ def _says_the_same_again(item: pytest.Item) -> bool:
     mark = item.get_closest_marker("one_engine")
     if mark is None or mark.args == (False,):
         return False
+    return _engine(item) == "mysql"
+
+
+def _engine(item: pytest.Item) -> object:
     params = getattr(item, "callspec", None)
-    return params is not None and params.params.get("engine") == "mysql"
+    return params and params.params.get("engine")
