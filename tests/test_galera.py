@@ -27,12 +27,12 @@ from clusters import (
     run,
 )
 from conftest import until
-from ledger import Bank, Figures, Transfer, audit, furnish, move, plainly, post
+from ledger import Bank, Figures, Manner, Transfer, audit, furnish, in_retries
 from pymysql.err import MySQLError
 
 from flask_mysqlpool import CommitUnknown, Pool, PoolConfig
 from flask_mysqlpool.testing import LocalServer
-from flask_mysqlpool.transaction import run_in_transaction, transaction
+from flask_mysqlpool.transaction import transaction
 
 LACK = missing(find_galera, find_haproxy)
 pytestmark = pytest.mark.skipif(bool(LACK), reason=LACK)
@@ -84,19 +84,19 @@ class Tellers(Bank):
 
     def __init__(self, pools: Sequence[Pool]) -> None:
         workers = WORKERS_PER_POOL * len(pools)
-        super().__init__(pools, 10**9, (plainly,), seed=1, workers=workers)
+        manners = [Manner(), Manner(end=in_retries)]
+        super().__init__(pools, 10**9, manners, seed=1, workers=workers)
         self.done: dict[str, list[float]] = {pool.name: [] for pool in pools}
 
     def _serve_customer(self, pool: Pool, rng: random.Random) -> None:
         transfer = self._new_transfer(rng)
         try:
             with pool.connection() as connection:
-                if rng.random() < 0.5:
-                    self._transact(connection, transfer)
-                else:
-                    move(connection, transfer, plainly)
+                rng.choice(self.manners).move(connection, transfer)
         except MySQLError as error:
-            transfer.error = f"{pool.name}: {type(error).__name__} {error.args[0]}"
+            cause = error.__cause__ if isinstance(error, CommitUnknown) else None
+            said = cause or error
+            transfer.error = f"{pool.name}: {type(said).__name__} {said.args[0]}"
         with self.progress:
             self.made.append(transfer)
             if transfer.error:
@@ -104,15 +104,6 @@ class Tellers(Bank):
             if transfer.outcome == "acknowledged":
                 self.done[pool.name].append(time.monotonic())
         self._stop.wait(REST)
-
-    def _transact(self, connection: Any, transfer: Transfer) -> None:
-        """In a block: of all that it raises, only CommitUnknown leaves it open."""
-        try:
-            run_in_transaction(connection, post, transfer, plainly, retries=5)
-        except CommitUnknown as error:
-            transfer.outcome = "unknown"
-            raise (error.__cause__ or error) from None
-        transfer.outcome = "acknowledged"
 
     def go_on(self) -> None:
         """Wait until every pool has made some more."""
