@@ -705,7 +705,7 @@ def keep_ledger(
     restarts: int = 4,
     manners: str = "all",
     seed: int = 1,
-    seconds: float = 100.0,
+    seconds: float = 180.0,
 ) -> Figures:
     """Run it once, on a server that nobody else uses; :data:`OPTIONS` are for it."""
     figures = Figures(pool, server.engine)

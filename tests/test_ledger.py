@@ -7,7 +7,7 @@ from conftest import MakeServer
 from ledger import OPTIONS, Saboteur, keep_ledger
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(280)
 def test_no_transfer_is_lost_doubled_or_halved_whatever_breaks(
     make_server: MakeServer,
 ) -> None:
