@@ -7,6 +7,7 @@ transaction of a block, or might have: that is what keeps a block all or nothing
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from pymysql.constants import CLIENT, COMMAND, CR, ER, SERVER_STATUS
@@ -15,7 +16,7 @@ from pymysql.err import MySQLError, OperationalError
 from .config import PoolConfig
 from .errors import TransactionError
 from .leaks import Stack
-from .link import LOST, Link
+from .link import LOST, Link, Rows
 from .residue import (
     BEYOND_ROLLBACK,
     DOUBTFUL,
@@ -38,8 +39,9 @@ from .residue import (
 )
 from .stats import Times
 
-#: Error numbers of a server that has become a replica: ours should move on.
-READ_ONLY = frozenset({1290, 1792, 1836})
+#: Error numbers of a server that has become a replica; and of other things, such as a
+#: write in one's own READ ONLY transaction: the server is asked before ours move on.
+READ_ONLY = frozenset({1290, 1792, 1836, 1874})
 
 #: And of one that takes no statements for now: a member of a Galera cluster that is on
 #: its way in or out (1047), or a proxy without one that does (ProxySQL's 9001).
@@ -70,10 +72,14 @@ _IN_TRANSACTION = SERVER_STATUS.SERVER_STATUS_IN_TRANS
 #: ``SELECT @@…``, which has some proxies keep the connection to one server.
 _READ_ONLY_IF = "read_only", "super_read_only", "innodb_read_only"
 _VARIABLES = b"SHOW GLOBAL VARIABLES WHERE Variable_name IN ('%s')" % b"', '".join(
-    [*(name.encode() for name in _READ_ONLY_IF), b"wsrep_on"]
+    [*(name.encode() for name in _READ_ONLY_IF), b"wsrep_on", b"version"]
 )
 _ROLE = b"SELECT HEX(CURRENT_ROLE()) AS role"
 _STATUS = b"SHOW GLOBAL STATUS WHERE Variable_name = 'wsrep_ready'"
+_ABOUT_ROLE = [(COMMAND.COM_QUERY, _VARIABLES), (COMMAND.COM_QUERY, _STATUS)]
+
+#: Seconds that a rollback waits for a server to say whether it was demoted.
+ROLE_PATIENCE = 1.0
 
 _PROBE = b"SAVEPOINT mysqlpool_probe"
 _STATUS_UNKNOWN = "status unknown"
@@ -122,8 +128,11 @@ class PhysicalConnection(Link):
         # What is known of the server.
         #: Whether it was read-only when this was opened, if that was asked.
         self.is_replica = False
-        #: Whether it has said that it is not, or no longer, the right one.
-        self.is_demoted = False
+        #: Whether an error may mean that the server is no longer the right one; whether
+        #: it was asked; whether it has confirmed that.
+        self.is_suspect = self._role_asked = self.is_demoted = False
+        #: What to ask how far it is behind.
+        self._replication = "SHOW REPLICA STATUS"
         #: When it was last asked how far it is behind.
         self.lag_checked = float("inf")
         #: Which kind it is of those that :mod:`.residue` knows.
@@ -159,7 +168,7 @@ class PhysicalConnection(Link):
             questions = [_query(_ROLE)]
             # One of several may be an outcast of its cluster, and open to everybody.
             if self.config.target != "any" or len(self.config.places) > 1:
-                questions += _query(_VARIABLES), _query(_STATUS)
+                questions += _ABOUT_ROLE
             # The questions come first: what they leave (FOUND_ROWS(), ROW_COUNT()) is
             # gone after the set-up, which a cleaned session ends with, too.
             self.write([*questions, *self._setup])
@@ -171,23 +180,23 @@ class PhysicalConnection(Link):
                     raise answer
             [[role], *variables] = answers[: len(questions)]
             self._role = role["role"]
-            self._check_target(
-                {
-                    str(row["Variable_name"]): row["Value"]
-                    for rows in variables
-                    for row in rows
-                }
-            )
+            self._check_target(variables)
             if self.is_replica and self.config.max_lag is not None:
                 self.check_lag(deadline)
         except BaseException:
             self.abandon()
             raise
 
-    def _check_target(self, variables: dict[str, str | None]) -> None:
+    def _check_target(self, answers: list[Rows]) -> None:
         """Whether the server has the role that is wanted, by what it says."""
+        variables = {
+            str(row["Variable_name"]): row["Value"] for rows in answers for row in rows
+        }
         if variables.get("wsrep_on") == "ON" and variables.get("wsrep_ready") != "ON":
             raise OperationalError(1047, "this node of the cluster is not ready")
+        if "MariaDB" in (variables.get("version") or ""):
+            # Without ALL, that is the one connection that has no name.
+            self._replication = "SHOW ALL SLAVES STATUS"
         self.is_replica = any(
             variables.get(name, "OFF") not in ("OFF", "0") for name in _READ_ONLY_IF
         )
@@ -376,8 +385,7 @@ class PhysicalConnection(Link):
         elif code in ROLLED_BACK:
             self._transaction_ended()
         if code in READ_ONLY or code in NOT_READY:
-            self.retired = self.retired or "invalidated"
-            self.is_demoted = code in NOT_READY or self.config.target == "primary"
+            self.is_suspect = True
         self.residue |= SESSION  # SHOW WARNINGS, which the next should not see
 
     def _note_failure_in_block(self, error: MySQLError, code: Any) -> None:
@@ -398,24 +406,66 @@ class PhysicalConnection(Link):
         self.residue &= ~TRANSACTIONS
         self.changed = 0
 
+    def ask_role(self) -> bool:
+        """Ask the server for its role, without waiting for the answer."""
+        self._role_asked = self.write(_ABOUT_ROLE)
+        return self._role_asked
+
+    def read_each(self, deadline: float) -> list[Any]:
+        """Read the answers; raise if one to :meth:`ask_role` confirms the suspicion."""
+        answers = super().read_each(deadline)
+        if self._role_asked:
+            self.is_suspect = self._role_asked = False
+            try:
+                self._judge_role(answers[: len(_ABOUT_ROLE)])
+            except OperationalError:
+                self.retired = self.retired or "invalidated"
+                raise
+            del answers[: len(_ABOUT_ROLE)]
+        return answers
+
+    def _judge_role(self, answers: list[Any]) -> None:
+        """Raise if the server says that it is not, or no longer, the right one."""
+        was_replica = self.is_replica
+        try:
+            for answer in answers:
+                if isinstance(answer, MySQLError):
+                    raise answer
+            self._check_target(answers)
+        except OperationalError as error:
+            another = isinstance(error, AnotherRole)
+            self.is_demoted = another or error.args[0] in NOT_READY
+            raise
+        if self.config.target == "any" and self.is_replica and not was_replica:
+            # Behind a name or an address that moves, another connect may find another.
+            raise AnotherRole(CR.CR_CONN_HOST_ERROR, "it has become read-only")
+
+    def confirm_demotion(self) -> bool:
+        """Whether the server is no longer the right one; asks if an error says so."""
+        if self.is_suspect and self.lost is None:
+            with suppress(MySQLError):  # judged already
+                self.ask_role()
+                self.read_answers(time.monotonic() + ROLE_PATIENCE)
+        return self.is_demoted
+
     def check_lag(self, deadline: float) -> None:
         """Make sure that the replica is not further behind than ``MAX_LAG``.
 
-        Raises :exc:`AnotherRole` if it is, or if it does not replicate.
+        With several sources each counts. Raises :exc:`AnotherRole` if it is further
+        behind one, or if one of them is not replicated from.
         """
-        status = self.ask("SHOW REPLICA STATUS", deadline)
+        status = self.ask(self._replication, deadline)
         self.lag_checked = time.monotonic()
-        lags: list[Any] = [
-            row[name]
+        lags = [
+            row.get("Seconds_Behind_Source", row.get("Seconds_Behind_Master"))
             for row in status
-            for name in ("Seconds_Behind_Source", "Seconds_Behind_Master")
-            if name in row
         ]
-        limit = self.config.max_lag
-        if not lags or None in lags:
+        known = [float(lag) for lag in lags if lag is not None]
+        if not lags or len(known) < len(lags):
             raise AnotherRole(CR.CR_CONN_HOST_ERROR, "it is a replica that is stopped")
-        if limit is not None and max(map(float, lags)) > limit:
-            text = f"it is {max(lags)} s behind its primary"
+        limit = self.config.max_lag
+        if limit is not None and max(known) > limit:
+            text = f"it is {max(known):g} s behind its primary"
             raise AnotherRole(CR.CR_CONN_HOST_ERROR, text)
 
     def reset_session(self) -> bool:

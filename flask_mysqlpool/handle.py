@@ -322,7 +322,7 @@ class PooledConnection(_Face):
         if not self._guard.acquire(False):
             return False
         con = self._con
-        lost = con is not None and (con.lost is not None or con.is_demoted)
+        lost = con is not None and (con.lost is not None or con.confirm_demotion())
         if lost:
             self._con = None
         self._leave()

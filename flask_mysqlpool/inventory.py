@@ -54,6 +54,9 @@ class Inventory:
         #: Handles that were garbage before they were returned. The one thing that
         #: a finalizer may touch, so it needs no lock.
         self.dropped: deque[PhysicalConnection] = deque()
+        #: The last one that came back with an error which may mean that the server was
+        #: demoted. The next checkout takes it first, for the answer concerns all.
+        self.suspect: PhysicalConnection | None = None
         self.generation = 0
         self.closed = self.paused = self.short = False
         #: The most connections at present; never more than MAX_SIZE.
@@ -87,11 +90,20 @@ class Inventory:
         """Let the owner have the connection that was returned last."""
         if not self.idle:
             return None
+        if self.suspect is not None:
+            self._take_first(self.suspect)
         con = self.idle[-1]
         # In this order, an interrupt in between loses nothing.
         self.in_use[con] = owner
         del self.idle[-1]
         return con
+
+    def _take_first(self, con: PhysicalConnection) -> None:
+        """Move an idle connection to the top of the stack."""
+        self.suspect = None
+        if con in self.idle:
+            self.idle.append(con)
+            self.idle.remove(con)
 
     def join(
         self, waiter: Waiter[PhysicalConnection], been_served: bool = False
@@ -159,6 +171,8 @@ class Inventory:
         if con not in self.in_use:
             return True
         con.since = now
+        if con.is_suspect:
+            self.suspect = con
         if self.waiters and self.waiters.hand_over(con, self.in_use):
             return True
         if self.closed:

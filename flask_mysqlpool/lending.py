@@ -259,9 +259,13 @@ class Lender:
                 con.ping(_half_way_to(deadline))
             return None
         except Exception as error:
+            if con.is_disconnected:
+                return "dead"
+            if isinstance(error, AnotherRole) or con.is_demoted:
+                return "invalidated"
             if cleaning and con.lost is None:
                 self._note_refusal(error)
-            return "dead" if con.is_disconnected else "reset_failed"
+            return "reset_failed"
         except BaseException:
             self._discard(con, "reset_failed")
             raise
@@ -334,6 +338,8 @@ class Lender:
         if now >= con.expires or con.uses >= self._max_usage:
             return "expired"
         try:
+            if con.is_suspect:
+                con.ask_role()
             return None if con.reset_session() else "reset_failed"
         except Exception:
             return "reset_failed"

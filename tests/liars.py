@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -160,14 +160,24 @@ class Talk:
         self.seen += data
         return data
 
-    def serve(self) -> None:
-        """Answer commands as a server with nothing in it would."""
+    def serve(
+        self,
+        rows: Mapping[bytes, Sequence[Sequence[bytes | None]]] | None = None,
+        names: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        """Answer commands as a server with nothing in it would, but for these rows.
+
+        By how questions begin: the rows, and the name of the second column.
+        """
         while True:
-            text = self.hear()
-            if text.startswith(b"\3SELECT"):
+            text = self.hear()[1:]
+            said = [(q, r) for q, r in (rows or {}).items() if text.startswith(q)]
+            if text.startswith(b"SELECT"):
                 self.say(*result([b"role"], [None]))
-            elif text.startswith(b"\3SHOW"):
-                self.say(*result([b"Variable_name", b"Value"]))
+            elif text.startswith(b"SHOW"):
+                [(question, values)] = said or [(b"", [])]
+                name = (names or {}).get(question, b"Value")
+                self.say(*result([b"Variable_name", name], *values))
             else:
                 self.say(OK)
 

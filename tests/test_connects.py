@@ -252,6 +252,53 @@ def test_a_host_that_says_nothing_ends_by_the_deadline(other: Liar) -> None:
         assert connect(config(liar.port, other.port, CONNECT_TIMEOUT=1)) is None
 
 
+# How far a replica is behind
+
+
+def replica(version: bytes, *lags: bytes | None) -> Callable[[Talk], None]:
+    """A read-only server, with what it says of its replication."""
+    ours = version.startswith(b"8")
+    column = b"Seconds_Behind_Source" if ours else b"Seconds_Behind_Master"
+    question = b"SHOW REPLICA STATUS" if ours else b"SHOW ALL SLAVES STATUS"
+    rows: dict[bytes, Any] = {question: [(b"x", lag) for lag in lags]}
+    rows[b"SHOW GLOBAL VARIABLES"] = [(b"read_only", b"ON"), (b"version", version)]
+
+    def script(talk: Talk) -> None:
+        talk.say(greeting())
+        talk.hear()
+        talk.say(liars.OK)
+        talk.serve(
+            {**rows, question: [(b"x", lag) for lag in lags]}, {question: column}
+        )
+
+    return script
+
+
+@pytest.mark.parametrize("version", [b"8.0.36", b"10.11.19-MariaDB-log"])
+@pytest.mark.parametrize(
+    ("lags", "refusal"),
+    [
+        ([], "stopped"),
+        ([b"0"], ""),
+        ([b"5"], ""),
+        ([b"6"], "6 s behind"),
+        ([None], "stopped"),
+        ([b"0", b"9", b"5"], "9 s behind"),
+        ([b"0", b"10", b"9"], "10 s behind"),
+        ([b"0", b"5"], ""),
+        ([b"0", None], "stopped"),
+        ([None, b"0"], "stopped"),
+    ],
+)
+def test_each_source_of_a_replica_counts(
+    lags: list[bytes | None], refusal: str, version: bytes
+) -> None:
+    with Liar(replica(version, *lags)) as server:
+        error = connect(config(server.port, TARGET="replica", MAX_LAG=5))
+    assert (error is None) == (refusal == "")
+    assert refusal in str(error)
+
+
 # Passwords
 
 

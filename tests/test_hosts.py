@@ -438,6 +438,98 @@ def test_run_in_transaction_rides_through(pair: list[LocalServer]) -> None:
         assert cursor.fetchall() == ((1,),)
 
 
+MISTAKES = {
+    1792: ["START TRANSACTION READ ONLY", "INSERT INTO w VALUES (1)"],
+    1290: ["SELECT 1 INTO OUTFILE '/nowhere/x'"],
+    **{
+        number: [f"SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {number}"]
+        for number in (1836, 1874, 1047, 9001)
+    },
+}
+
+
+@pytest.mark.parametrize("target", ["any", "primary"])
+@pytest.mark.parametrize("number", MISTAKES)
+def test_ones_own_mistake_is_no_demotion(
+    pair: list[LocalServer], number: int, target: str
+) -> None:
+    make_account(pair[0])
+    pool = make_pool(*pair, TARGET=target, MAX_SIZE=3)
+    threads = set()
+    for _ in range(3):
+        held = [pool.connection() for _ in range(3)]
+        threads |= {connection.thread_id() for connection in held}
+        *_, connection = held
+        with pytest.raises(pymysql.err.MySQLError) as info:
+            for statement in MISTAKES[number]:
+                connection.query(statement)
+        assert info.value.args[0] == number
+        for connection in held:
+            connection.close()
+    assert len(threads) == 3
+    assert pool.stats().discarded == 0
+
+    # In a block, too, where the rollback asks.
+    with pool.connection() as connection:
+        with pytest.raises(pymysql.err.MySQLError) as info:
+            run_in_transaction(connection, fails, MISTAKES[number][-1], retries=2)
+    assert pool.stats().opened == 3
+    pool.close()
+
+
+def fails(connection: PooledConnection, statement: str) -> None:
+    connection.query(statement)
+    raise pymysql.err.ProgrammingError("the write went well")
+
+
+def test_a_server_that_refuses_to_write_is_asked_without_waiting(
+    pair: list[LocalServer],
+) -> None:
+    one, _ = pair
+    make_account(one)
+    with FaultProxy(one.host, one.port) as proxy:
+        settings: Any = {"USER": "plain", "PASSWORD": "plain", "TARGET": "primary"}
+        pool = make_pool(one, ports=[proxy.port], SSL_MODE="DISABLED", **settings)
+        first = pool.connection()
+        second = pool.connection()
+        set_role(one, writable=False)
+        with pytest.raises(pymysql.err.MySQLError, match="read-only"):
+            first.query("INSERT INTO w VALUES (1)")
+        proxy.hang()
+        before = time.monotonic()
+        first.close()
+        assert time.monotonic() - before < 0.1
+        second.close()
+        set_role(one, writable=True)
+        proxy.resume()
+        pool.connection().close()
+        assert pool.stats().discarded == 0
+        pool.close()
+
+
+def test_a_demotion_that_is_confirmed_replaces_all(pair: list[LocalServer]) -> None:
+    one, other = pair
+    for server in pair:
+        make_account(server)
+    set_role(other, writable=False)
+    settings: Any = {"USER": "plain", "PASSWORD": "plain", "TARGET": "primary"}
+    pool = make_pool(one, other, MAX_SIZE=3, **settings)
+    held = [pool.connection() for _ in range(3)]
+    set_role(one, writable=False)
+    set_role(other, writable=True)
+    with pytest.raises(pymysql.err.MySQLError, match="read-only"):
+        held[0].query("INSERT INTO w VALUES (1)")
+    for connection in held:
+        connection.close()
+    [suspect] = [con for con in pool._inventory.idle if con.is_suspect]
+    until(suspect.is_answered)
+    for _ in range(3):
+        with pool.connection() as connection:
+            assert port(connection) == other.port
+    assert set(pool.stats().discarded_by_reason) == {"invalidated"}
+    pool.close()
+
+
 # Readers
 
 
@@ -658,3 +750,34 @@ def test_a_replica_that_is_stopped_is_not_read_from(
         assert port(get_db(readonly=True)) == primary.port
     close(app)
     execute(replica, "START REPLICA")
+
+
+def test_a_replica_of_several_is_judged_by_each(
+    replicated: tuple[LocalServer, LocalServer],
+) -> None:
+    """The last test with these servers: replication goes on under another name."""
+    primary, replica = replicated
+    pool = make_pool(replica, TARGET="replica", MAX_LAG=600, TIMEOUT=0.2)
+
+    def refusal() -> str:
+        pool.reset()
+        try:
+            pool.connection().close()
+        except PoolTimeout as error:
+            return str(error.__cause__)
+        return ""
+
+    until(lambda: refusal() == "")
+    execute(
+        replica,
+        f"CHANGE MASTER 'north' TO MASTER_HOST='localhost', MASTER_PORT={primary.port},"
+        f" MASTER_USER='{primary.user}', MASTER_PASSWORD='same',"
+        " MASTER_USE_GTID=slave_pos",
+    )
+    assert "a replica that is stopped" in refusal()
+    # Now the only one there is has a name.
+    execute(replica, "STOP SLAVE", "RESET SLAVE ALL", "START SLAVE 'north'")
+    until(lambda: refusal() == "")
+    execute(replica, "STOP SLAVE 'north'")
+    assert "a replica that is stopped" in refusal()
+    pool.close()

@@ -53,7 +53,7 @@ class FakeConnection:
         self.pid = getpid()
         self.lost: BaseException | None = None
         self.dropped_by: Any = None
-        self.is_demoted = self.is_replica = False
+        self.is_demoted = self.is_suspect = self.is_replica = False
         self.lag_checked = float("inf")
         self.times = Times()
         self.opened = self.since = monotonic()
