@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import convert
 from .hints import FOREIGN
 from .hosts import Place, parse
+from .optionfile import FROM_FILE, names_a_file
 from .reader import PLACES, PREFIX, Reader, arguments
 
 if TYPE_CHECKING:
@@ -214,7 +215,8 @@ class PoolConfig:
         "The most connections that a process has, those being opened included.",
     )
     timeout: float = _duration(
-        10.0, "How long to wait for a connection; 0 means now or never."
+        10.0,
+        "How long to wait for a connection; 0 means not to wait for other borrowers.",
     )
     max_waiting: int = _setting(
         0,
@@ -304,7 +306,15 @@ class PoolConfig:
             for k, v in values.items()
             if v is not None or known[k].default is not None
         }
-        values = reader.pool(given)
+        if names_a_file(self.connect_args):
+            # A default cannot be told from the same value that was given.
+            given = {
+                k: v
+                for k, v in given.items()
+                if k not in FROM_FILE or v != known[k].default
+            }
+        values = {k: f.default for k, f in known.items() if k not in given}
+        values |= reader.pool(given)
         reader.finish()
         for key, value in values.items():
             object.__setattr__(self, key, value)

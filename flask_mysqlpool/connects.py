@@ -92,8 +92,11 @@ class Connects:
 
     def _end(self, connect: Connect) -> None:
         self._under_way.discard(ref(connect))
-        if connect.waiter is not None:
-            connect.waiter.connect = None
+        waiter = connect.waiter
+        if waiter is not None:
+            waiter.connect = None
+            if not waiter.waits:
+                waiter.ring()  # it may have served another one
 
     def postponed(self, connect: Connect, now: float) -> None:
         """It was not even tried."""

@@ -143,7 +143,7 @@ class Inventory:
         """A place for a connect, if this waiter should have one made."""
         if waiter.served or waiter.connecting or not self.has_room():
             return None
-        may_be_served_soon = self.connects and self.in_use
+        may_be_served_soon = waiter.waits and self.connects and self.in_use
         if may_be_served_soon and now < waiter.since + PATIENCE:
             return None
         if not self.connects.may_begin(now):

@@ -35,7 +35,7 @@ from .handle import PooledConnection
 from .housekeeper import housekeeper
 from .inventory import Inventory
 from .liaison import Alone, Liaison
-from .link import without_traceback
+from .link import SILENCE, NotAnswered, without_traceback
 from .recording import Recorder, make_recorder
 from .stats import Observer
 from .waiters import Waiter
@@ -126,7 +126,9 @@ class Lender:
         timeout = self.config.timeout if timeout is None else timeout
         if not timeout >= 0:  # nan, too
             raise ValueError(f"timeout must be seconds, 0 or more (got {timeout!r})")
-        deadline = started + timeout
+        # Who waits for no other still waits for the server.
+        waits = timeout > 0
+        deadline = started + (timeout if waits else self.config.connect_timeout)
         inventory, owner = self._inventory, ref(handle)
         if inventory.lock._is_owned():
             raise PoolError(
@@ -136,7 +138,7 @@ class Lender:
         with inventory.lock:
             con = inventory.take_idle(owner)
             if con is None:
-                waiter: _Waiter = Waiter(started, deadline, owner)
+                waiter: _Waiter = Waiter(started, deadline, owner, waits)
                 inventory.join(waiter)
         waited = False
         while True:
@@ -154,7 +156,7 @@ class Lender:
             fault = None if at_once else self._fault_of(con, started, deadline)
             if fault is None:
                 break
-            waiter = Waiter(started, deadline, owner)
+            waiter = Waiter(started, deadline, owner, waits)
             con = self._replace(con, fault, waiter)
         con.uses += 1
         con.since = max(con.since, started)
@@ -180,7 +182,7 @@ class Lender:
                 with inventory.lock:
                     now = monotonic()
                     connect = inventory.due_connect(waiter, now)
-                    if connect is None and now >= waiter.deadline:
+                    if connect is None and waiter.is_over(now):
                         inventory.leave(waiter)
                         break
                     sleep = inventory.look_again(waiter, now) - now
@@ -239,7 +241,8 @@ class Lender:
         """Why a connection cannot be handed out; None if it can.
 
         A server that is silent for half of the time that is left is given up, so that
-        the other half can serve to find out whether it still accepts a connection.
+        the other half can serve to find out whether it still accepts a connection. But
+        not before SILENCE: the connection is then put back, and this is a timeout.
         """
         cleaning = False
         try:
@@ -249,15 +252,18 @@ class Lender:
                 return "expired"
             if con.unanswered:
                 cleaning = True
-                con.read_answers(_half_way_to(deadline))
+                con.read_answers(_give_up_at(deadline, con.asked))
                 cleaning = False
             if not con.is_alive():
                 return "dead"
             if started > con.lag_checked + LAG_CHECKED:
-                con.check_lag(_half_way_to(deadline))
-            elif started - con.since > self._ping_after:
-                con.ping(_half_way_to(deadline))
+                con.check_lag(_give_up_at(deadline, monotonic()))
+            elif started - max(con.since, con.asked) > self._ping_after:
+                con.ping(_give_up_at(deadline, monotonic()))
             return None
+        except NotAnswered as error:
+            self._put_back(con, con.since)
+            raise self._timed_out(started) from error
         except Exception as error:
             if con.is_disconnected:
                 return "dead"
@@ -450,7 +456,8 @@ def _ignore(_: object) -> None:
     """Keep nothing: only an app has a place for what was recorded."""
 
 
-def _half_way_to(deadline: float) -> float:
-    """Half of the time left; a moment of grace even for those who have none."""
+def _give_up_at(deadline: float, asked: float) -> float:
+    """When to stop waiting for an answer; there is a moment of grace in any case."""
     now = monotonic()
-    return now + max((deadline - now) / 2, GRACE)
+    patience = min(max(now + (deadline - now) / 2, asked + SILENCE), deadline)
+    return max(patience, now + GRACE)

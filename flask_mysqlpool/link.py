@@ -10,8 +10,10 @@ import copy
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import repeat
 from os import getpid
 from typing import Any
 
@@ -34,6 +36,15 @@ Rows = list[dict[str, str | None]]
 #: Bytes. What claims to send a longer packet before the login is no such server.
 LONGEST_OF_LOGIN = 1 << 20
 
+#: Seconds after which a server that has not answered is taken to be out of reach.
+SILENCE = 0.25
+
+#: Seconds that there are in any case for the rest of an answer that has begun.
+REST = 0.05
+
+#: Where the readers of sockets are told that their sockets are.
+_ORIGIN = 1 << 40
+
 #: Readers of sockets that belong to a parent process, kept from being finalized.
 _INHERITED: list[Any] = []
 
@@ -44,6 +55,13 @@ class _NeverRaised(Exception):
     Its failover executes the statement again, on a new connection and outside
     the transaction that the first one was in.
     """
+
+
+class NotAnswered(OperationalError):
+    """The server has not answered yet, and has not had the time for it either."""
+
+    def __init__(self) -> None:
+        super().__init__(CR.CR_SERVER_LOST, "no answer in time")
 
 
 class Link(SteadyDBConnection):  # type: ignore[misc]
@@ -67,6 +85,10 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         self.unanswered = 0
         #: Whether the server has accepted the account.
         self.is_logged_in = False
+        #: The answers that were read, while others are still to come.
+        self._answers: list[Any] = []
+        #: When something was last written, in `time.monotonic()` seconds.
+        self.asked = 0.0
         super().__init__(pymysql, failures=(_NeverRaised,), ping=0, **arguments)
         # Tracing wraps what pymysql.connect returns in a transparent proxy; it
         # gets to make the cursors, and the protocol is spoken on the real thing.
@@ -95,13 +117,25 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         self._socket_is = _identity(raw._sock.fileno())
         self._readable = watch(raw._sock)
         self._has_news = glance(raw._sock)
+        # Then the reader's position tells whether its buffer holds unread bytes.
+        raw._rfile.raw.tell = repeat(_ORIGIN).__next__
+        self._position = raw._rfile.tell
+        self._pending = getattr(raw._sock, "pending", None)
 
     def write(self, commands: Sequence[tuple[int, bytes]]) -> bool:
         """Send commands in one piece, without waiting for room or for answers.
 
-        False if the network would not take them at once; the connection is then
-        of no further use.
+        False if the network would not take them at once, or if the server has sent
+        something unasked; the connection is then of no further use.
         """
+        if not (self.unanswered or self.is_alive()):
+            self.failed(
+                OSError("the server has closed the connection, or answers twice")
+            )
+            return False
+        return self._send(commands)
+
+    def _send(self, commands: Sequence[tuple[int, bytes]]) -> bool:
         raw = self.raw
         data = b"".join(
             struct.pack("<iB", len(payload) + 1, command) + payload
@@ -115,6 +149,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
             self.failed(error)
             return False
         self.unanswered += len(commands)
+        self.asked = time.monotonic()
         return complete
 
     def read_answers(self, deadline: float) -> list[Rows]:
@@ -131,26 +166,38 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         return answers
 
     def read_each(self, deadline: float) -> list[Any]:
-        """Read the same answers, with each error of the server in its place."""
-        answered = self._readable(deadline)
-        return self.attempt(  # type: ignore[no-any-return]
-            self._read_answers if answered else _no_answer, deadline
-        )
+        """Read the same answers, with each error of the server in its place.
 
-    def _read_answers(self, deadline: float) -> list[Any]:
-        raw, answers = self.raw, []
+        Raises :exc:`NotAnswered` if the deadline is so early that the server may still
+        be about to answer: what is missing can then be read later.
+        """
+        self.attempt(_no_answer if self._closed else self._read_answers, deadline)
+        if self.unanswered:
+            if time.monotonic() < self.asked + SILENCE:
+                raise NotAnswered
+            self.attempt(_no_answer, deadline)
+        answers, self._answers = self._answers, []
+        return answers
+
+    def _read_answers(self, deadline: float) -> None:
+        """Read those answers that begin to come before the deadline."""
+        raw = self.raw
         # The conversions are the user's, and so may do anything to what we ask for.
         conversions = raw.use_unicode, raw.decoders
         raw.use_unicode, raw.decoders = False, {}
+        # The rest of an answer that has begun is a matter of microseconds, if not of
+        # other threads; to stop in the middle would cost the connection.
+        to_the_end = max(deadline, time.monotonic() + REST)
         try:
-            with bounded(raw, deadline):
-                while self.unanswered:
-                    answers.append(self._read_answer())
+            with bounded(raw, to_the_end):
+                while self.unanswered and (
+                    self._position() != _ORIGIN or self._readable(deadline)
+                ):
+                    self._answers.append(self._read_answer())
                     self.unanswered -= 1
         finally:
             raw.use_unicode, raw.decoders = conversions
         raw._result = None
-        return answers
 
     def _read_answer(self) -> Rows | MySQLError:
         raw = self.raw
@@ -185,11 +232,18 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         A server says nothing unasked, so an idle connection with something to read
         has been closed, killed, timed out, or is out of step.
         """
-        return self.raw._sock is not None and not self._has_news()
+        return (
+            self.raw._sock is not None
+            and self._position() == _ORIGIN
+            and not self._has_news()
+            and (self._pending is None or not self._pending())
+        )
 
     def is_answered(self) -> bool:
         """Whether the answers to what was written have begun to come."""
-        return not self.unanswered or bool(self._has_news())
+        return (
+            not self.unanswered or self._position() != _ORIGIN or bool(self._has_news())
+        )
 
     def ping(self, deadline: float) -> None:
         """Make the server answer, at the price of a round trip.
@@ -199,6 +253,8 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         self.write([(COMMAND.COM_PING, b"")])
         try:
             self.read_answers(deadline)
+        except NotAnswered:
+            raise
         except MySQLError:
             # That takes the server no time, so it must be out of reach.
             self.is_disconnected = True
@@ -236,7 +292,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
     def _close(self) -> None:
         """Say goodbye, without waiting, and close. SteadyDB's close() calls this."""
         if self.pid == getpid() and self.raw._sock is not None:
-            self.write([(COMMAND.COM_QUIT, b"")])
+            self._send([(COMMAND.COM_QUIT, b"")])
         self.abandon()
 
     def abandon(self) -> None:

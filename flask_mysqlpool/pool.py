@@ -63,8 +63,10 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
     ) -> PooledConnection:
         """Check a connection out.
 
-        ``timeout`` is in seconds, by default the setting ``TIMEOUT``; 0 means now or
-        never. It covers everything: waiting, validating and, if need be, connecting.
+        ``timeout`` is in seconds, by default the setting ``TIMEOUT``. It covers
+        everything: waiting, validating and, if need be, connecting. 0 means not to wait
+        for other borrowers: a connect is made if there is room, within
+        ``CONNECT_TIMEOUT``, and this fails at once if all places are taken.
         Connections are never shared, whatever ``shareable`` says. ``endpoint`` is what
         status shows it to be taken for; by default, the thread's name.
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import Field
 from typing import Any
 
-from . import convert
+from . import convert, optionfile
 from .errors import ConfigError
 from .hints import FOREIGN
 
@@ -32,12 +32,15 @@ _SOMEBODY_ELSES = {"MYSQL_POOL_NAME", "MYSQL_POOL_SIZE", "MYSQL_POOL_RESET_SESSI
 _OTHERS = re.compile("(MYSQL|SQLALCHEMY|DATABASE)_")
 
 #: A bind that has one of the first for itself inherits none of the second.
-_BELONG_TOGETHER: list[tuple[set[str], set[str]]] = [
+_SAME_PLACE: list[tuple[set[str], set[str]]] = [
     ({"url"}, {"host", "port", "unix_socket"}),
     ({"host", "port"}, {"unix_socket"}),
+    ({"ssl_cert", "ssl_key"}, {"ssl_cert", "ssl_key"}),
+]
+_BELONG_TOGETHER = [
+    *_SAME_PLACE,
     ({"user"}, {"password"}),
     ({"charset"}, {"collation"}),
-    ({"ssl_cert", "ssl_key"}, {"ssl_cert", "ssl_key"}),
 ]
 
 Known = Mapping[str, Field[Any]]
@@ -59,7 +62,9 @@ class Reader:
         self.prefix = prefix
         self.bind = bind
         self.written: dict[str, str] = {}
+        #: What the user did not write as a setting of its own: in the URL, in a file.
         self.from_url: set[str] = set()
+        self.from_file: set[str] = set()
         self.broken: set[str] = set()
         self.faults: list[str] = []
 
@@ -196,9 +201,50 @@ class Reader:
                 given[name] = text
                 self.written[name] = label
                 self.from_url.add(name)
+        self.option_file(given, {})
         values = self.convert(given, known)
         self.compare({k: f.default for k, f in known.items()} | values)
         return values
+
+    def option_file(self, given: dict[str, Any], parts: Mapping[str, Any]) -> None:
+        """Replace the option file in CONNECT_ARGS by what it says.
+
+        Whatever is given otherwise wins over it, be it one of the URL's ``parts``.
+        """
+        arguments = given.get("connect_args")
+        if not optionfile.names_a_file(arguments):
+            return
+        arguments = given["connect_args"] = dict(arguments)
+        path = arguments.pop("read_default_file", None)
+        group = arguments.pop("read_default_group", None)
+        try:
+            options = optionfile.read(path, group)
+        except convert.Wrong as wrong:
+            self.fault("connect_args", *wrong.args)
+            return
+        if "bind-address" in options:
+            arguments.setdefault("bind_address", options.pop("bind-address"))
+        passed_over = {*given, *parts}
+        for some, others in _SAME_PLACE:
+            if passed_over & some:
+                passed_over |= others
+        if str(given.get("ssl_mode", "")).upper() == "DISABLED":
+            passed_over |= {"ssl_ca", "ssl_cert", "ssl_key"}
+        for option, text in options.items():
+            name = optionfile.OPTIONS[option]
+            if name not in passed_over:
+                self._take_option(given, option, name, text)
+        if "ssl_mode" not in passed_over and self.from_file & {"ssl_ca", "ssl_cert"}:
+            mode = "VERIFY_IDENTITY" if "ssl_ca" in self.from_file else "REQUIRED"
+            self._take_option(given, "TLS", "ssl_mode", mode)
+
+    def _take_option(
+        self, given: dict[str, Any], option: str, name: str, text: str
+    ) -> None:
+        self.written[name] = f"{self.key('connect_args')} (read_default_file: {option})"
+        given[name] = text
+        self.from_url.add(name)
+        self.from_file.add(name)
 
     def finish(self) -> None:
         if self.faults:
@@ -216,7 +262,9 @@ class Reader:
         given = reader.take(settings, self.settings)
         if "url" in reader.written and "url" not in given:
             reader.fault("url", "must be a URL, or be left out", "None")
-        own = {*reader.written, *reader.url(given)}
+        parts = reader.url(given)
+        reader.option_file(given, parts)
+        own = {*reader.written, *parts}
         if "unix_socket" in given:
             own |= {"host", "port"}
         for some, others in _BELONG_TOGETHER:

@@ -26,12 +26,19 @@ class Waiter(Generic[T]):
     interrupt can end a thread at a point where it could not leave the line.
     """
 
-    __slots__ = ("_bell", "connect", "deadline", "error", "item", "owner", "since")
+    __slots__ = (
+        *("_bell", "connect", "deadline", "error", "item", "owner", "since"),
+        "waits",
+    )
 
-    def __init__(self, since: float, deadline: float, owner: ref[Any]) -> None:
+    def __init__(
+        self, since: float, deadline: float, owner: ref[Any], waits: bool = True
+    ) -> None:
         self.since = since
         self.deadline = deadline
         self.owner = owner
+        #: Whether it waits for others; if not, for a connect of its own alone.
+        self.waits = waits
         self.item: T | None = None
         self.error: BaseException | None = None
         #: The connect that was started for this waiter and is still under way.
@@ -53,6 +60,10 @@ class Waiter(Generic[T]):
     @property
     def served(self) -> bool:
         return self.item is not None or self.error is not None
+
+    def is_over(self, now: float) -> bool:
+        """Whether there is nothing left to wait for."""
+        return now >= self.deadline or not (self.waits or self.connecting)
 
     @property
     def connecting(self) -> bool:

@@ -60,6 +60,7 @@ class FakeConnection:
         self.expires = float("inf")
         self.fresh_until = 0.0
         self.generation = self.uses = self.holder = self.unanswered = 0
+        self.asked = 0.0
         self.alive = self.clean = True
         self.retired = ""
         self.slot: object = None

@@ -1,0 +1,300 @@
+"""What a checkout waits for, and what it leaves alone when it has no time to wait."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import pymysql.err
+import pytest
+from conftest import MakePool, until
+
+from flask_mysqlpool import Pool, PoolTimeout
+from flask_mysqlpool.link import SILENCE
+from flask_mysqlpool.testing import FaultProxy, LocalServer
+from flask_mysqlpool.testing.fake import FakePool
+
+pytestmark = pytest.mark.one_engine
+
+BACKENDS = pytest.mark.parametrize("backend", ["pooled", "null"])
+
+
+def insert(pool: Pool, **timeout: Any) -> None:
+    with pool.connection(**timeout) as connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO t (a) VALUES (1)")
+
+
+def wait_for(gate: threading.Event) -> None:
+    assert gate.wait(10)
+
+
+def take(gate: threading.Semaphore) -> None:
+    assert gate.acquire(timeout=10)
+
+
+# TIMEOUT = 0
+
+
+@BACKENDS
+def test_without_time_to_wait_a_connect_is_made_where_there_is_room(
+    make_pool: MakePool, backend: str
+) -> None:
+    pool = make_pool(TIMEOUT=0, BACKEND=backend, MAX_SIZE=2)
+    for _ in range(3):
+        with pool.connection() as one, pool.connection() as other:
+            assert one.thread_id() != other.thread_id()
+            with pytest.raises(PoolTimeout, match="in use 2/2"):
+                pool.connection()
+        pool.reset()
+
+    assert pool.stats().timeouts == 3
+
+
+def test_without_time_to_wait_a_dead_connection_is_replaced(
+    make_pool: MakePool, sql: Any
+) -> None:
+    pool = make_pool(TIMEOUT=0, MAX_SIZE=1)
+    with pool.connection() as connection:
+        number = connection.thread_id()
+    sql(f"KILL {number}")
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+def test_without_time_to_wait_a_checkout_fails_at_once() -> None:
+    gate = threading.Event()
+    pool = FakePool(lambda: wait_for(gate), MAX_SIZE=1)
+    first = threading.Thread(target=lambda: pool.connection(timeout=5).close())
+    first.start()
+    until(lambda: pool.stats().connecting)
+    started = time.monotonic()
+
+    with pytest.raises(PoolTimeout, match="connecting 1"):
+        pool.connection(timeout=0)
+
+    assert time.monotonic() < started + 1
+    gate.set()
+    first.join()
+
+
+def test_without_time_to_wait_a_paused_pool_fails_at_once() -> None:
+    pool = FakePool()
+    pool.pause()
+
+    with pytest.raises(PoolTimeout, match="paused"):
+        pool.connection(timeout=0)
+
+
+def test_a_connect_that_hangs_ends_by_its_own_deadline() -> None:
+    gate = threading.Event()
+    pool = FakePool(lambda: wait_for(gate), CONNECT_TIMEOUT=0.05)
+    started = time.monotonic()
+
+    with pytest.raises(PoolTimeout):
+        pool.connection(timeout=0)
+
+    assert 0.05 <= time.monotonic() - started < 5
+    gate.set()
+
+
+def test_a_connect_that_fails_is_reported_and_the_next_does_not_wait() -> None:
+    down = pymysql.err.OperationalError(2003, "down")
+
+    def fail() -> None:
+        raise down
+
+    pool = FakePool(fail)
+    with pytest.raises(pymysql.err.OperationalError, match="down"):
+        pool.connection(timeout=0)
+    with pytest.raises(PoolTimeout) as info:
+        pool.connection(timeout=0)
+
+    assert "down" in str(info.value.__cause__)
+
+
+def test_a_connect_that_serves_another_waiter_is_not_waited_for() -> None:
+    gate = threading.Semaphore(0)
+    pool = FakePool(lambda: take(gate), MAX_SIZE=2)
+    got: list[Any] = []
+    first = threading.Thread(target=lambda: got.append(pool.connection(timeout=10)))
+    first.start()
+    until(lambda: pool.stats().connecting == 1)
+    second = threading.Thread(target=lambda: got.append(attempt(pool)))
+    second.start()
+    until(lambda: pool.stats().connecting == 2)
+    started = time.monotonic()
+    gate.release()  # of the two connects, whichever it is serves the first
+    first.join(5)
+    gate.release()
+    second.join(5)
+
+    assert time.monotonic() < started + 5
+    assert not second.is_alive()
+    for connection in got:
+        if not isinstance(connection, PoolTimeout):
+            connection.close()
+
+
+def attempt(pool: Pool) -> Any:
+    try:
+        return pool.connection(timeout=0)
+    except PoolTimeout as error:
+        return error
+
+
+# Answers that are under way
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001, 0.03, 0.06])
+@pytest.mark.parametrize("ping_after", [30, 0])
+def test_a_server_far_away_costs_an_impatient_checkout_no_connection(
+    make_pool: MakePool,
+    server: LocalServer,
+    table: str,
+    timeout: float,
+    ping_after: float,
+) -> None:
+    with FaultProxy(server.host, server.port, delay=0.02) as proxy:
+        pool = make_pool(
+            URL=server.url_at(proxy.port),
+            AUTOCOMMIT=True,
+            SSL_MODE="DISABLED",
+            PING_AFTER=ping_after,
+        )
+        pool.connection().close()
+        for _ in range(6):
+            try:
+                insert(pool, timeout=timeout)
+            except PoolTimeout:
+                time.sleep(0.05)
+        insert(pool)
+
+    assert pool.stats().opened == 1
+
+
+def test_answers_that_come_one_by_one_are_waited_for(
+    make_pool: MakePool, table: str
+) -> None:
+    slow = "DO SLEEP(0.05)"
+    pool = make_pool(SETSESSION=[slow, slow], MAX_SIZE=1)
+    pool.connection().close()
+    for _ in range(3):
+        with suppress(PoolTimeout):
+            insert(pool, timeout=0.06)
+        time.sleep(0.05)
+    insert(pool)
+
+    assert pool.stats().opened == 1
+
+
+def test_a_server_that_stays_silent_is_given_up(
+    make_pool: MakePool, server: LocalServer, table: str
+) -> None:
+    with FaultProxy(server.host, server.port) as proxy:
+        pool = make_pool(
+            URL=server.url_at(proxy.port),
+            SSL_MODE="DISABLED",
+            MAX_SIZE=1,
+            CONNECT_TIMEOUT=0.5,
+        )
+        pool.connection().close()
+        with pool.connection() as connection, connection.cursor() as cursor:
+            cursor.execute("INSERT INTO t (a) VALUES (1)")
+            proxy.drop_replies()
+        with pytest.raises(PoolTimeout):
+            pool.connection(timeout=SILENCE / 5)
+        assert pool.stats().discarded == 0
+        with pytest.raises(pymysql.err.OperationalError):
+            pool.connection(timeout=SILENCE * 3)
+
+        assert pool.stats().discarded == 1
+
+
+# Answers that nobody has asked for
+
+
+class Echo:
+    """A proxy that can send an answer of the server twice."""
+
+    def __init__(self, target: tuple[str, int], pause: float) -> None:
+        self.pause = pause
+        self.twice = False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._target = target
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                server = socket.create_connection(self._target)
+                for ends in ((client, server, False), (server, client, True)):
+                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
+        with suppress(OSError), closing(source), closing(sink):
+            while data := source.recv(65536):
+                twice = answers and self.twice
+                self.twice = self.twice and not answers
+                if twice and not self.pause:
+                    data *= 2
+                sink.sendall(data)
+                if twice and self.pause:
+                    time.sleep(self.pause)
+                    sink.sendall(data)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture(params=[0.0, 0.005])
+def echo(server: LocalServer, request: pytest.FixtureRequest) -> Iterator[Echo]:
+    with closing(Echo((server.host, server.port), request.param)) as echo:
+        yield echo
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+@pytest.mark.parametrize("statement", ["SELECT 'mine'", "SET @a = 1", "DO 1"])
+def test_an_answer_that_comes_twice_is_not_the_next_borrowers(
+    make_pool: MakePool,
+    server: LocalServer,
+    echo: Echo,
+    autocommit: bool,
+    statement: str,
+) -> None:
+    pool = make_pool(
+        URL=server.url_at(echo.port), SSL_MODE="DISABLED", AUTOCOMMIT=autocommit
+    )
+    pool.connection().close()
+    for number in range(3):
+        with pool.connection() as connection, connection.cursor() as cursor:
+            echo.twice = True
+            cursor.execute(statement)
+            time.sleep(3 * echo.pause)
+        with pool.connection() as connection, connection.cursor() as cursor:
+            cursor.execute(f"SELECT {number}, 'next'")
+            assert cursor.fetchall() == ((number, "next"),)
+
+    assert pool.stats().opened >= 4
+
+
+@pytest.mark.parametrize("size", [10, 9000, 100_000])
+def test_what_tls_has_decrypted_counts_as_unread(
+    make_pool: MakePool, size: int
+) -> None:
+    pool = make_pool(AUTOCOMMIT=True)
+    with pool.connection() as connection:
+        con: Any = connection._con
+        assert con.is_alive()
+        con._send([(3, b"SELECT REPEAT('a', %d)" % size)])
+        con._readable(time.monotonic() + 5)
+        con.raw._rfile.read(9)
+
+        assert not con.is_alive()
+        con.retired = "invalidated"
