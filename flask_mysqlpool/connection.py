@@ -6,12 +6,17 @@ transaction of a block, or might have: that is what keeps a block all or nothing
 
 from __future__ import annotations
 
+import os
+import struct
 import time
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from pymysql.constants import CLIENT, COMMAND, CR, ER, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
+from pymysql.protocol import EOFPacketWrapper, OKPacketWrapper
 
 from .config import PoolConfig
 from .errors import TransactionError
@@ -19,23 +24,24 @@ from .leaks import Stack
 from .link import LOST, Link, Rows
 from .residue import (
     BEYOND_ROLLBACK,
-    DOUBTFUL,
     ELSEWHERE,
-    HARMLESS,
+    ENDS,
     INDELIBLE,
+    MAY_END,
     MEMORABLE,
     NONE,
-    REFUSED,
     RESIDUE_OF,
     ROLE,
+    RUNS_CODE,
     SESSION,
     SEVERAL,
+    SNAPSHOT,
     TRANSACTION,
     TRANSACTIONS,
+    WRITES,
     judge,
     residue,
     server_of,
-    within_block,
 )
 from .stats import Times
 
@@ -47,13 +53,19 @@ READ_ONLY = frozenset({1290, 1792, 1836, 1874})
 #: its way in or out (1047), or a proxy without one that does (ProxySQL's 9001).
 NOT_READY = frozenset({1047, 9001})
 
-#: After these the server has rolled back all of the transaction, not just a statement:
-#: a deadlock, a snapshot that is out of date (MariaDB), no room for locks, a member of
-#: a group that disagrees.
+#: After these the server has most likely rolled back all of the transaction, not just a
+#: statement: a deadlock, a snapshot that is out of date (MariaDB), no room for locks, a
+#: member of a group that disagrees. The number alone proves nothing: a trigger can
+#: signal it.
 ROLLED_BACK = frozenset({ER.LOCK_DEADLOCK, ER.CHECKREAD, ER.LOCK_TABLE_FULL, 3101})
 
 #: Not in PyMySQL: makes the session as good as new, at the price of a round trip.
 COM_RESET_CONNECTION = 0x1F
+#: Nor this: sets an option of the protocol, and is answered by the status.
+COM_SET_OPTION = 0x1B
+
+#: A timeout that no socket can have.
+_UNTOUCHED = object()
 
 #: Errors that are about the account, the server's state or another session, whatever
 #: the statement: resources and limits (1021, 1037, 1041, 1203, 1226), a connection or a
@@ -81,8 +93,20 @@ _ABOUT_ROLE = [(COMMAND.COM_QUERY, _VARIABLES), (COMMAND.COM_QUERY, _STATUS)]
 #: Seconds that a rollback waits for a server to say whether it was demoted.
 ROLE_PATIENCE = 1.0
 
-_PROBE = b"SAVEPOINT mysqlpool_probe"
-_STATUS_UNKNOWN = "status unknown"
+#: What the names of our savepoints begin with, so that none is also a user's.
+OWN = f"mysqlpool_{os.urandom(6).hex()}"
+_PROBE = f"SAVEPOINT {OWN}_probe".encode()
+
+#: What ``completion_type`` says of the next transaction is meant for the user's own.
+_COMMIT = b"COMMIT AND NO CHAIN NO RELEASE"
+_ROLLBACK = b"ROLLBACK AND NO CHAIN NO RELEASE"
+#: In ``sql_mode`` ORACLE, BEGIN begins something else.
+_BEGIN = b"START TRANSACTION"
+
+_INCOMPLETE = "Previous unbuffered result was left incomplete"
+
+#: The number of no transaction: that of a block which cannot go on.
+_ENDED = -1
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
 
 
@@ -146,12 +170,18 @@ class PhysicalConnection(Link):
         self.changed = self.transactions = 0
         #: Which of them a block is; None outside of blocks.
         self.block: int | None = None
-        #: What has to be found out before the block goes on: see `_settle_doubt`.
-        self.doubt = HARMLESS
-        #: Whether some of the block may have been committed, and cannot be undone.
-        self.may_be_committed = False
-        #: Whether it was lost with a COMMIT on its way, or the server lost that.
-        self.lost_in_commit = False
+        #: Savepoints of inner blocks, to be set before the next statement that writes.
+        self.savepoints_due: list[str] = []
+        #: Whether a statement was sent that may have committed the block by itself, and
+        #: the server has not answered since that it did not.
+        self.is_marked = False
+        #: Whether it is known that something in the block has ended its transaction.
+        self.has_committed = False
+        #: Whether an error, or stored code, has left open if there is a transaction;
+        #: and whether the server has to be asked before anything else is sent.
+        self.is_unknown = self.ask_first = False
+        #: Whether a COMMIT was sent, and what came of it was not answered.
+        self.commit_unknown = False
         super().__init__(arguments)
 
     def open(self, deadline: float) -> None:
@@ -239,11 +269,14 @@ class PhysicalConnection(Link):
         elif not isinstance(statement, bytes):
             statement = bytes(memoryview(statement))
         if raw._result is not None:
-            self.attempt(self._finish_stream)
-        if self.block is not None:
-            self._prepare_in_block(statement)
+            self.read_leftovers()
+        if self.ask_first:
+            self.look()
         short = len(statement) < MEMORABLE
-        self.residue |= (residue if short else judge)(statement, self._server)
+        left = (residue if short else judge)(statement, self._server)
+        if self.block is not None:
+            self._prepare_in_block(left)
+        self.residue |= left
         try:
             affected: int = raw.query(statement, unbuffered)
         except BaseException as error:
@@ -251,38 +284,155 @@ class PhysicalConnection(Link):
             raise
         if not raw._result.field_count:
             self._note_change(affected, more=raw._result.has_next)
+        elif left & RUNS_CODE:
+            self.is_unknown = True  # rows tell nothing of the transaction
         return affected
 
     def _note_change(self, rows: int, more: bool) -> None:
         """Note an OK, which tells whether the session is in a transaction now."""
+        self.is_unknown = False
         if rows:
             self.has_written = True
         if self.raw.server_status & _IN_TRANSACTION:
             self.changed += rows
             return
+        if self.block is not None:
+            self.has_committed = True
         self._transaction_ended()
         if more:
             self.residue |= TRANSACTIONS  # perhaps the next statement begins one
 
-    # Blocks
+    def read_leftovers(self, wanted: bool = True) -> None:
+        """Read what was not read of the last answer: it stands before the next one.
 
-    @property
-    def in_transaction(self) -> bool:
+        Raises the error that it may end with, unless it is of a closed cursor, or is
+        not ``wanted``.
+        """
+        raw = self.raw
+        result = raw._result
+        if result is not None and result.unbuffered_active:
+            unwanted = getattr(result, "unwanted", False)
+            if wanted and not unwanted:
+                # As PyMySQL does, but before anything is sent that it could interrupt.
+                warnings.warn(
+                    "Previous unbuffered result was left incomplete", stacklevel=1
+                )
+            self._read_on(result._finish_unbuffered_query, wanted and not unwanted)
+        while raw._result is not None and raw._result.has_next:
+            self._read_on(raw.next_result, wanted)
+
+    def _read_on(self, read: Callable[[], Any], wanted: bool) -> None:
+        try:
+            self.attempt(read)
+        except MySQLError:
+            if wanted or self.lost is not None:
+                raise
+
+    # Transactions
+
+    def is_in_transaction(self) -> bool:
         """Whether a transaction is open that has done more than to read."""
+        if self.is_unknown and self.residue & TRANSACTION:
+            self.look()
         return bool(
             self.residue & TRANSACTION
             and _may_be_in_transaction(self.raw.server_status)
         )
 
+    def look(self) -> None:
+        """Ask the server whether a transaction is open."""
+        self.attempt(self._ask_status)
+        self.is_unknown = self.ask_first = False
+        if not self.raw.server_status & _IN_TRANSACTION:
+            self._transaction_ended()
+
+    def _ask_status(self) -> None:
+        """Have the server say its status, by an option that is set to what it is.
+
+        A ping would change what ``ROW_COUNT()`` says after an error.
+        """
+        raw = self.raw
+        multi = raw.client_flag & CLIENT.MULTI_STATEMENTS
+        raw._execute_command(COM_SET_OPTION, struct.pack("<H", 0 if multi else 1))
+        try:
+            packet = raw._read_packet()
+        except MySQLError:
+            if raw._sock is None:
+                raise
+            raw.ping(False)  # a proxy may not know the command
+        else:
+            answer = EOFPacketWrapper if packet.is_eof_packet() else OKPacketWrapper
+            raw.server_status = answer(packet).server_status
+
+    def begin(self) -> None:
+        """Begin a transaction, which commits the one that is open."""
+        self.read_leftovers()
+        self.residue |= TRANSACTION
+        self.attempt(self._tell, _BEGIN)
+        self._transaction_ended()
+        self.residue |= TRANSACTION
+
+    def commit(self, statement: bytes = b"COMMIT") -> None:
+        """Commit; what is known to be lost before is a 2006, and nothing was sent."""
+        self.read_leftovers()
+        if not self.is_alive():
+            self.attempt(_gone)
+        self.commit_unknown = True
+        try:
+            self.attempt(self._tell, statement)
+        except MySQLError as error:
+            # A node of a Galera cluster that loses the others on the way says so, and
+            # they may have got it all the same.
+            lost_by_server = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
+            self.commit_unknown = self.lost is not None or lost_by_server
+            raise
+        self.commit_unknown = False
+        self._has_ended_it()
+
+    def rollback(self, statement: bytes = b"ROLLBACK") -> None:
+        """Roll back, whatever is left to read."""
+        self.read_leftovers(wanted=False)
+        self.attempt(self._tell, statement)
+        self._has_ended_it()
+
+    def _tell(self, statement: bytes) -> None:
+        """Execute a statement of ours, which the server answers by an OK."""
+        self.raw._execute_command(COMMAND.COM_QUERY, statement)
+        self.raw._read_ok_packet()
+
+    def _has_ended_it(self) -> None:
+        self._transaction_ended()
+        if self.raw.server_status & _IN_TRANSACTION:
+            self.residue |= SNAPSHOT  # completion_type has begun another one
+
+    def _transaction_ended(self) -> None:
+        self.forget_changes()
+        self.transactions += 1
+        self.is_unknown = self.ask_first = False
+
+    def forget_changes(self) -> None:
+        """Take nothing to be uncommitted any more."""
+        self.residue &= ~TRANSACTIONS
+        self.changed = 0
+
+    # Blocks
+
     def begin_block(self) -> None:
         """Begin a transaction, and refuse from now on what would end it early."""
         self.refuse_open_transaction()
-        self.command("begin")
+        self.commit_unknown = False
+        self.block = _ENDED  # until it has begun
+        try:
+            self.begin()
+        except MySQLError:
+            self.leave_block()
+            raise
         self.block = self.transactions
-        self.doubt, self.may_be_committed = HARMLESS, False
 
     def refuse_open_transaction(self) -> None:
-        if self.in_transaction:
+        """Refuse to begin a block where that would commit what was done before."""
+        self.read_leftovers()
+        if self.is_in_transaction():
             raise TransactionError(
                 "a transaction is open already: a BEGIN, or without AUTOCOMMIT a"
                 " statement that changed or locked something, has begun it; commit() or"
@@ -290,121 +440,123 @@ class PhysicalConnection(Link):
                 " nested"
             )
 
-    def _prepare_in_block(self, statement: bytes) -> None:
-        """Refuse what would end the block's transaction; mark what might."""
-        if not self.block_is_open():
+    def _prepare_in_block(self, left: int) -> None:
+        """Refuse what would end the block's transaction; mark what might.
+
+        Nothing is sent before a mere read, which may ask about the statement before.
+        """
+        changes = left & (TRANSACTION | WRITES | MAY_END)
+        if self.is_marked and changes:
+            self._settle()
+        if self.block != self.transactions:
             raise TransactionError(
                 "the transaction of this block has been ended, by a deadlock or by a"
                 " statement that commits implicitly; let the exception out of the block"
             )
-        kind = within_block(statement, self._server)
-        if kind is REFUSED:
+        if left & ENDS:
             raise TransactionError(
                 "a statement that ends the transaction, or commits it implicitly (DDL"
                 " does), was refused inside of transaction(): execute it outside; to"
                 " roll back, let an exception out; to nest, use transaction() again"
             )
-        if kind is DOUBTFUL or self.raw.client_flag & CLIENT.MULTI_STATEMENTS:
-            self.attempt(self.raw.query, _PROBE)
-            self.doubt = DOUBTFUL
+        while changes and self.savepoints_due:
+            self.attempt(self._tell, b"SAVEPOINT " + self.savepoints_due[0].encode())
+            del self.savepoints_due[0]
+        if left & MAY_END:
+            self.attempt(self._tell, _PROBE)
+            self.is_marked = True
 
     def block_is_open(self) -> bool:
         """Whether the block's transaction still is; asks the server where it must."""
-        if self.block == self.transactions and self.doubt is not HARMLESS:
-            self._settle_doubt()
+        self.read_leftovers()
+        if self.ask_first:
+            self.look()
+        if self.is_marked:
+            self._settle()
         return self.block == self.transactions
 
-    def _settle_doubt(self) -> None:
+    def _settle(self) -> None:
         """Find out whether the transaction outlived a statement that may have ended it.
 
-        A savepoint from before a procedure is gone, if that has committed. After an
-        error, the server's answer to a ping tells whether a transaction is open.
+        A savepoint from before a procedure is gone, if that has committed.
         """
-        doubt, self.doubt = self.doubt, HARMLESS
-        if doubt is DOUBTFUL:
-            try:
-                self.attempt(self.raw.query, b"RELEASE SAVEPOINT mysqlpool_probe")
-            except MySQLError as error:
-                if error.args[0] != ER.SP_DOES_NOT_EXIST:
-                    raise
-                self.may_be_committed = True
-                self._transaction_ended()
-        else:
-            self.attempt(self.raw.ping, False)
-            if not self.raw.server_status & _IN_TRANSACTION:
-                self._transaction_ended()
+        try:
+            self.attempt(self._tell, _PROBE.replace(b"SAVEPOINT", b"RELEASE SAVEPOINT"))
+        except MySQLError as error:
+            if self.lost is not None or error.args[0] != ER.SP_DOES_NOT_EXIST:
+                raise
+            self.has_committed = True
+            self._transaction_ended()
+        self.is_marked = False
 
-    def end_block(self) -> None:
-        """Let commit() and rollback() through again."""
-        self.block, self.doubt = None, HARMLESS
+    def end_savepoint(self, name: str) -> bool:
+        """End an inner block: what it has done is the outer one's.
 
-    def spoil_block(self) -> None:
-        """Have the block fail at its end, for not all of it could be done."""
-        self.block = -1
+        False if the transaction is known to be over; doubts are the outer one's, too.
+        """
+        if name in self.savepoints_due:
+            self.savepoints_due.remove(name)
+        return self.block == self.transactions
+
+    def undo_savepoint(self, name: str) -> None:
+        """Undo an inner block, if it has done anything and the transaction is open."""
+        if name in self.savepoints_due:
+            self.savepoints_due.remove(name)
+            return
+        self.read_leftovers(wanted=False)
+        if self.block_is_open():
+            self.attempt(self._tell, f"ROLLBACK TO SAVEPOINT {name}".encode())
+
+    def commit_block(self) -> None:
+        """Commit, and let commit() and rollback() through again."""
+        self.commit(_COMMIT)
+        self.leave_block()
+
+    def undo_block(self) -> bool:
+        """Roll back; whether it is certain that nothing was committed before."""
+        self.read_leftovers(wanted=False)
+        if self.is_marked:
+            self._settle()
+        certain = not self.has_committed
+        self.rollback(_ROLLBACK)
+        self.leave_block()
+        return certain
+
+    def leave_block(self, fails: bool = False) -> None:
+        """Be in no block any more; or in one that ``fails``, whatever it does."""
+        self.block = _ENDED if fails else None
+        self.is_marked = self.has_committed = False
+        self.savepoints_due.clear()
 
     def command(self, name: str, *args: Any) -> Any:
-        """Call a method of PyMySQL that talks to the server, likewise."""
+        """Call a method of PyMySQL that talks to the server, likewise.
+
+        What it refuses, or warns of, before anything is sent is no loss.
+        """
+        raw = self.raw
         if name != "next_result":
-            self.attempt(self._finish_stream)
+            self.read_leftovers()
         self.residue |= RESIDUE_OF.get(name, NONE)
-        result = self.attempt(getattr(self.raw, name), *args)
-        if name in ("commit", "rollback", "autocommit"):
+        # PyMySQL compares this before it writes or reads, and sets it then.
+        raw._current_timeout = _UNTOUCHED
+        try:
+            result = getattr(raw, name)(*args)
+        except BaseException as error:
+            if raw._current_timeout is not _UNTOUCHED or raw._sock is None:
+                self.failed(error)
+            raise
+        if name == "autocommit":
             self._note_change(0, more=False)
-        elif name == "next_result" and not self.raw._result.field_count:
-            self._note_change(result, more=self.raw._result.has_next)
+        elif name == "next_result" and not raw._result.field_count:
+            self._note_change(result, more=raw._result.has_next)
         return result
 
-    def commit(self) -> None:
-        """Commit; what is known to be lost before is a 2006, and nothing was sent."""
-        result = self.raw._result
-        unread = result is not None and (result.unbuffered_active or result.has_next)
-        if not unread and not self.is_alive():
-            self.attempt(_gone)
-        try:
-            self.command("commit")
-        except BaseException as error:
-            code = error.args[0] if error.args else None
-            # A node of a Galera cluster that loses the others on the way says so, and
-            # they may have got it all the same.
-            lost = self.lost is not None or code == ER.ERROR_DURING_COMMIT
-            self.lost_in_commit = lost and code != CR.CR_SERVER_GONE_ERROR
-            raise
-
-    def _finish_stream(self) -> None:
-        """Read the rows that a closed cursor left: they stand before the next reply.
-
-        If the cursor is still open, PyMySQL does so, and warns.
-        """
-        result = self.raw._result
-        if result is not None and getattr(result, "unwanted", False):
-            result._finish_unbuffered_query()
-
     def reported(self, error: MySQLError, code: Any) -> None:
-        if self.block is not None:
-            self._note_failure_in_block(error, code)
-        elif code in ROLLED_BACK:
-            self._transaction_ended()
+        self.is_unknown = True
+        self.ask_first = self.block is not None or code in ROLLED_BACK
         if code in READ_ONLY or code in NOT_READY:
             self.is_suspect = True
         self.residue |= SESSION  # SHOW WARNINGS, which the next should not see
-
-    def _note_failure_in_block(self, error: MySQLError, code: Any) -> None:
-        if self.doubt is DOUBTFUL:
-            # A procedure may have committed before it failed.
-            self.may_be_committed = True
-        if code in ROLLED_BACK:
-            self._transaction_ended()
-        elif self.doubt is HARMLESS and isinstance(error, OperationalError):
-            self.doubt = _STATUS_UNKNOWN
-
-    def _transaction_ended(self) -> None:
-        self.forget_changes()
-        self.transactions += 1
-
-    def forget_changes(self) -> None:
-        """Take nothing to be uncommitted any more."""
-        self.residue &= ~TRANSACTIONS
-        self.changed = 0
 
     def ask_role(self) -> bool:
         """Ask the server for its role, without waiting for the answer."""
@@ -476,7 +628,8 @@ class PhysicalConnection(Link):
         raw = self.raw
         left, self.residue = self.residue, NONE
         self.changed, self.has_written = 0, False
-        self.end_block()
+        self.leave_block()
+        unknown, self.is_unknown, self.ask_first = self.is_unknown, False, False
         result = raw._result
         if result is not None:
             if result.unbuffered_active or result.has_next:
@@ -491,8 +644,9 @@ class PhysicalConnection(Link):
         elif policy == "transaction":
             left &= TRANSACTIONS
         if not left & BEYOND_ROLLBACK:
-            if left & TRANSACTIONS and _may_be_in_transaction(raw.server_status):
-                return self.write([_query(b"ROLLBACK")])
+            status = raw.server_status
+            if unknown or left & TRANSACTIONS and _may_be_in_transaction(status):
+                return self.write([_query(_ROLLBACK)])
             return True
         if left & INDELIBLE:
             return False

@@ -11,10 +11,11 @@ from time import perf_counter
 from typing import Any
 
 from pymysql.cursors import Cursor, SSCursor
-from pymysql.err import ProgrammingError
+from pymysql.err import MySQLError, ProgrammingError
 
 from .errors import ConnectionLost
 from .lexer import bare
+from .link import without_traceback
 
 
 class _BoundCursor(Cursor):
@@ -88,13 +89,19 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
             return None
         if not result.unbuffered_active:
             if result.connection is not None:
-                # PyMySQL takes the end of the connection for the end of the rows.
-                raise ConnectionLost("the connection was lost, with rows unread")
+                # PyMySQL takes an error of the server for the end of the rows.
+                raise getattr(result, "ended_by", None) or ConnectionLost(
+                    "the connection was lost, with rows unread"
+                )
             return None
         handle = self.connection
         con = handle._enter()
         try:
             return con.attempt(super().read_next)
+        except MySQLError as error:
+            if con.lost is None:
+                result.ended_by = without_traceback(error)
+            raise
         finally:
             handle._leave()
 
@@ -107,6 +114,13 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
             self._result.unwanted = True
 
     __del__ = close
+
+
+#: What is inside of a connection while it runs; see ``PooledConnection._is_in_use``.
+CALLS = frozenset(
+    method.__code__
+    for method in (_BoundCursor._query, _BoundCursor._nextset, _BoundSSCursor.read_next)
+)
 
 
 class _RecordingCursor(Cursor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
@@ -22,7 +22,7 @@ from .pool import Pool
 from .recording import RecordedQuery
 from .state import QUERIES_IN_G, State, app_context, endpoint_of, request_context
 from .stats import PoolStats
-from .transaction import run_in_transaction, transaction
+from .transaction import TransactionBlock, run_in_transaction
 
 #: Under this key in ``app.extensions``: ``{MySQLPool: its state for the app}``.
 KEY = "mysqlpool"
@@ -127,10 +127,9 @@ class MySQLPool:
             endpoint = endpoint_of(app_context(), request_context())
         return state.pool(bind).connection(timeout=timeout, endpoint=endpoint)
 
-    @contextmanager
     def transaction(
         self, bind: str = "default", *, app: Flask | None = None
-    ) -> Iterator[PooledConnection]:
+    ) -> AbstractContextManager[PooledConnection]:
         """All of a block or nothing, on the connection that :meth:`get_db` gives.
 
         Commits at the end; rolls back after any exception. Inside of another such
@@ -143,10 +142,8 @@ class MySQLPool:
         :exc:`~flask_mysqlpool.CommitUnknown` if the connection is lost between the
         COMMIT and its answer.
         """
-        with ExitStack() as stack:
-            if app is not None:
-                stack.enter_context(app.app_context())
-            yield stack.enter_context(transaction(self.get_db(bind)))
+        context = None if app is None else app.app_context()
+        return TransactionBlock(lambda: self.get_db(bind), context)
 
     def run_in_transaction(
         self,

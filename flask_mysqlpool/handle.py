@@ -10,15 +10,18 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from os import getpid
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from weakref import ref
 
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor
 from pymysql.err import MySQLError
 
 from . import cursors
-from .connection import PhysicalConnection
+from .connection import OWN, PhysicalConnection
 from .errors import (
     ConnectionLost,
     ConnectionReturned,
@@ -32,6 +35,16 @@ from .recording import Recorder
 from .residue import TRANSACTION
 
 C = TypeVar("C", bound=Cursor)
+
+
+class Block(Protocol):
+    """What a :class:`PooledConnection` knows of a block that it is in."""
+
+    #: The task or thread that has begun it.
+    owner: object
+
+    @property
+    def is_over(self) -> bool: ...
 
 
 class _Pool(Protocol):
@@ -75,7 +88,6 @@ class PooledConnection(_Face):
         "_pool",
         "_result",
         "_returned",
-        "block_owner",
         "blocks",
         "endpoint",
         "savepoint",
@@ -98,10 +110,9 @@ class PooledConnection(_Face):
         self.endpoint = endpoint
         #: Where it was taken, if that is asked for.
         self.stack: Stack = ()
-        #: How many blocks (:mod:`.transaction`) it is in, and their savepoints' names.
-        self.blocks = 0
-        self.savepoint = "mysqlpool_{}"
-        self.block_owner: object = None
+        #: The blocks (:mod:`.transaction`) that it is in, and their savepoints' names.
+        self.blocks: list[ref[Block]] = []
+        self.savepoint = OWN + "_{}"
 
     # Getting in and out
 
@@ -112,15 +123,19 @@ class PooledConnection(_Face):
             con.abandon()
             raise self._refusal()
         if not self._guard.acquire(False):
-            raise self._refusal()
+            self._take_over_from_an_interrupt()
         try:
             self._inside = threading.get_ident()
+            if self._returned:
+                raise self._refusal()
             if self._con is None:
                 self._pool.lend(self)
                 if self._returned:
                     raise self._refusal()
             con = self._con
             if con is not None and con.lost is None:
+                if self.blocks:
+                    self._undo_what_was_left(con)
                 return con
         except BaseException:
             self._leave()
@@ -137,6 +152,38 @@ class PooledConnection(_Face):
         if self._returned:
             # By another thread, in the middle of what is over now.
             self._give_back(lost=True)
+
+    def _take_over_from_an_interrupt(self) -> None:
+        """Have the guard in spite of all; refuse if a thread is indeed inside.
+
+        Where an interrupt has hit between getting in and leaving, none is. What it came
+        in the middle of is not known, so the connection is lost.
+        """
+        if self._returned or self._is_in_use(but=1):
+            raise self._refusal()
+        if self._con is not None and self._con.lost is None:
+            self._con.lost = ConnectionShared("an interrupt came while it was in use")
+
+    def _is_in_use(self, but: int = 0) -> bool:
+        """Whether a thread is inside, as the stacks of all threads tell.
+
+        Of the calls of this very thread, ``but`` so many do not count.
+        """
+        stacks = sys._current_frames()
+        me = threading.get_ident()
+        if me not in stacks:
+            return bool(self._inside)  # as with gevent, which has other numbers
+        for number, frame in stacks.items():
+            calls = 0
+            top: FrameType | None = frame
+            while top is not None:
+                if top.f_code in _CALLS or top.f_code in cursors.CALLS:
+                    names = top.f_locals
+                    calls += self in (names.get("self"), names.get("handle"))
+                top = top.f_back
+            if calls > (but if number == me else 0):
+                return True
+        return False
 
     def _refusal(self) -> PoolError:
         """Why nobody is let in."""
@@ -167,9 +214,10 @@ class PooledConnection(_Face):
         con, inside = self._con, self._inside
         if con is None or con.pid != getpid():
             self._con = None
-        elif inside == threading.get_ident():
-            # An interrupt hit this thread when it was in and not yet sure to leave.
-            self._guard.release()
+        elif inside == threading.get_ident() or not self._is_in_use():
+            # An interrupt hit when a thread was in and not yet sure to leave.
+            with suppress(RuntimeError):
+                self._guard.release()
             self._give_back(lost=True)
         elif inside:
             con.interrupt()
@@ -214,7 +262,11 @@ class PooledConnection(_Face):
     def begin(self) -> None:
         """Begin a transaction."""
         self._refuse_in_block("begin()", "nest transaction(), for a savepoint")
-        self._command("begin")
+        con = self._enter()
+        try:
+            con.begin()
+        finally:
+            self._leave()
 
     def commit(self) -> None:
         """Make permanent what was done since the last commit or rollback."""
@@ -235,36 +287,85 @@ class PooledConnection(_Face):
         if self._con is None and not self._returned:
             return
         try:
-            self._command("rollback")
+            con = self._enter()
+            try:
+                con.rollback()
+            finally:
+                self._leave()
         except MySQLError:
             if not self._give_up():
                 raise
         else:
             self._give_up()
 
+    # Blocks
+
     def _refuse_in_block(self, what: str, instead: str) -> None:
-        if self.blocks:
+        if self.blocks and self.block is not None:
             raise TransactionError(f"{what} inside of transaction(): {instead}")
 
-    def begin_block(self) -> None:
-        """Begin a transaction that :meth:`commit` and :meth:`rollback` may not end.
+    @property
+    def block(self) -> Block | None:
+        """The innermost block that it is in."""
+        con = self._con
+        if con is None or con.lost is not None or self._returned:
+            self._forget_what_was_left()
+        elif any(map(_is_left, self.blocks)):
+            self._settle_blocks()
+        return self.blocks[-1]() if self.blocks else None
 
-        They may after :meth:`end_block`. What :func:`~.transaction.transaction` uses.
-        """
+    def _settle_blocks(self) -> None:
+        self._enter()
+        self._leave()
+
+    def _undo_what_was_left(self, con: PhysicalConnection) -> None:
+        """Roll all of it back if a block was left by an interrupt, before its end."""
+        if any(map(_is_left, self.blocks)):
+            self._undo_all(con)
+            self._forget_what_was_left()
+            if self.blocks:
+                con.leave_block(fails=True)
+
+    def _undo_all(self, con: PhysicalConnection) -> None:
+        if con.block is not None:
+            con.undo_block()
+
+    def _forget_what_was_left(self) -> None:
+        self.blocks[:] = [block for block in self.blocks if not _is_left(block)]
+
+    def forget_block(self, block: Block) -> None:
+        """Take a block, and those that are within it, to be over."""
+        for index, each in enumerate(self.blocks):
+            if each() is block:
+                del self.blocks[index:]
+                return
+
+    def begin_block(self) -> None:
+        """Begin a transaction that :meth:`commit` and :meth:`rollback` may not end."""
         con = self._enter()
         try:
-            con.begin_block()
+            con.refuse_open_transaction()
         finally:
             self._leave()
-            # With nothing uncommitted before, there is nothing to tell of.
+        # With nothing uncommitted, there is nothing to tell of.
+        self._give_up()
+        try:
+            con = self._enter()
+            try:
+                con.begin_block()
+            finally:
+                self._leave()
+        except MySQLError:
             self._give_up()
-        self.blocks = 1
+            raise
 
-    def end_block(self) -> None:
-        """Let :meth:`commit` and :meth:`rollback` through again."""
-        self.blocks = 0
-        if self._con is not None:
-            self._con.end_block()
+    def begin_savepoint(self, name: str) -> None:
+        """Begin a block within the block; the server hears of it once it writes."""
+        con = self._enter()
+        try:
+            con.savepoints_due.append(name)
+        finally:
+            self._leave()
 
     def block_is_open(self) -> bool:
         """Whether the transaction of the block can still go on.
@@ -282,22 +383,62 @@ class PooledConnection(_Face):
         finally:
             self._leave()
 
-    def spoil_block(self) -> None:
-        """Have the block fail at its end."""
-        if self._con is not None:
-            self._con.spoil_block()
+    def end_savepoint(self, name: str) -> bool:
+        """End a block within the block; False if it is known to be of no avail."""
+        con = self._enter()
+        try:
+            return con.end_savepoint(name)
+        finally:
+            self._leave()
 
-    def condemn(self, error: BaseException) -> None:
-        """Give up a connection that could not be rolled back, whoever is inside."""
+    def undo_savepoint(self, name: str) -> None:
+        """Undo what was done in a block within the block."""
+        if self._returned or not self.open:
+            return
+        con = self._enter()
+        try:
+            con.undo_savepoint(name)
+        finally:
+            self._leave()
+
+    def end_block(self) -> None:
+        """End the block by a COMMIT."""
+        con = self._enter()
+        try:
+            con.commit_block()
+        finally:
+            self._leave()
+
+    def undo_block(self) -> bool:
+        """Undo the block; whether it is certain that nothing of it was committed.
+
+        A connection on which that fails is given up, whatever thread is inside.
+        """
         con = self._con
-        if con is not None and con.lost is None:
-            con.lost = without_traceback(error)
-            con.interrupt()
+        if con is None or self._returned:
+            return True
+        try:
+            if con.lost is None:
+                return self._undone()
+        except BaseException as failure:
+            if con.lost is None:
+                con.lost = without_traceback(failure)
+                con.interrupt()
+                raise
+            if not isinstance(failure, MySQLError):
+                raise
+        certain = not (con.is_marked or con.has_committed)
+        con.leave_block()
+        self._give_up()
+        return certain
 
-    @property
-    def may_be_committed(self) -> bool:
-        """Whether some of the block may have been committed by itself."""
-        return self._con is not None and self._con.may_be_committed
+    def _undone(self) -> bool:
+        con = self._enter()
+        try:
+            return con.undo_block()
+        finally:
+            self._leave()
+            self._give_up()
 
     @property
     def changed(self) -> int:
@@ -305,9 +446,9 @@ class PooledConnection(_Face):
         return self._con.changed if self._con and self._con.lost is None else 0
 
     @property
-    def lost_in_commit(self) -> bool:
-        """Whether it was lost with a COMMIT on its way, which may have been done."""
-        return self._con is not None and self._con.lost_in_commit
+    def commit_unknown(self) -> bool:
+        """Whether a COMMIT was sent, and it was not answered what came of it."""
+        return self._con is not None and self._con.commit_unknown
 
     @property
     def given_up(self) -> bool:
@@ -495,3 +636,24 @@ for _name in [
 ]:
     if not _name.startswith("_") and _name not in vars(PooledConnection):
         setattr(PooledConnection, _name, _attribute(_name))
+
+
+def _is_left(reference: ref[Block]) -> bool:
+    """Whether the ``with`` statement of a block is no more."""
+    block = reference()
+    return block is None or block.is_over
+
+
+#: What is inside of a connection while it runs.
+_CALLS = frozenset(
+    method.__code__
+    for method in (
+        *(PooledConnection._command, PooledConnection.query, PooledConnection.begin),
+        *(PooledConnection.commit, PooledConnection.rollback),
+        *(PooledConnection._give_up, PooledConnection.begin_block),
+        *(PooledConnection.begin_savepoint, PooledConnection.block_is_open),
+        *(PooledConnection.end_savepoint, PooledConnection.undo_savepoint),
+        *(PooledConnection.end_block, PooledConnection._undone),
+        *(PooledConnection._attached, PooledConnection._settle_blocks),
+    )
+)

@@ -49,7 +49,6 @@ ANYTHING = CHANGES | ELSEWHERE | MAY_END
 
 #: What the methods of PyMySQL that talk to the server leave behind.
 RESIDUE_OF = {
-    "begin": TRANSACTION,
     "select_db": SESSION | ELSEWHERE,
     "autocommit": SESSION,
     "set_character_set": SESSION,
@@ -81,7 +80,9 @@ _HEADS = re.compile(
     rb"|insert|replace|format))\b)"
     rb"|(?P<computes>do\b)"
     rb"|(?P<changes>(?:insert|update|delete|replace|handler"
-    rb"|create(?: or replace)? temporary table|drop temporary table)\b)"
+    rb"|load (?:data|xml)|create(?: or replace)? temporary table"
+    rb"|drop temporary table)\b)"
+    rb"|(?P<signals>(?:signal|resignal|get (?:current |stacked )?diagnostics)\b)"
     rb"|(?P<indelible>(?:xa|backup|binlog|flush|lock instance)\b)"
     rb"|(?P<moves>use\b)"
     rb"|(?P<prepares>(?:prepare|deallocate prepare|drop prepare)\b)"
@@ -96,6 +97,7 @@ _HEADS = re.compile(
 _LEFT_BY = {
     "changes": CHANGES,
     "indelible": ANYTHING | ENDS | INDELIBLE,
+    "signals": SNAPSHOT | SESSION,
     "moves": SNAPSHOT | SESSION | ELSEWHERE,
     "savepoint": TRANSACTION,
     "bounds": TRANSACTION | ENDS,

@@ -12,9 +12,12 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ContextDecorator
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
 
 from pymysql.constants import ER
 from pymysql.err import MySQLError
@@ -25,8 +28,7 @@ from .handle import PooledConnection
 
 T = TypeVar("T")
 
-#: Errors after which all of it may be tried again, since it is rolled back: by the
-#: server, or after a lock wait timeout by the block.
+#: Errors after which all of it may be tried again, once it is rolled back.
 CONFLICTS = ROLLED_BACK | {ER.LOCK_WAIT_TIMEOUT}
 
 #: Why it is not known what came of a COMMIT.
@@ -35,12 +37,186 @@ _CONNECTION_LOST = (
 )
 _SERVER_LOST_IT = "the server cannot say whether what was sent with COMMIT is stored"
 
+_ENDED = (
+    "the transaction was ended inside of its block: by an error of the server that"
+    " was caught, by returning the connection, by another block that was not in"
+    " step with this one, or by something that commits (a procedure may); what such"
+    " a thing has committed stays, and the rest is rolled back"
+)
+
 #: Pauses before another try: seconds, doubling from the first to the last, jittered.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 
 
-@contextmanager
-def transaction(connection: PooledConnection) -> Iterator[PooledConnection]:
+class _Exit:
+    """Makes a new ``__exit__`` for each ``with`` statement, which alone holds it.
+
+    So it is gone once the statement has been left, even if an interrupt came before the
+    call, and although a traceback keeps all frames, that of the call among them.
+    """
+
+    def __get__(self, block: TransactionBlock | None, cls: type[Any]) -> Any:
+        if block is None:
+            return cls.leave  # for an ExitStack, which holds the block itself
+        leave = partial(cls.leave, block)
+        block.is_held_by(leave)
+        return leave
+
+
+class TransactionBlock(ContextDecorator):
+    """A block that is one transaction or, inside of another, a savepoint.
+
+    It is over when its ``with`` statement is, however that was left. What is then not
+    ended yet is rolled back before the connection does anything else.
+
+    :param take: gives the connection.
+    :param within: is entered before, and left after the block.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[], PooledConnection],
+        within: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self._take, self._within = take, within
+        self._holder: ref[Any] | None = None
+        self._is_open = self._has_ended = False
+        #: Whether all of it has been undone, for certain.
+        self.is_undone = False
+
+    def _recreate_cm(self) -> TransactionBlock:
+        return TransactionBlock(self._take, self._within)
+
+    def is_held_by(self, holder: object) -> None:
+        """Be over as soon as this is gone."""
+        if not self._is_open:
+            self._holder = ref(holder)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its ``with`` statement has been left."""
+        return self._has_ended or (self._holder is not None and not self._holder())
+
+    def __enter__(self) -> PooledConnection:
+        if self._is_open:
+            raise TransactionError("each transaction() is for one 'with' statement")
+        self._is_open = True
+        if self._within is not None:
+            self._within.__enter__()
+        try:
+            self._connection = connection = self._take()
+            self._begin(connection)
+        except BaseException as error:
+            self._has_ended = True
+            if self._within is not None:
+                self._within.__exit__(type(error), error, error.__traceback__)
+            raise
+        return connection
+
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            traceback: TracebackType | None,
+        ) -> None: ...
+
+    else:
+        __exit__ = _Exit()
+
+    def leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Commit, or after an error roll back."""
+        try:
+            if error is None:
+                self._finish()
+            else:
+                self._undo(error)
+        finally:
+            self._has_ended = True
+            if self._within is not None:
+                self._within.__exit__(kind, error, traceback)
+
+    def _begin(self, connection: PooledConnection) -> None:
+        outer = connection.block
+        self.owner = _who()
+        if outer is not None and outer.owner != self.owner:
+            raise TransactionError(
+                "another task or thread is inside of transaction() on this connection;"
+                " use one of your own: 'with db.connection() as conn:'"
+            )
+        self._savepoint = ""
+        # Before it begins, so that an interrupt finds what is to be undone.
+        connection.blocks.append(ref(self))
+        if outer is None:
+            connection.begin_block()
+        else:
+            self._savepoint = connection.savepoint.format(len(connection.blocks) - 1)
+            connection.begin_savepoint(self._savepoint)
+
+    def _finish(self) -> None:
+        connection = self._connection
+        try:
+            if self._savepoint:
+                # What it has left in doubt is found out before anything is written.
+                is_open = connection.block is self
+                self._require(is_open and connection.end_savepoint(self._savepoint))
+            else:
+                self._require(connection.block is self and connection.block_is_open())
+                connection.end_block()
+        except BaseException as error:
+            unknown = connection.commit_unknown and isinstance(error, Exception)
+            self._undo(error)
+            if unknown and not self._savepoint:
+                said = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
+                why = _SERVER_LOST_IT if said else _CONNECTION_LOST
+                raise CommitUnknown(
+                    f"{why}: look whether the work is there, before doing it again"
+                ) from error
+            raise
+        connection.forget_block(self)
+
+    def _require(self, is_open: bool) -> None:
+        if not is_open:
+            raise TransactionError(_ENDED)
+
+    def _undo(self, error: BaseException) -> None:
+        connection = self._connection
+        try:
+            self._roll_back(connection)
+        except Exception:
+            if isinstance(error, Exception):
+                raise
+            return
+        if self._savepoint or self.is_undone:
+            return
+        if isinstance(error, MySQLError) and not _is_ours(error):
+            raise TransactionError(
+                "the block failed after something in it that may have committed by"
+                " itself, such as a procedure: look what is there before doing it again"
+            ) from error
+
+    def _roll_back(self, connection: PooledConnection) -> None:
+        """Undo it; what cannot be undone alone is left to be undone with all."""
+        innermost = connection.block
+        if not any(block() is self for block in connection.blocks):
+            # The outer one has ended before this one, and taken with it what there was.
+            if not connection.blocks and not connection.returned:
+                connection.rollback()
+        elif not self._savepoint:
+            self.is_undone = connection.undo_block()
+            connection.forget_block(self)
+        elif innermost is self:
+            connection.undo_savepoint(self._savepoint)
+            connection.forget_block(self)
+
+
+def transaction(connection: PooledConnection) -> TransactionBlock:
     """A block that is one transaction or, inside of another, a savepoint.
 
     Raises :exc:`~.errors.TransactionError` where one is open already that is no block,
@@ -48,30 +224,7 @@ def transaction(connection: PooledConnection) -> Iterator[PooledConnection]:
     :exc:`~.errors.CommitUnknown` if the connection is lost between the COMMIT and its
     answer; and what the server says.
     """
-    if connection.blocks:
-        with _savepoint(connection):
-            yield connection
-        return
-    connection.begin_block()
-    connection.block_owner = _who()
-    try:
-        yield connection
-        _check(connection, 1)
-    except BaseException as error:
-        _roll_back(connection, error)
-        raise
-    _commit(connection)
-
-
-def _check(connection: PooledConnection, depth: int) -> None:
-    if connection.blocks == depth and connection.block_is_open():
-        return
-    raise TransactionError(
-        "the transaction was ended inside of its block: by an error of the server that"
-        " was caught, by returning the connection, by another block that was not in"
-        " step with this one, or by something that commits (a procedure may); what such"
-        " a thing has committed stays, and the rest is rolled back"
-    )
+    return TransactionBlock(lambda: connection)
 
 
 def _who() -> object:
@@ -82,90 +235,8 @@ def _who() -> object:
         return threading.get_ident()
 
 
-@contextmanager
-def _savepoint(connection: PooledConnection) -> Iterator[None]:
-    if connection.block_owner != _who():
-        raise TransactionError(
-            "another task or thread is inside of transaction() on this connection; use"
-            " one of your own: 'with db.connection() as conn:'"
-        )
-    name = connection.savepoint.format(connection.blocks)
-    connection.query(f"SAVEPOINT {name}")
-    connection.blocks += 1
-    depth = connection.blocks
-    try:
-        yield
-        _check(connection, depth)
-    except BaseException as error:
-        _roll_back_to(connection, name, depth, error)
-        raise
-    connection.blocks = depth - 1
-    connection.query(f"RELEASE SAVEPOINT {name}")
-
-
-def _roll_back_to(
-    connection: PooledConnection, name: str, depth: int, error: BaseException
-) -> None:
-    """Undo a block inside of a block; where that fails, the outer one has to fail."""
-    in_step = connection.blocks == depth
-    if not connection.blocks:
-        # The outer one has ended before this one, and taken with it what there was.
-        connection.rollback()
-        return
-    connection.blocks = depth - 1
-    try:
-        if in_step and connection.open and connection.block_is_open():
-            connection.query(f"ROLLBACK TO SAVEPOINT {name}")
-        elif not in_step:
-            connection.spoil_block()
-    except BaseException as failure:
-        connection.spoil_block()
-        if isinstance(failure, Exception) and not isinstance(error, Exception):
-            return
-        raise
-
-
-def _roll_back(connection: PooledConnection, error: BaseException) -> None:
-    """Undo all of it; and if that is not possible, let nobody go on with it."""
-    uncertain = connection.may_be_committed
-    if not connection.returned and connection.open and not uncertain:
-        try:
-            uncertain = not connection.block_is_open() and connection.may_be_committed
-        except MySQLError:
-            pass  # lost, and so rolled back
-    connection.end_block()
-    if connection.returned:
-        return
-    try:
-        connection.rollback()
-    except BaseException as failure:
-        connection.condemn(failure)
-        raise
-    if uncertain and isinstance(error, MySQLError) and not _is_ours(error):
-        raise TransactionError(
-            "the block failed after something in it that may have committed by itself,"
-            " such as a procedure: look what is there before doing it again"
-        ) from error
-
-
 def _is_ours(error: BaseException) -> bool:
     return isinstance(error, PoolError) and not isinstance(error, ConnectionLost)
-
-
-def _commit(connection: PooledConnection) -> None:
-    connection.end_block()
-    try:
-        connection.commit()
-    except BaseException as error:
-        unknown = connection.lost_in_commit and isinstance(error, Exception)
-        _roll_back(connection, error)
-        if unknown:
-            said = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
-            why = _SERVER_LOST_IT if said else _CONNECTION_LOST
-            raise CommitUnknown(
-                f"{why}: look whether the work is there, before doing it again"
-            ) from error
-        raise
 
 
 def run_in_transaction(
@@ -180,28 +251,31 @@ def run_in_transaction(
     """
     if retries < 0:
         raise ValueError("retries must be 0 or more")
-    if connection.blocks:
+    if connection.block is not None:
         # A deadlock ends the outer transaction too, so only all of it can be repeated.
         with transaction(connection):
             return function(connection, *args)
     tried = 0
     while True:
+        block = transaction(connection)
         try:
-            with transaction(connection):
+            with block:
                 return function(connection, *args)
-        except CommitUnknown:
-            raise
         except MySQLError as error:
-            if tried == retries or not _may_be_repeated(error, connection):
+            if tried == retries or not _may_be_repeated(error, block, connection):
                 raise
         pause = min(FIRST_PAUSE * 2.0**tried, LONGEST_PAUSE)
         time.sleep(pause * random.uniform(0.5, 1.5))
         tried += 1
 
 
-def _may_be_repeated(error: MySQLError, connection: PooledConnection) -> bool:
+def _may_be_repeated(
+    error: MySQLError, block: TransactionBlock, connection: PooledConnection
+) -> bool:
     if _is_ours(error):
         return False
-    # A connection that was lost has been given up by the rollback of the block; if
-    # not, it was lost before, with work that is nobody's here to repeat.
-    return connection.given_up or bool(error.args and error.args[0] in CONFLICTS)
+    # A connection that was lost has been given up by the rollback of the block, or as
+    # it began; if not, it was lost before, with work that is not the block's.
+    if connection.given_up:
+        return True
+    return block.is_undone and bool(error.args and error.args[0] in CONFLICTS)

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tls": set(),
     "certificates": {"config", "tls"},
     "connector": {"certificates", "config", "connection", "hosts", "link", "wire"},
-    "cursors": {"errors", "lexer"},
+    "cursors": {"errors", "lexer", "link"},
     "handle": {
         "errors",
         "connection",

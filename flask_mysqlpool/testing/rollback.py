@@ -19,7 +19,7 @@ from pymysql.constants import ER
 from pymysql.cursors import Cursor
 from pymysql.err import OperationalError
 
-from ..connection import PhysicalConnection
+from ..connection import OWN, PhysicalConnection
 from ..extension import KEY
 from ..handle import PooledConnection
 from ..lexer import bare
@@ -96,7 +96,7 @@ class _Rehearsal:
         with self.turn:
             if self._con is None:
                 self._con = self._take(timeout)
-            handle = _Rehearsed(self, endpoint, f"mysqlpool_checkout_{next(_NUMBERS)}")
+            handle = _Rehearsed(self, endpoint, f"{OWN}_checkout_{next(_NUMBERS)}")
             handle._con = self._con
             self._handles.add(handle)
             try:
@@ -215,6 +215,9 @@ class _Rehearsed(PooledConnection):
 
     def rollback(self) -> None:
         self._refuse_in_block("rollback()", "raise an exception, and let it out")
+        self._go_back()
+
+    def _go_back(self) -> None:
         if self._begun:
             try:
                 self.query(f"ROLLBACK TO SAVEPOINT {self._savepoint}")
@@ -228,15 +231,22 @@ class _Rehearsed(PooledConnection):
         con = self._con
         if con is not None:
             con.refuse_open_transaction()
-        self.begin()
-        self.blocks = 1
+        self.keep()
+        self._begun = True
 
     def end_block(self) -> None:
-        self.blocks = 0
+        self.keep()
+
+    def undo_block(self) -> bool:
+        self._go_back()
+        return True
+
+    def _undo_all(self, con: PhysicalConnection) -> None:
+        con.undo_savepoint(self._savepoint)
 
     def close(self) -> None:
         if not self.returned and self.open:
-            self.blocks = 0
+            self.blocks.clear()
             self.rollback()
         super().close()
 
