@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 from pymysql.constants import CR, ER
@@ -85,6 +87,24 @@ class InClear:
         )
 
 
+def _ask(source: Callable[[], object]) -> object:
+    try:
+        password = source()
+    except Exception as error:
+        # Its text may hold anything.
+        text = f"PASSWORD cannot be asked for: it raised {type(error).__name__}"
+        failure = OperationalError(CR.CR_UNKNOWN_ERROR, text)
+        failure.__cause__ = without_traceback(error)
+    else:
+        if inspect.iscoroutine(password):
+            password.close()  # which Python would say was never awaited
+        if password is not None:
+            return password
+        text = "PASSWORD returned None, and no password is an empty text"
+        failure = OperationalError(CR.CR_UNKNOWN_ERROR, text)
+    raise failure
+
+
 #: Plug-ins that send the password as it is, or so that it can be had from what is sent.
 IN_CLEAR = dict.fromkeys(
     ("mysql_clear_password", "dialog", "mysql_old_password"), InClear
@@ -125,7 +145,7 @@ class Connector:
     def _secret(self) -> Secret:
         # No variable here may hold it.
         if callable(self.config.password):
-            return Secret(self.config.password())
+            return Secret(_ask(self.config.password))
         return Secret(self.config.password)
 
     def _search(self, secret: Secret, deadline: float) -> PhysicalConnection:

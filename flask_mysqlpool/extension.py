@@ -63,6 +63,10 @@ class MySQLPool:
         self._apps.add(app)
         app.teardown_request(state.release_request)
         app.teardown_appcontext(state.release_all)
+        # Flask calls the last first. So these are for what functions take that were
+        # registered earlier, and those above for when one of them fails.
+        app.teardown_request_funcs.setdefault(None, []).insert(0, state.release_request)
+        app.teardown_appcontext_funcs.insert(0, state.release_last)
         if len(states) > 1:
             return
         if config.handle_errors:

@@ -21,6 +21,7 @@ import logging
 import random
 import threading
 import time
+from contextvars import copy_context
 from os import getpid
 from typing import Any
 from weakref import ref
@@ -384,7 +385,12 @@ class Lender:
         try:
             # Not a Thread: one whose start is interrupted is never forgotten by the
             # threading module, nor is what it was to work on.
-            _thread.start_new_thread(self._connect, (connect,))
+            if callable(self.config.password):
+                # For current_app in it, where a view asks for a connection.
+                run = copy_context().run
+                _thread.start_new_thread(run, (self._connect, connect))
+            else:
+                _thread.start_new_thread(self._connect, (connect,))
         except RuntimeError as error:
             self._connect_failed(connect, error)
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import flask.globals
+import flask.signals
 from flask import Flask
 from flask.ctx import AppContext
 from flask.globals import app_ctx
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 #: Under this key in ``g``: what each of the app's states has checked out.
 KEY_IN_G = "_mysqlpool"
+#: And under this one: whether all functions of its teardown have been called.
+KEY_OF_END = "_mysqlpool_end"
 #: And under this one: what was executed.
 QUERIES_IN_G = "_mysqlpool_queries"
 #: The last so many.
@@ -62,6 +65,8 @@ class State:
         self._suffix = f"-{number + 1}" if number else ""
         self._pools: dict[str, Pool] = {}
         self._observers: list[Observer] = []
+        #: By thread, what was taken after the functions of the teardown.
+        self._late: dict[int, list[PooledConnection]] = {}
 
     def pool(self, bind: str) -> Pool:
         pool = self._pools.get(bind)
@@ -144,10 +149,18 @@ class State:
             connection = held.get(bind)
             if connection is None or connection.returned:
                 held[bind] = connection = taken
+        if context.g.__dict__.get(KEY_OF_END):
+            self._return_when_popped(connection)
         if connection is not taken:
             # A thread with a copy of this context was faster.
             taken.close()
         return connection
+
+    def _return_when_popped(self, connection: PooledConnection) -> None:
+        """Return a connection that a receiver of the signal of the teardown takes."""
+        late = self._late.setdefault(threading.get_ident(), [])
+        late.append(connection)
+        flask.signals.appcontext_popped.connect(self.release_late, self._app)
 
     def close_db(self, bind: str | None) -> None:
         held = self._held()
@@ -198,6 +211,16 @@ class State:
         all_held = self._all_held(app_context())
         while all_held:
             _release(all_held.popitem()[1].values(), error)
+
+    def release_last(self, error: BaseException | None = None) -> None:
+        """Do so once more, after all functions of the teardown. Never raises."""
+        self.release_all(error)
+        if app_ctx:
+            app_context().g.__dict__[KEY_OF_END] = True
+
+    def release_late(self, app: Flask, **_: object) -> None:
+        """Return what was taken on this thread after that. Never raises."""
+        _release(self._late.pop(threading.get_ident(), ()))
 
 
 def _keep(query: RecordedQuery) -> None:

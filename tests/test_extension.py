@@ -7,13 +7,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import flask.globals
 import pymysql.err
 import pytest
 from conftest import MakeApp, until
-from flask import Flask, abort, stream_with_context
+from flask import Flask, abort, appcontext_tearing_down, stream_with_context
 from flask.testing import FlaskClient
 
 from flask_mysqlpool import (
@@ -166,6 +167,43 @@ def test_a_failing_teardown_of_somebody_else_does_not_keep_the_connection(
 
     [state] = app.extensions["mysqlpool"].values()
     assert state.pool("default").stats().in_use == 0
+
+
+# What such a function takes and then fails is dropped, as Flask calls no more of them.
+@pytest.mark.filterwarnings("ignore:.*was never returned:ResourceWarning")
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("late", ["request", "context", "receiver", "both"])
+def test_what_an_earlier_teardown_takes_is_returned(
+    server: LocalServer, caplog: pytest.LogCaptureFixture, late: str, fails: bool
+) -> None:
+    app = Flask("shop")
+    app.config.update(MYSQLPOOL_URL=server.url, MYSQLPOOL_STATUS_DIR=False)
+    app.testing = False
+    calls = []
+
+    def audit(*_: object, **__: object) -> None:
+        calls.append(fetch(get_db()))
+        if fails and late != "receiver":
+            raise ZeroDivisionError
+
+    if late in ("request", "both"):
+        app.teardown_request(audit)
+    if late in ("context", "both"):
+        app.teardown_appcontext(audit)
+    if late in ("receiver", "both"):
+        appcontext_tearing_down.connect(audit, app)
+    db = MySQLPool(app)
+    client = add_view(app, lambda: str(fetch(get_db())))
+    for _ in range(3):
+        with suppress(ZeroDivisionError):
+            client.get("/")
+
+    stats = app.extensions["mysqlpool"][db].pool("default").stats
+    assert calls
+    if not fails:
+        assert stats().opened == 1
+        assert not caplog.records
+    until(lambda: stats().in_use == 0)
 
 
 def test_a_client_used_in_a_with_block_returns_at_its_end(make_app: MakeApp) -> None:
