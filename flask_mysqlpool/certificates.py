@@ -41,7 +41,12 @@ class Certificates:
             identities = self._identities()
             # No lock: that could be held at a fork. Two threads may make one each.
             made = self._made
-            if made is not None and made[0] == identities:
+            # gevent may have replaced the class meanwhile: with gunicorn --preload.
+            if (
+                made is not None
+                and made[0] == identities
+                and isinstance(made[1], ssl.SSLContext)
+            ):
                 return made[1]
             try:
                 context = self._make()

@@ -54,9 +54,9 @@ class _IsolatedSocket(_Socket):
         while unsent:
             unsent = unsent[self.send(unsent) :]
 
-    def do_handshake(self, block: bool = False) -> None:
+    def do_handshake(self, **options: Any) -> None:  # type: ignore[override]
         try:
-            super().do_handshake(block)
+            super().do_handshake(**options)
         except BaseException:
             _empty_error_queue()
             raise

@@ -36,9 +36,9 @@ def together(count, call):
 """
 
 
-def run(server: LocalServer, program: str) -> None:
+def run(server: LocalServer, program: str, prelude: str = PRELUDE) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + program, server.url],
+        [sys.executable, "-c", prelude + program, server.url],
         capture_output=True,
         text=True,
         timeout=60,
@@ -145,4 +145,29 @@ with pool.connection() as connection:
     cursor.execute("SELECT 1")
 pool.close()
 """,
+    )
+
+
+def test_a_pool_that_connected_before_the_patch_also_connects_after_it(
+    server: LocalServer,
+) -> None:
+    """A worker of gunicorn's with --preload gets such a pool."""
+    run(
+        server,
+        """
+import sys, time, warnings
+from flask_mysqlpool import Pool, PoolConfig
+pool = Pool(PoolConfig.from_mapping({"URL": sys.argv[1]}))
+
+def connect():
+    connection = pool._connector.connect(time.monotonic() + 10)
+    connection.execute("SELECT 1", unbuffered=False)
+    connection.close()
+
+connect()
+warnings.simplefilter("ignore")  # it warns of its being late
+from gevent import monkey; monkey.patch_all()
+connect()
+""",
+        prelude="",
     )

@@ -574,7 +574,7 @@ class TestProxy:
     def test_a_query_is_one_round_trip(
         self, server: LocalServer, proxy: FaultProxy
     ) -> None:
-        with closing(login(server, proxy.port)) as connection:
+        with closing(login(server, proxy.port, ssl_disabled=True)) as connection:
             before = proxy.round_trips, proxy.bytes_up, proxy.bytes_down
             assert ask(connection, "SELECT 1") == 1
             assert proxy.round_trips == before[0] + 1
