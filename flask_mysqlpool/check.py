@@ -44,6 +44,8 @@ _MENDS = {
 
 #: What tells more than a number does: the first of these that is in the error's text.
 _SAID = {
+    "does not speak": "correct HOST and PORT: something else listens there",
+    "in clear text": "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA, or CLEARTEXT_PLUGIN",
     "cryptography": "pip install cryptography, or use TLS (SSL_MODE = 'REQUIRED')",
     "server doesn't support it": "enable TLS at the server, or lower SSL_MODE",
     "certificate": _MENDS[2026],

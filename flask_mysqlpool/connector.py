@@ -105,10 +105,8 @@ def _ask(source: Callable[[], object]) -> object:
     raise failure
 
 
-#: Plug-ins that send the password as it is, or so that it can be had from what is sent.
-IN_CLEAR = dict.fromkeys(
-    ("mysql_clear_password", "dialog", "mysql_old_password"), InClear
-)
+#: Plug-ins that send the password as it is.
+IN_CLEAR = dict.fromkeys(("mysql_clear_password", "dialog"), InClear)
 
 
 class Connector:
@@ -291,8 +289,8 @@ def _failure(connection: PhysicalConnection, error: Exception) -> MySQLError:
         cause = reason or error.__cause__ or error.__context__
         if number == CR.CR_AUTH_PLUGIN_ERR and isinstance(cause, TypeError):
             text = "the plug-in of auth_plugin_map did not answer with bytes"
-    elif isinstance(error, RuntimeError):
-        # The driver's word for a package that is missing.
+    elif isinstance(error, (RuntimeError, AttributeError)):
+        # A package that is missing, or a plug-in (mysql_old_password) in the driver.
         number, text = CR.CR_AUTH_PLUGIN_CANNOT_LOAD, str(error)
     else:
         raw = connection.raw

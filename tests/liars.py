@@ -76,12 +76,17 @@ class Liar:
     What came in over all connections is in :attr:`seen`.
     """
 
-    def __init__(self, script: Callable[[Talk], None], tls: Any = None) -> None:
+    def __init__(
+        self, script: Callable[[Talk], None], tls: Any = None, path: str | None = None
+    ) -> None:
         self.seen = b""
         self.connections = 0
         self._script, self._tls = script, tls
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
+        if path is None:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.port = self._listener.getsockname()[1]
+        else:
+            self._listener = socket.create_server(path, family=socket.AF_UNIX)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -116,6 +121,7 @@ class Talk:
 
     def __init__(self, client: socket.socket, tls: Any) -> None:
         self._sock, self._tls = client, tls
+        self.offers_tls = tls is not None
         client.settimeout(10)
         self.seen = b""
         #: Packets sent and received since the last command.
@@ -316,7 +322,7 @@ def leaks(error: BaseException, secret: str = SECRET) -> list[str]:
 
 def _frames(traceback: TracebackType | None) -> Iterator[Any]:
     while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename != __file__:
+        if Path(traceback.tb_frame.f_code.co_filename).parent != Path(__file__).parent:
             yield traceback.tb_frame
         traceback = traceback.tb_next
 

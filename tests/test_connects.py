@@ -11,12 +11,15 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import liars
 import pytest
 from liars import Liar, Talk, config, connect, greeting, honest, leaks, refusal
 from pymysql.err import MySQLError, OperationalError, ProgrammingError
+
+from flask_mysqlpool import Pool
 
 #: The server's numbers for: full, host blocked, host unknown, full for the account,
 #: offline, shutting down, killed, timed out, not ready, TLS wanted, and a proxy's own.
@@ -63,7 +66,7 @@ def refuses_the_setup(number: int) -> Callable[[Talk], None]:
 
 def asks_for(plugin: bytes, *more: bytes) -> Callable[[Talk], None]:
     def script(talk: Talk) -> None:
-        talk.say(greeting())
+        talk.say(greeting(tls=talk.offers_tls))
         talk.hear()
         talk.say(liars.switch(plugin, *more))
         talk.hear()
@@ -208,10 +211,20 @@ def test_arguments_that_the_driver_refuses() -> None:
 
 
 @pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("liars")
+
+
+@pytest.fixture(scope="module")
+def tls(folder: Path) -> ssl.SSLContext:
     if shutil.which("openssl") is None:
         pytest.skip("certificates need the openssl command")
-    return liars.made_for_tls(tmp_path_factory.mktemp("liars"))
+    return liars.made_for_tls(folder)
+
+
+@pytest.fixture(scope="module")
+def ca(tls: ssl.SSLContext, folder: Path) -> Path:
+    return folder / "liar.pem"
 
 
 def speaks_tls(talk: Talk) -> None:
@@ -333,6 +346,81 @@ def test_no_failure_shows_the_password(failure: str, password: str) -> None:
             error = connect(settings)
             assert isinstance(error, MySQLError)
             assert not leaks(error, "S3cret")
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_no_checkout_that_fails_shows_the_password(
+    failure: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Liar(FAILURES[failure]) as liar:
+        for ports in ([liar.port], [liar.port, 1]):
+            pool = Pool(config(*ports, PASSWORD="S3cret", TIMEOUT=1))
+            with pytest.raises(MySQLError) as info:
+                pool.connection()
+            assert not leaks(info.value, "S3cret")
+            assert "S3cret" not in f"{pool!r} {pool.stats()!r} {caplog.text}"
+            pool.close()
+
+
+class Dialog:
+    """Answers the questions of ``dialog`` with text, where bytes are wanted."""
+
+    def __init__(self, raw: object) -> None:
+        pass
+
+    def prompt(self, echo: bool, prompt: bytes) -> str:
+        return "S3cret"
+
+
+def test_a_plugin_of_the_app_that_answers_wrongly_is_not_quoted() -> None:
+    arguments = {"auth_plugin_map": {"dialog": Dialog}}
+    with Liar(asks_for(b"dialog", b"\4PIN: ")) as liar:
+        error = refused_by(liar.port, CONNECT_ARGS=arguments)
+    assert error.args[0] == 2061
+    assert not leaks(error, "S3cret")
+
+
+# In clear text
+
+IN_CLEAR: dict[str, tuple[bytes, ...]] = {
+    "mysql_clear_password": (b"mysql_clear_password",),
+    "dialog": (b"dialog", b"\5Password: "),
+}
+
+
+@pytest.mark.parametrize("plugin", IN_CLEAR)
+def test_a_server_that_is_not_verified_is_not_shown_the_password(
+    plugin: str, tls: ssl.SSLContext, other: Liar
+) -> None:
+    script = asks_for(*IN_CLEAR[plugin])
+    before = other.connections
+    for mode, context in ("PREFERRED", None), ("REQUIRED", tls), ("DISABLED", None):
+        with Liar(script, context) as liar:
+            error = refused_by(liar.port, other.port, SSL_MODE=mode)
+        assert liars.SECRET.encode() not in liar.seen
+        assert error.args[0] == 2059
+        assert "CLEARTEXT_PLUGIN" in error.args[1]
+    assert other.connections == before
+
+
+@pytest.mark.parametrize("plugin", IN_CLEAR)
+def test_a_server_that_may_see_it_is_shown_the_password(
+    plugin: str, tls: ssl.SSLContext, ca: Path, tmp_path: Path
+) -> None:
+    def shown(context: Any = None, path: str | None = None, **settings: Any) -> bool:
+        with Liar(asks_for(*IN_CLEAR[plugin]), context, path) as liar:
+            port = 1 if path else liar.port
+            assert connect(config(port, UNIX_SOCKET=path, **settings)) is None
+        return liars.SECRET.encode() in liar.seen
+
+    assert shown(CLEARTEXT_PLUGIN=True)
+    assert shown(path=str(tmp_path / "s"))
+    assert shown(tls, SSL_MODE="VERIFY_CA", SSL_CA=str(ca))
+
+
+def test_an_old_password_is_not_supported() -> None:
+    with Liar(asks_for(b"mysql_old_password")) as liar:
+        assert refused_by(liar.port, CLEARTEXT_PLUGIN=True).args[0] == 2059
 
 
 # At random

@@ -6,6 +6,7 @@ import _ssl
 import ctypes
 import errno
 import itertools
+import os
 import shutil
 import socket
 import ssl
@@ -277,6 +278,126 @@ def test_a_pool_makes_one_context_for_all_its_connections(
     assert len(made) == 1
     for connection in held:
         connection.close()
+
+
+# Files that are renewed
+
+
+class Trust:
+    """What a pool trusts: a file in a folder, as it is renewed in several ways."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "ca.pem"
+
+    def write(self, source: Path) -> None:
+        """In place."""
+        self.file.write_bytes(source.read_bytes())
+
+    def rename(self, source: Path) -> None:
+        """Another file, renamed to the same name."""
+        shutil.copy(source, self.folder / "new")
+        (self.folder / "new").replace(self.file)
+
+    def swap(self, source: Path) -> None:
+        """A link to a folder that is exchanged, as Kubernetes does."""
+        version = self.folder / f"..{next(numbers)}"
+        version.mkdir()
+        shutil.copy(source, version / "ca.pem")
+        # Neither size nor time tells them apart.
+        os.utime(version / "ca.pem", (0, 0))
+        link = self.folder / "..new"
+        link.symlink_to(version.name)
+        link.replace(self.folder / "..data")
+        if not self.file.is_symlink():
+            self.file.unlink(missing_ok=True)
+            self.file.symlink_to("..data/ca.pem")
+
+
+@pytest.mark.parametrize("way", ["write", "rename", "swap"])
+def test_an_authority_that_is_renewed_is_trusted_by_the_next_connect(
+    make_pool: MakePool,
+    with_tls: LocalServer,
+    authority: Authority,
+    stranger: Path,
+    tmp_path: Path,
+    way: str,
+) -> None:
+    trust = Trust(tmp_path)
+    renew = getattr(trust, way)
+    renew(stranger)
+    pool = make_pool(URL=with_tls.url, SSL_MODE="VERIFY_CA", SSL_CA=str(trust.file))
+    with pytest.raises(pymysql.err.OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
+        pool.connection()
+
+    renew(authority.ca)
+    assert cipher(pool)
+
+    renew(stranger)
+    assert cipher(pool)  # what is open stays
+    pool.reset()
+    with pytest.raises(pymysql.err.OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
+        pool.connection()
+
+
+def test_a_renewal_that_is_half_done_is_waited_for(
+    make_pool: MakePool, with_tls: LocalServer, authority: Authority, tmp_path: Path
+) -> None:
+    certificate, key = authority.issue("client")
+    files = tmp_path / "cert", tmp_path / "key"
+    for source, file in zip((certificate, key), files, strict=True):
+        shutil.copy(source, file)
+    settings = {"SSL_CERT": str(files[0]), "SSL_KEY": str(files[1])}
+    pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", **settings)
+    assert cipher(pool)
+    pool.reset()
+
+    certificate, key = authority.issue("client")
+    shutil.copy(certificate, files[0])
+    with ThreadPoolExecutor(1) as thread:
+        outcome = thread.submit(cipher, pool)
+        until(lambda: pool.stats().connecting)
+        shutil.copy(key, files[1])
+        assert outcome.result()
+
+
+def test_a_renewal_that_is_no_good_is_an_error_with_its_cause(
+    make_pool: MakePool,
+    with_tls: LocalServer,
+    authority: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flask_mysqlpool.certificates.RENEWAL", 0.05)
+    ca = tmp_path / "ca.pem"
+    shutil.copy(authority.ca, ca)
+    pool = make_pool(URL=with_tls.url, SSL_MODE="VERIFY_CA", SSL_CA=str(ca))
+    assert cipher(pool)
+    for spoil in (lambda: ca.write_text("-----BEGIN CERT"), ca.unlink):
+        spoil()
+        pool.reset()
+        with pytest.raises(
+            pymysql.err.OperationalError, match="SSL_CA.*cannot be"
+        ) as e:
+            pool.connection()
+        assert e.value.args[0] == 2026
+        assert isinstance(e.value.__cause__, OSError)
+    shutil.copy(authority.ca, ca)
+    assert cipher(pool)
+
+
+def test_a_key_that_is_encrypted_asks_nobody_for_its_password(
+    make_pool: MakePool, with_tls: LocalServer, authority: Authority, tmp_path: Path
+) -> None:
+    certificate, key = authority.issue("client")
+    encrypted = tmp_path / "key"
+    output = ["-out", str(encrypted), "-aes128", "-passout", "pass:secret"]
+    _openssl("rsa", "-in", str(key), *output)
+    settings = {"SSL_CERT": str(certificate), "SSL_KEY": str(encrypted)}
+    pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", **settings)
+
+    with pytest.raises(pymysql.err.OperationalError, match="2026.*SSL_KEY cannot be"):
+        pool.connection()
 
 
 def test_a_server_that_falls_silent_in_the_handshake_costs_no_more_than_the_deadline(
