@@ -310,7 +310,13 @@ MANNERS: dict[str, Sequence[Manner]] = {
             Manner(post, end, execute)
             for post in POSTS
             for end in BLOCKS
-            for execute in (plainly, stubbornly, once_more_after_a_conflict)
+            for execute in (plainly, stubbornly)
+        ),
+        # A statement alone: of a procedure that fails, a part may be done.
+        *(
+            Manner(post, end, once_more_after_a_conflict)
+            for post in (by_statements, by_trigger)
+            for end in BLOCKS
         ),
         *(Manner(by_committing, end) for end in (by_hand, in_block, in_retries)),
         *(Manner(by_committing, in_retries) for _ in range(4)),
