@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 from conftest import MakeServer
-from ledger import OPTIONS, Saboteur, keep_ledger
+from ledger import MANNERS, OPTIONS, Saboteur, keep_ledger
 
 
 @pytest.mark.timeout(280)
 def test_no_transfer_is_lost_doubled_or_halved_whatever_breaks(
     make_server: MakeServer,
 ) -> None:
-    figures = keep_ledger(make_server(options=OPTIONS), "ours", manners="by hand")
+    figures = keep_ledger(make_server(options=OPTIONS), "ours")
 
     print(figures)
     assert figures.damage == 0, figures
@@ -24,6 +24,8 @@ def test_no_transfer_is_lost_doubled_or_halved_whatever_breaks(
     assert 0 < figures.unknown_stored < figures.outcomes["unknown"], figures
     assert figures.errors["ConnectionLost 2006"] > 0, figures
     assert figures.errors["OperationalError 1213"] > 0, figures
+    assert figures.manners.keys() == {str(manner) for manner in MANNERS["all"]}
+    assert figures.repeated > 0, figures
 
 
 @pytest.mark.timeout(120)
