@@ -203,19 +203,27 @@ class PhysicalConnection(Link):
             # gone after the set-up, which a cleaned session ends with, too.
             self.write([*questions, *self._setup])
             answers = self.read_each(deadline)
-            settings = [""] * len(questions) + [setting for setting, _ in setup]
-            for answer, setting in zip(answers, settings, strict=True):
+            # First whether it is the right server: on others a set-up may fail.
+            self._judge_server(answers[: len(questions)])
+            for answer, (setting, _) in zip(
+                answers[len(questions) :], setup, strict=True
+            ):
                 if isinstance(answer, MySQLError):
                     _say_whose(answer, setting)
                     raise answer
-            [[role], *variables] = answers[: len(questions)]
-            self._role = role["role"]
-            self._check_target(variables)
             if self.is_replica and self.config.max_lag is not None:
                 self.check_lag(deadline)
         except BaseException:
             self.abandon()
             raise
+
+    def _judge_server(self, answers: list[Any]) -> None:
+        for answer in answers:
+            if isinstance(answer, MySQLError):
+                raise answer
+        [[role], *variables] = answers
+        self._role = role["role"]
+        self._check_target(variables)
 
     def _check_target(self, answers: list[Rows]) -> None:
         """Whether the server has the role that is wanted, by what it says."""

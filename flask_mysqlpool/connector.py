@@ -270,7 +270,9 @@ def _opened(connection: PhysicalConnection, deadline: float) -> PhysicalConnecti
     try:
         connection.open(deadline)
     except Exception as error:
-        failure = _failure(connection, error)
+        failure: BaseException = _failure(connection, error)
+    except BaseException as error:
+        failure = error.with_traceback(None)
     else:
         return connection
     raise failure

@@ -280,7 +280,9 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
             self.reported(error, code)
             return
         if self.lost is None:
-            self.is_disconnected = _tells_of_a_disconnect(error)
+            # By what happened, not by the number alone: a trigger may SIGNAL any.
+            told = _tells_of_a_disconnect(error)
+            self.is_disconnected = told and not self.is_alive()
             # A traceback would keep alive the frames that it went through, and with
             # them the handle, which could then never be found to have been dropped.
             self.lost = without_traceback(error)
