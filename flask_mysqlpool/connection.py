@@ -497,6 +497,10 @@ class PhysicalConnection(Link):
             self._transaction_ended()
         self.is_marked = False
 
+    def begin_savepoint(self, name: str) -> None:
+        """Begin an inner block; its savepoint is set before its first change."""
+        self.savepoints_due.append(name)
+
     def end_savepoint(self, name: str) -> bool:
         """End an inner block: what it has done is the outer one's.
 

@@ -236,6 +236,14 @@ class PooledConnection(_Face):
 
     # What talks to the server
 
+    def _do(self, name: str, *args: Any) -> Any:
+        """Call a method of the connection, alone in it."""
+        con = self._enter()
+        try:
+            return getattr(con, name)(*args)
+        finally:
+            self._leave()
+
     def _command(self, name: str, *args: Any) -> Any:
         """Call a method of PyMySQL that talks to the server."""
         con = self._enter()
@@ -262,20 +270,12 @@ class PooledConnection(_Face):
     def begin(self) -> None:
         """Begin a transaction."""
         self._refuse_in_block("begin()", "nest transaction(), for a savepoint")
-        con = self._enter()
-        try:
-            con.begin()
-        finally:
-            self._leave()
+        self._do("begin")
 
     def commit(self) -> None:
         """Make permanent what was done since the last commit or rollback."""
         self._refuse_in_block("commit()", "the end of the block commits")
-        con = self._enter()
-        try:
-            con.commit()
-        finally:
-            self._leave()
+        self._do("commit")
 
     def rollback(self) -> None:
         """Undo what was done since the last commit or rollback.
@@ -287,11 +287,7 @@ class PooledConnection(_Face):
         if self._con is None and not self._returned:
             return
         try:
-            con = self._enter()
-            try:
-                con.rollback()
-            finally:
-                self._leave()
+            self._do("rollback")
         except MySQLError:
             if not self._give_up():
                 raise
@@ -307,11 +303,15 @@ class PooledConnection(_Face):
     @property
     def block(self) -> Block | None:
         """The innermost block that it is in."""
-        con = self._con
-        if con is None or con.lost is not None or self._returned:
+        if any(map(_is_left, self.blocks)):
+            try:
+                if not self._returned:
+                    self._settle_blocks()
+            except MySQLError:
+                if self._con is not None and self._con.lost is None:
+                    raise
+            # On a connection that is lost, the server has rolled back.
             self._forget_what_was_left()
-        elif any(map(_is_left, self.blocks)):
-            self._settle_blocks()
         return self.blocks[-1]() if self.blocks else None
 
     def _settle_blocks(self) -> None:
@@ -342,30 +342,18 @@ class PooledConnection(_Face):
 
     def begin_block(self) -> None:
         """Begin a transaction that :meth:`commit` and :meth:`rollback` may not end."""
-        con = self._enter()
-        try:
-            con.refuse_open_transaction()
-        finally:
-            self._leave()
+        self._do("refuse_open_transaction")
         # With nothing uncommitted, there is nothing to tell of.
         self._give_up()
         try:
-            con = self._enter()
-            try:
-                con.begin_block()
-            finally:
-                self._leave()
+            self._do("begin_block")
         except MySQLError:
             self._give_up()
             raise
 
     def begin_savepoint(self, name: str) -> None:
         """Begin a block within the block; the server hears of it once it writes."""
-        con = self._enter()
-        try:
-            con.savepoints_due.append(name)
-        finally:
-            self._leave()
+        self._do("begin_savepoint", name)
 
     def block_is_open(self) -> bool:
         """Whether the transaction of the block can still go on.
@@ -377,37 +365,21 @@ class PooledConnection(_Face):
             return False
         if con.lost is not None:
             return True
-        con = self._enter()
-        try:
-            return con.block_is_open()
-        finally:
-            self._leave()
+        return self._do("block_is_open")  # type: ignore[no-any-return]
 
     def end_savepoint(self, name: str) -> bool:
         """End a block within the block; False if it is known to be of no avail."""
-        con = self._enter()
-        try:
-            return con.end_savepoint(name)
-        finally:
-            self._leave()
+        return self._do("end_savepoint", name)  # type: ignore[no-any-return]
 
     def undo_savepoint(self, name: str) -> None:
         """Undo what was done in a block within the block."""
         if self._returned or not self.open:
             return
-        con = self._enter()
-        try:
-            con.undo_savepoint(name)
-        finally:
-            self._leave()
+        self._do("undo_savepoint", name)
 
     def end_block(self) -> None:
         """End the block by a COMMIT."""
-        con = self._enter()
-        try:
-            con.commit_block()
-        finally:
-            self._leave()
+        self._do("commit_block")
 
     def undo_block(self) -> bool:
         """Undo the block; whether it is certain that nothing of it was committed.
@@ -419,7 +391,10 @@ class PooledConnection(_Face):
             return True
         try:
             if con.lost is None:
-                return self._undone()
+                try:
+                    return self._do("undo_block")  # type: ignore[no-any-return]
+                finally:
+                    self._give_up()
         except BaseException as failure:
             if con.lost is None:
                 con.lost = without_traceback(failure)
@@ -431,14 +406,6 @@ class PooledConnection(_Face):
         con.leave_block()
         self._give_up()
         return certain
-
-    def _undone(self) -> bool:
-        con = self._enter()
-        try:
-            return con.undo_block()
-        finally:
-            self._leave()
-            self._give_up()
 
     @property
     def changed(self) -> int:
@@ -644,16 +611,12 @@ def _is_left(reference: ref[Block]) -> bool:
     return block is None or block.is_over
 
 
-#: What is inside of a connection while it runs.
+#: What gets into a connection, and leaves it, and may be interrupted in between.
 _CALLS = frozenset(
     method.__code__
     for method in (
-        *(PooledConnection._command, PooledConnection.query, PooledConnection.begin),
-        *(PooledConnection.commit, PooledConnection.rollback),
-        *(PooledConnection._give_up, PooledConnection.begin_block),
-        *(PooledConnection.begin_savepoint, PooledConnection.block_is_open),
-        *(PooledConnection.end_savepoint, PooledConnection.undo_savepoint),
-        *(PooledConnection.end_block, PooledConnection._undone),
+        *(PooledConnection._do, PooledConnection._command, PooledConnection.query),
         *(PooledConnection._attached, PooledConnection._settle_blocks),
+        PooledConnection._give_up,
     )
 )

@@ -204,7 +204,7 @@ class TransactionBlock(ContextDecorator):
     def _roll_back(self, connection: PooledConnection) -> None:
         """Undo it; what cannot be undone alone is left to be undone with all."""
         innermost = connection.block
-        if not any(block() is self for block in connection.blocks):
+        if self not in [block() for block in connection.blocks]:
             # The outer one has ended before this one, and taken with it what there was.
             if not connection.blocks and not connection.returned:
                 connection.rollback()
