@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pymysql.err
 import pytest
 from conftest import MakeApp, extension
 from flask import Flask
+from pymysql.cursors import Cursor, SSCursor
 
 from flask_mysqlpool import (
     ConnectionLost,
@@ -221,6 +223,85 @@ def test_statements_that_end_transactions_work_by_themselves(undone: Flask) -> N
     execute(get_db(), "rollback")
 
     assert numbers() == [1]
+
+
+ENDS = [
+    *("BEGIN", "BEGIN WORK", "START TRANSACTION", "START TRANSACTION READ ONLY"),
+    "START TRANSACTION WITH CONSISTENT SNAPSHOT",
+    *("COMMIT", "COMMIT WORK", "COMMIT AND CHAIN", "COMMIT AND NO CHAIN NO RELEASE"),
+    *("ROLLBACK", "ROLLBACK WORK", "ROLLBACK AND CHAIN", "/* route='x' */ COMMIT"),
+    *("COMMIT -- done", "COMMIT # done", "-- x\nCOMMIT;", "commit/* x */work ; "),
+    *("SET autocommit = 0", "SET @@session.autocommit := ON", "SET LOCAL autocommit=1"),
+    *("SET NAMES utf8mb4, autocommit = 0", "SET autocommit = off, @a = 'x'"),
+    "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    *("SAVEPOINT s", "CREATE TEMPORARY TABLE tt (a INT)", "CALL nothing()"),
+    *("SELECT nope", "SELEC", "SET autocommit = 0, nope = 1", "DO 1", "USE test"),
+]
+METHODS: list[Callable[[PooledConnection], Any]] = [
+    lambda connection: connection.query("COMMIT"),
+    lambda connection: connection.query(b"ROLLBACK"),
+    lambda connection: connection.autocommit(True),
+    lambda connection: connection.autocommit(False),
+    lambda connection: connection.cursor(lambda c: Cursor(c)).execute("COMMIT"),  # type: ignore[call-overload]
+    lambda connection: connection.cursor(SSCursor).execute("BEGIN"),
+    lambda connection: connection.cursor().execute(bytearray(b"COMMIT")),  # type: ignore[call-overload]
+    lambda connection: connection.cursor().execute(5),  # type: ignore[call-overload]
+]
+
+
+def outcome(call: Callable[[], Any]) -> object:
+    try:
+        call()
+    except Exception as error:
+        is_servers = isinstance(error, pymysql.err.MySQLError)
+        return type(error), error.args[0] if is_servers else None
+    return "done"
+
+
+@pytest.mark.parametrize("first", ["DO 1", "BEGIN", "INSERT INTO t (a) VALUES (9)"])
+def test_what_works_without_it_works_within(
+    app: Flask, sql: Sql, table: str, first: str
+) -> None:
+    def run(call: Callable[[PooledConnection], Any]) -> list[object]:
+        with app.app_context():
+            connection = get_db()
+            return [
+                outcome(lambda: execute(connection, first)),
+                outcome(lambda: call(connection)),
+                outcome(lambda: execute(connection, "SELECT 1")),
+                outcome(connection.commit),
+                numbers(connection),
+            ]
+
+    calls = [partial(execute, statement=s) for s in ENDS] + METHODS
+    differ = []
+    for number, call in enumerate(calls):
+        without = run(call)
+        sql("DELETE FROM t")
+        with rolled_back(app):
+            within = run(call)
+        assert sql("SELECT * FROM t") == ()
+        if within != without:
+            differ.append(([*ENDS, *METHODS][number], without, within))
+
+    assert differ == []
+
+
+def test_what_concerns_the_next_transaction_alone_is_ignored(undone: Flask) -> None:
+    for isolation in ("TRANSACTION ISOLATION LEVEL READ COMMITTED", "@@tx_read_only=1"):
+        execute(get_db(), f"SET {isolation}")
+        insert(1)
+        get_db().commit()
+
+
+def test_what_was_committed_is_what_readers_see(make_app: MakeApp, table: str) -> None:
+    app = make_app(READERS="readers", BINDS={"readers": {"READ_ONLY": True}})
+    with rolled_back(app):
+        with app.app_context():
+            insert(1)
+            get_db().commit()
+        with app.app_context():
+            assert numbers(get_db(readonly=True)) == [1]
 
 
 def test_one_may_be_within_another(undone: Flask) -> None:

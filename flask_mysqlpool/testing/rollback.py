@@ -7,6 +7,7 @@ rollback goes back to the last one; at the end all of it is rolled back.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,16 +30,24 @@ from ..transaction import transaction
 #: For savepoints: of all checkouts, also where one is within another's block.
 _NUMBERS = count(1)
 
-#: What is written out for a method of the connection.
-_WRITTEN_OUT = {
-    b"begin": "begin",
-    b"begin work": "begin",
-    b"start transaction": "begin",
-    b"commit": "commit",
-    b"commit work": "commit",
-    b"rollback": "rollback",
-    b"rollback work": "rollback",
-}
+#: Statements that do what a method of the connection does, after :func:`bare`.
+_WRITTEN_OUT = re.compile(
+    rb"(?P<begin>begin(?: work)?|start transaction(?: (?:read|with) .*)?)"
+    rb"|(?P<ends>commit|rollback)(?: work)?(?P<chain> and chain| and no chain)?"
+    rb"(?: no release| release)?"
+    rb"|set (?:session |local |@@(?:(?:session|local) ?\. ?)?)?autocommit ?:?= ?"
+    rb"(?:(?P<on>1|on|true|default)|(?P<off>0|off|false))"
+    rb"|(?P<next>set (?:transaction (?:isolation|read) "
+    rb"|@@(?:transaction|tx)_(?:isolation|read_only) ?:?=).*)"
+)
+
+
+#: One of several variables that a statement sets.
+_AUTOCOMMIT = re.compile(
+    r"(,\s*)?(?:\b(?:session|local)\s+|@@(?:(?:session|local)\s*\.\s*)?|\b)autocommit"
+    r"\s*:?=\s*(?:(?P<on>1|on|true|default)|0|off|false)\b(?(1)|\s*,)",
+    re.IGNORECASE,
+)
 
 
 @contextmanager
@@ -47,7 +56,9 @@ def rolled_back(app: Flask) -> Iterator[None]:
 
     Every checkout within, of whatever thread, gets the same connection, one of each
     bind. What commits implicitly (DDL does) raises
-    :exc:`~flask_mysqlpool.TransactionError`; make tables before. What one of two
+    :exc:`~flask_mysqlpool.TransactionError`; make tables before. A bind that `READERS`
+    names has the connection of the pool that it reads for. ``READ ONLY`` and isolation
+    levels of single transactions are accepted, and ignored. What one of two
     checkouts that overlap rolls back includes what the other one has done meanwhile.
     Numbers that AUTO_INCREMENT has given are not given again.
     """
@@ -58,6 +69,10 @@ def rolled_back(app: Flask) -> Iterator[None]:
                 pools = state._pools
                 stack.callback(pools.__setitem__, bind, pools[bind])
                 pools[bind] = rehearsal
+            for bind, config in state.config.pools.items():
+                # What is not committed in truth, no other connection would see.
+                if config.readers is not None and config.readers != bind:
+                    state._pools[config.readers] = state._pools[bind]
         yield
 
 
@@ -191,11 +206,42 @@ class _Rehearsed(PooledConnection):
 
     def autocommit(self, value: bool) -> None:
         self._refuse_in_block("autocommit()", "call it before")
-        self.keep()
+        if value and not self._autocommit:
+            self.keep()
         self._autocommit = bool(value)
 
     def get_autocommit(self) -> bool:
         return self._autocommit
+
+    def written_out(self, statement: str | bytes) -> bool:
+        """Do what a method does, if the statement is one for that; False if not."""
+        plain = bare(statement)
+        found = _WRITTEN_OUT.fullmatch(plain)
+        if found is None:
+            is_set = plain.startswith(b"set ") and b"autocommit" in plain
+            return is_set and self._set_with_others(statement)
+        if found["begin"]:
+            self.begin()
+        elif ends := found["ends"]:
+            (self.commit if ends == b"commit" else self.rollback)()
+            self._begun = found["chain"] == b" and chain" or self._begun
+        elif found["next"]:
+            pass  # which the server would refuse in the one transaction that there is
+        else:
+            self.autocommit(bool(found["on"]))
+        return True
+
+    def _set_with_others(self, statement: str | bytes) -> bool:
+        text = statement if isinstance(statement, str) else bytes(statement).decode()
+        found = [*_AUTOCOMMIT.finditer(text)]
+        if len(found) != 1:
+            return False
+        super().query(text[: found[0].start()] + text[found[0].end() :])
+        self.autocommit(bool(found[0]["on"]))
+        return True
+
+    def query(self, sql: str | bytes, unbuffered: bool = False) -> int:
+        return 0 if self.written_out(sql) else super().query(sql, unbuffered)
 
     def cursor(self, cursor: Any = None) -> Any:
         made = super().cursor(cursor)
@@ -257,8 +303,7 @@ class _RehearsedCursor(Cursor):
     connection: Any
 
     def _query(self, q: str | bytes) -> int:
-        if name := _WRITTEN_OUT.get(bare(q)):
-            getattr(self.connection, name)()
+        if self.connection is not None and self.connection.written_out(q):
             return 0
         found: int = super()._query(q)  # type: ignore[misc]
         return found
