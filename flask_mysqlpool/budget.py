@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from os import getpid
 from typing import NamedTuple
 
 try:
@@ -25,6 +24,7 @@ except ImportError:  # Windows
 from .board import Board
 from .errors import PoolError
 from .files import open_shared
+from .process import process
 
 #: Seconds that the server has to notice that a process was killed, whose connection is
 #: one too many until then.
@@ -55,7 +55,7 @@ class _File:
         self._fds = [self._open()]
         #: The one in which all that is locked is locked.
         self._current = self._fds[0]
-        self._pid = getpid()
+        self._pid = process()
         #: What this process has locked. No lock of its own: a slot may be given back
         #: by a finalizer, and each step here is one atomic operation of a dict.
         self._locked: dict[int, object] = {}
@@ -107,14 +107,14 @@ class _File:
         return True
 
     def unlock(self, number: int) -> None:
-        if self._pid == getpid():
+        if self._pid == process():
             for fd in self._fds:
                 fcntl.lockf(fd, fcntl.LOCK_UN, 1, number)
             del self._locked[number]
 
     def give_back(self, number: int) -> None:
         """Unlock it after its connection was closed."""
-        if self._pid == getpid():
+        if self._pid == process():
             with suppress(OSError):
                 os.pwrite(self._fds[-1], _GIVEN_BACK, number)
             self.unlock(number)
@@ -150,12 +150,12 @@ class Budget:
 
     def come_back(self) -> None:
         """If somebody has removed the file, hold the same places in a new one."""
-        file = _FILES.get((self._path, getpid()))
+        file = _FILES.get((self._path, process()))
         if file is not None:
             file.come_back()
 
     def _file(self) -> _File:
-        key = self._path, getpid()
+        key = self._path, process()
         file = _FILES.get(key)
         if file is None:
             # If two threads come here at once, the one that loses leaves it open, too.

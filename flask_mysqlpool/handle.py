@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from os import getpid
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from weakref import ref
@@ -31,6 +30,7 @@ from .errors import (
 )
 from .leaks import Stack
 from .link import without_traceback
+from .process import process
 from .recording import Recorder
 from .residue import TRANSACTION
 
@@ -119,7 +119,7 @@ class PooledConnection(_Face):
     def _enter(self) -> PhysicalConnection:
         """Get into the connection, alone; whoever gets in must leave."""
         con = self._con
-        if con is not None and con.pid != getpid():
+        if con is not None and con.pid != process():
             con.abandon()
             raise self._refusal()
         if not self._guard.acquire(False):
@@ -192,7 +192,7 @@ class PooledConnection(_Face):
                 "this connection has been returned to the pool"
                 f" {self._pool.name!r}; check out another one"
             )
-        if self._con is not None and self._con.pid != getpid():
+        if self._con is not None and self._con.pid != process():
             return ConnectionShared(
                 "this connection was taken before the fork and belongs to the parent"
                 " process; take another one in the child"
@@ -212,7 +212,7 @@ class PooledConnection(_Face):
         if self._give_back() or already:
             return
         con, inside = self._con, self._inside
-        if con is None or con.pid != getpid():
+        if con is None or con.pid != process():
             self._con = None
         elif inside == threading.get_ident() or not self._is_in_use():
             # An interrupt hit when a thread was in and not yet sure to leave.
@@ -573,7 +573,7 @@ class PooledConnection(_Face):
         # The network is not allowed here: this may run in a thread that is in the
         # middle of something with the pool. At exit, modules have lost their imports.
         con = self._con
-        if con is not None and not at_exit() and con.pid == getpid():
+        if con is not None and not at_exit() and con.pid == process():
             message = f"{self!r} was never returned"
             self._con = None
             con.dropped_by = self.endpoint, self.stack

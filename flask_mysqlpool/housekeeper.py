@@ -11,9 +11,10 @@ import logging
 import queue
 import threading
 import time
-from os import getpid
 from typing import Protocol
 from weakref import ref
+
+from .process import process
 
 #: Seconds until the next round after one that failed.
 RECOVERY = 1.0
@@ -115,5 +116,5 @@ _OF_PROCESS: dict[tuple[str, int], Housekeeper] = {}
 
 def housekeeper(kind: str = "housekeeper") -> Housekeeper:
     """That of this process; its thread, locks and mail do not survive a fork."""
-    key = kind, getpid()
+    key = kind, process()
     return _OF_PROCESS.get(key) or _OF_PROCESS.setdefault(key, Housekeeper(kind))

@@ -22,7 +22,6 @@ import random
 import threading
 import time
 from contextvars import copy_context
-from os import getpid
 from typing import Any
 from weakref import ref
 
@@ -37,6 +36,7 @@ from .housekeeper import housekeeper
 from .inventory import Inventory
 from .liaison import Alone, Liaison
 from .link import SILENCE, NotAnswered, without_traceback
+from .process import process
 from .recording import Recorder, make_recorder
 from .stats import Observer
 from .waiters import Waiter
@@ -81,16 +81,16 @@ class Lender:
     def _begin(self) -> None:
         """Start with nothing, as the pool of this process."""
         self._inventory = Inventory(self.config)
-        self._pid = getpid()
+        self._pid = process()
 
     def _begin_in_child(self) -> None:
         """Leave everything to the parent process and start anew; there, do nothing."""
-        if self._pid == getpid():
+        if self._pid == process():
             return
         # The lock was inherited, perhaps held; this one belongs to the child, and
         # setdefault lets exactly one of several threads supply it.
-        with self._births.setdefault(getpid(), threading.Lock()):
-            if self._pid == getpid():
+        with self._births.setdefault(process(), threading.Lock()):
+            if self._pid == process():
                 return
             parents = self._inventory
             for con in parents.open():
@@ -121,7 +121,7 @@ class Lender:
 
     def lend(self, handle: PooledConnection, timeout: float | None = None) -> None:
         """Check a connection out for this handle; what :meth:`connection` does."""
-        if self._pid != getpid():
+        if self._pid != process():
             self._begin_in_child()
         started = monotonic()
         timeout = self.config.timeout if timeout is None else timeout
@@ -313,7 +313,7 @@ class Lender:
 
     def cache(self, con: PhysicalConnection) -> None:
         """Take a connection back. Never waits for the network; never raises."""
-        if con.pid != getpid():
+        if con.pid != process():
             con.abandon()
             return
         if self._inventory.lock._is_owned():

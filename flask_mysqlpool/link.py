@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import repeat
-from os import getpid
 from typing import Any
 
 import pymysql
@@ -22,6 +21,7 @@ from dbutils.steady_db import SteadyDBConnection
 from pymysql.constants import COMMAND, CR
 from pymysql.err import MySQLError, OperationalError
 
+from .process import process
 from .wire import bounded, dial, glance, watch
 
 #: The DB-API module that the pool is built on.
@@ -73,7 +73,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         #: Used by nobody but this process.
-        self.pid = getpid()
+        self.pid = process()
         #: The error that ended the session, once one has, and whether it says that the
         #: server went away, rather than that we lost patience with it.
         self.lost: BaseException | None = None
@@ -293,7 +293,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
 
     def _close(self) -> None:
         """Say goodbye, without waiting, and close. SteadyDB's close() calls this."""
-        if self.pid == getpid() and self.raw._sock is not None:
+        if self.pid == process() and self.raw._sock is not None:
             self._send([(COMMAND.COM_QUIT, b"")])
         self.abandon()
 
@@ -304,7 +304,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         if result is not None:
             # Otherwise its finalizer would go on reading.
             result.unbuffered_active = False
-        if self.pid == getpid():
+        if self.pid == process():
             raw._force_close()
         elif raw._sock is not None:
             # A thread of the parent may have been reading at the fork. Here it will

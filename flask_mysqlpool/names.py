@@ -11,8 +11,9 @@ import _thread
 import socket
 import threading
 import time
-from os import getpid
 from typing import Any
+
+from .process import process
 
 #: The most look-ups at once, those included that were given up and still hang.
 MOST = 16
@@ -64,22 +65,22 @@ def addresses(host: str, port: int, deadline: float) -> _Addresses:
         except (OSError, ValueError):
             continue
         return [(family, socket.SOCK_STREAM, 0, "", (host, port))]
-    process = _processes.setdefault(getpid(), _Process())
+    own = _processes.setdefault(process(), _Process())
     place = host, port
-    look_up = process.under_way.get(place)
+    look_up = own.under_way.get(place)
     if look_up is None or look_up.done.is_set():
-        if not process.slots.acquire(timeout=_left(deadline)):
+        if not own.slots.acquire(timeout=_left(deadline)):
             raise TimeoutError(f"timed out: {MOST} look-ups of names hang")
-        look_up = process.under_way[place] = _LookUp(host, port)
+        look_up = own.under_way[place] = _LookUp(host, port)
         try:
-            _thread.start_new_thread(look_up.run, (process.slots,))
+            _thread.start_new_thread(look_up.run, (own.slots,))
         except BaseException:
-            process.slots.release()
-            process.under_way.pop(place, None)
+            own.slots.release()
+            own.under_way.pop(place, None)
             raise
     done = look_up.done.wait(_left(deadline))
-    if process.under_way.get(place) is look_up:
-        process.under_way.pop(place, None)
+    if own.under_way.get(place) is look_up:
+        own.under_way.pop(place, None)
     if not done:
         raise TimeoutError("timed out: the look-up of the name hangs")
     if look_up.error is not None:

@@ -9,7 +9,6 @@ import atexit
 import logging
 import os
 import time
-from os import getpid
 from weakref import WeakSet
 
 from dbutils.pooled_db import PooledDB
@@ -22,6 +21,7 @@ from .inventory import Errand
 from .leaks import stack
 from .lending import Lender
 from .link import DRIVER
+from .process import process
 from .stats import ConnectionStats, PoolStats
 
 monotonic = time.monotonic
@@ -239,7 +239,7 @@ def _after_fork() -> None:
 def _at_exit() -> None:
     """Say goodbye to the server, where the process ends in a way that allows it."""
     for pool in list(_POOLS):
-        if pool._pid == getpid():
+        if pool._pid == process():
             pool.close()
 
 

@@ -21,6 +21,7 @@ from .budget import Budget, Claim, fair_shares
 from .housekeeper import housekeeper
 from .past import site
 from .pool import Pool
+from .process import process
 from .stats import ConnectionStats, PoolStats
 
 #: Seconds between two rounds: while something changes, and while nothing does.
@@ -83,7 +84,8 @@ class Presence:
         self._problem = ""
         self._limit = self._pool.config.max_size
         self._about["site"] = site()
-        self._pid = self._about["pid"] = getpid()
+        self._about["pid"] = getpid()
+        self._pid = process()
 
     # What the pool calls
 
@@ -99,7 +101,7 @@ class Presence:
         """
         if self._silent:
             return
-        if self._pid != getpid():
+        if self._pid != process():
             self._sheet.let_go()
             self._begin()
         if not self._attended:
@@ -240,7 +242,7 @@ class Presence:
     def closed(self) -> None:
         """Take the pool off the board."""
         self._withdrawn = True
-        if self._pid == getpid() and not self._silent:
+        if self._pid == process() and not self._silent:
             # What was counted since the last round would be missing for ever.
             self._try_publish(self._pool.stats())
             self._sheet.withdraw()

@@ -12,9 +12,10 @@ import flask_mysqlpool
 PACKAGE = Path(flask_mysqlpool.__file__).parent
 
 MAY_IMPORT: dict[str, set[str]] = {
+    "process": set(),
     "errors": set(),
     "stats": set(),
-    "housekeeper": set(),
+    "housekeeper": {"process"},
     "waiters": {"errors"},
     "convert": set(),
     "hints": set(),
@@ -26,15 +27,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recording": {"config", "leaks"},
     "lexer": set(),
     "residue": {"lexer"},
-    "names": set(),
+    "names": {"process"},
     "wire": {"names"},
-    "link": {"wire"},
+    "link": {"process", "wire"},
     "connection": {"errors", "config", "leaks", "link", "residue", "stats"},
     "tls": set(),
     "certificates": {"config", "tls"},
     "connector": {"certificates", "config", "connection", "hosts", "link", "wire"},
     "cursors": {"errors", "lexer", "link"},
     "handle": {
+        "process",
         "errors",
         "connection",
         "cursors",
@@ -48,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reports": {"errors", "connection", "inventory", "leaks", "link", "stats"},
     "liaison": {"errors", "config"},
     "lending": {
+        "process",
         "errors",
         "config",
         "connection",
@@ -64,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "waiters",
     },
     "pool": {
+        "process",
         "config",
         "connection",
         "handle",
@@ -81,8 +85,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "past": set(),
     "board": {"files", "past"},
-    "budget": {"errors", "board", "files"},
-    "presence": {"board", "budget", "housekeeper", "past", "pool", "stats"},
+    "budget": {"process", "errors", "board", "files"},
+    "presence": {"process", "board", "budget", "housekeeper", "past", "pool", "stats"},
     "fleet": {"board", "past"},
     "server": {"config", "connection", "connector"},
     "check": {"config", "fleet", "server"},
@@ -208,7 +212,7 @@ def test_the_monitor_knows_what_is_published_and_no_pool() -> None:
     modules = {path.stem for path in (PACKAGE / "monitor").glob("*.py")}
     ours = {name for module in modules for name in imports(f"monitor/{module}")[0]}
 
-    assert ours - modules <= {"config", "fleet", "server", "stats"}
+    assert ours - modules <= {"config", "fleet", "process", "server", "stats"}
 
 
 def test_nothing_imports_the_monitor() -> None:

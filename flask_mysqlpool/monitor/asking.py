@@ -6,12 +6,12 @@ import re
 import threading
 import time
 from dataclasses import dataclass, replace
-from os import getpid
 from typing import Any
 
 from pymysql.err import MySQLError
 
 from ..config import PoolConfig
+from ..process import process
 from ..server import ServerReport, Thread, connect_to
 
 #: Seconds that a connect may take, and each of a few answers.
@@ -48,13 +48,13 @@ class Asker:
         self._begin()
 
     def _begin(self) -> None:
-        self._pid = getpid()
+        self._pid = process()
         self._turn = threading.Lock()
         self._last = NOT_ASKED
 
     def answer(self, may_ask: bool = True) -> Answer:
         """The last answer, or a new one if that is old and nobody else asks now."""
-        if self._pid != getpid():
+        if self._pid != process():
             self._begin()
         last = self._last
         is_good = time.monotonic() < last.good_until

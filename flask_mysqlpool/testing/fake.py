@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from os import getpid
 from types import TracebackType
 from typing import Any
 
 from ..config import PoolConfig
 from ..lending import monotonic
 from ..pool import Pool
+from ..process import process
 from ..stats import Times
 
 
@@ -50,7 +50,7 @@ class FakeConnection:
     def __init__(self, pool: FakePool, number: int) -> None:
         self.config = pool.config
         self.number = number
-        self.pid = getpid()
+        self.pid = process()
         self.lost: BaseException | None = None
         self.dropped_by: Any = None
         self.is_demoted = self.is_suspect = self.is_replica = False
