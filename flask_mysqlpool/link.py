@@ -45,6 +45,9 @@ REST = 0.05
 #: Where the readers of sockets are told that their sockets are.
 _ORIGIN = 1 << 40
 
+#: Seconds that a server may take to close a connection after saying that it will.
+CLOSING = 0.1
+
 #: Readers of sockets that belong to a parent process, kept from being finalized.
 _INHERITED: list[Any] = []
 
@@ -280,13 +283,19 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
             self.reported(error, code)
             return
         if self.lost is None:
-            # By what happened, not by the number alone: a trigger may SIGNAL any.
             told = _tells_of_a_disconnect(error)
-            self.is_disconnected = told and not self.is_alive()
+            self.is_disconnected = told and self._is_closing()
             # A traceback would keep alive the frames that it went through, and with
             # them the handle, which could then never be found to have been dropped.
             self.lost = without_traceback(error)
         self.abandon()
+
+    def _is_closing(self) -> bool:
+        """Whether the server closes the connection, as its error says.
+
+        A trigger may SIGNAL the same numbers. A server that means it does so at once.
+        """
+        return self.raw._sock is None or bool(self._readable(CLOSING * 1000))
 
     def reported(self, error: MySQLError, code: Any) -> None:
         """Note an error that the server reported, and that leaves the two in step."""
