@@ -18,11 +18,11 @@ from typing import Any
 
 import pymysql
 from dbutils.steady_db import SteadyDBConnection
-from pymysql.constants import COMMAND, CR
+from pymysql.constants import COMMAND, CR, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .process import process
-from .wire import bounded, dial, glance, watch
+from .wire import bounded, dial, glance, time_left, watch
 
 #: The DB-API module that the pool is built on.
 DRIVER = pymysql
@@ -196,11 +196,29 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
                 while self.unanswered and (
                     self._position() != _ORIGIN or self._readable(deadline)
                 ):
-                    self._answers.append(self._read_answer())
+                    raw._sock.settimeout(time_left(to_the_end))
+                    done = self._read_ok()
+                    self._answers.append([] if done else self._read_answer())
                     self.unanswered -= 1
         finally:
             raw.use_unicode, raw.decoders = conversions
         raw._result = None
+
+    def _read_ok(self) -> bool:
+        """Read the next packet if it is all here and a plain OK, as almost all are."""
+        raw = self.raw
+        # An OK that has changed no rows: length, number; 0, 0, 0, status, warnings.
+        packet = raw._rfile.peek()
+        size = int.from_bytes(packet[:3], "little")
+        if size < 7 or len(packet) < size + 4 or packet[3:7] != b"\1\0\0\0":
+            return False
+        status = packet[7] | packet[8] << 8
+        if status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS:
+            return False
+        raw._rfile.read1(size + 4)
+        raw.server_status = status
+        raw._next_seq_id = 2
+        return True
 
     def _read_answer(self) -> Rows | MySQLError:
         raw = self.raw
