@@ -129,6 +129,15 @@ def _may_be_in_transaction(status: int) -> bool:
     return bool(status & _IN_TRANSACTION or not status & _AUTOCOMMIT)
 
 
+class Writes:
+    """Whether a statement was sent that may have changed rows, for one purpose."""
+
+    __slots__ = ("sent",)
+
+    def __init__(self) -> None:
+        self.sent = False
+
+
 class PhysicalConnection(Link):
     """One session with the server, and what its pool has to remember about it."""
 
@@ -164,10 +173,13 @@ class PhysicalConnection(Link):
         # What is known of the session.
         #: What its borrower may have left in it.
         self.residue = NONE
-        #: Whether rows were changed since the last clean-up.
-        self.has_written = False
+        #: Where to note that its borrower may have changed rows.
+        self.writes = Writes()
         #: Rows that the open transaction has changed, and how many were ended so far.
         self.changed = self.transactions = 0
+        #: Whether it may have changed more than the server says: with rows for answer,
+        #: or in stored code.
+        self.may_have_changed = False
         #: Which of them a block is; None outside of blocks.
         self.block: int | None = None
         #: Savepoints of inner blocks, to be set before the next statement that writes.
@@ -285,6 +297,8 @@ class PhysicalConnection(Link):
         if self.block is not None:
             self._prepare_in_block(left)
         self.residue |= left
+        if left & WRITES:
+            self.writes.sent = True
         try:
             affected: int = raw.query(statement, unbuffered)
         except BaseException as error:
@@ -292,15 +306,17 @@ class PhysicalConnection(Link):
             raise
         if not raw._result.field_count:
             self._note_change(affected, more=raw._result.has_next)
-        elif left & RUNS_CODE:
-            self.is_unknown = True  # rows tell nothing of the transaction
+            self.may_have_changed |= bool(left & MAY_END)
+        elif left & WRITES:
+            self.is_unknown |= bool(left & RUNS_CODE)  # rows tell nothing of it
+            self.may_have_changed = True
+            if not unbuffered and b"RETURNING" in statement.upper():
+                self.changed += affected
         return affected
 
     def _note_change(self, rows: int, more: bool) -> None:
         """Note an OK, which tells whether the session is in a transaction now."""
         self.is_unknown = False
-        if rows:
-            self.has_written = True
         if self.raw.server_status & _IN_TRANSACTION:
             self.changed += rows
             return
@@ -337,6 +353,12 @@ class PhysicalConnection(Link):
                 raise
 
     # Transactions
+
+    @property
+    def has_uncommitted_writes(self) -> bool:
+        """Whether a transaction may be open that may have changed rows."""
+        changed = self.may_have_changed or self.changed > 0
+        return changed and _may_be_in_transaction(self.raw.server_status)
 
     def is_in_transaction(self) -> bool:
         """Whether a transaction is open that has done more than to read."""
@@ -421,7 +443,7 @@ class PhysicalConnection(Link):
     def forget_changes(self) -> None:
         """Take nothing to be uncommitted any more."""
         self.residue &= ~TRANSACTIONS
-        self.changed = 0
+        self.changed, self.may_have_changed = 0, False
 
     # Blocks
 
@@ -639,7 +661,7 @@ class PhysicalConnection(Link):
         """
         raw = self.raw
         left, self.residue = self.residue, NONE
-        self.changed, self.has_written = 0, False
+        self.changed, self.may_have_changed = 0, False
         self.leave_block()
         unknown, self.is_unknown, self.ask_first = self.is_unknown, False, False
         result = raw._result

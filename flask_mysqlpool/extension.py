@@ -20,7 +20,7 @@ from .handle import PooledConnection
 from .health import Health, examine
 from .pool import Pool
 from .recording import RecordedQuery
-from .state import QUERIES_IN_G, State, app_context, endpoint_of, request_context
+from .state import QUERIES_IN_G, State, app_context
 from .stats import PoolStats
 from .transaction import TransactionBlock, run_in_transaction
 
@@ -126,10 +126,9 @@ class MySQLPool:
         state = self._state(app)
         if readonly:
             bind = state.readers(bind) or bind
-        endpoint = None
         if app is None:
-            endpoint = endpoint_of(app_context(), request_context())
-        return state.pool(bind).connection(timeout=timeout, endpoint=endpoint)
+            return state.connection(bind, timeout)
+        return state.pool(bind).connection(timeout=timeout)
 
     def transaction(
         self, bind: str = "default", *, app: Flask | None = None

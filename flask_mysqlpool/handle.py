@@ -20,7 +20,7 @@ from pymysql.cursors import Cursor
 from pymysql.err import MySQLError
 
 from . import cursors
-from .connection import OWN, PhysicalConnection
+from .connection import OWN, PhysicalConnection, Writes
 from .errors import (
     ConnectionLost,
     ConnectionReturned,
@@ -92,6 +92,7 @@ class PooledConnection(_Face):
         "endpoint",
         "savepoint",
         "stack",
+        "writes",
     )
 
     def __init__(self, pool: _Pool, endpoint: str | None = None) -> None:
@@ -106,6 +107,8 @@ class PooledConnection(_Face):
         self._result: Any = None
         #: For :meth:`cursor`, if it was set.
         self._cursorclass: Any = None
+        #: Where to note that something may have changed rows.
+        self.writes = Writes()
         #: What the connection was taken for, as status shows it.
         self.endpoint = endpoint
         #: Where it was taken, if that is asked for.
@@ -409,13 +412,19 @@ class PooledConnection(_Face):
 
     @property
     def changed(self) -> int:
-        """Rows that the open transaction has changed."""
+        """Rows that the open transaction has changed, as far as the server says so."""
         return self._con.changed if self._con and self._con.lost is None else 0
 
     @property
     def commit_unknown(self) -> bool:
         """Whether a COMMIT was sent, and it was not answered what came of it."""
         return self._con is not None and self._con.commit_unknown
+
+    @property
+    def has_uncommitted_writes(self) -> bool:
+        """Whether a transaction may be open that may have changed rows."""
+        con = self._con
+        return con is not None and con.lost is None and con.has_uncommitted_writes
 
     @property
     def given_up(self) -> bool:
@@ -518,9 +527,15 @@ class PooledConnection(_Face):
 
     @property
     def may_have_written(self) -> bool:
-        """Whether more than reading was done since the checkout."""
+        """Whether more than reading was done by what it was taken for."""
         con = self._con
-        return con is not None and (con.has_written or bool(con.residue & TRANSACTION))
+        return self.writes.sent or (con is not None and bool(con.residue & TRANSACTION))
+
+    def note_writes_in(self, writes: Writes) -> None:
+        """Share with other handles the note that something may have changed rows."""
+        self.writes = writes
+        if self._con is not None:
+            self._con.writes = writes
 
     @property
     def holder(self) -> int | None:

@@ -162,6 +162,7 @@ class Lender:
         con.uses += 1
         con.since = max(con.since, started)
         con.holder = threading.get_ident()
+        con.writes = handle.writes
         handle._con = con
         if started >= self.news_from:
             self.tell()

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +27,7 @@ from . import signals
 from .backends import make_pool
 from .board import Board
 from .config import AppConfig, PoolConfig
+from .connection import Writes
 from .errors import ConfigError
 from .handle import PooledConnection
 from .pool import Pool
@@ -52,6 +53,8 @@ class _Held(dict[str, PooledConnection]):
     def __init__(self) -> None:
         super().__init__()
         self.lock = threading.Lock()
+        #: Whether it has written, by bind: on whatever connection, returned or lost.
+        self.writes: defaultdict[str, Writes] = defaultdict(Writes)
 
 
 class State:
@@ -127,8 +130,12 @@ class State:
         readers = self.readers(bind)
         if readers is None:
             return bind
-        own = self._held().get(bind)
-        return bind if own is not None and own.may_have_written else readers
+        held = self._all_held(app_context()).get(request_context())
+        if held is None:
+            return readers
+        own = held.get(bind)
+        written = held.writes[bind].sent or (own is not None and own.may_have_written)
+        return bind if written else readers
 
     def readers(self, bind: str) -> str | None:
         """What ``READERS`` of this bind says."""
@@ -137,14 +144,12 @@ class State:
 
     def get_db(self, bind: str) -> PooledConnection:
         context, key = app_context(), request_context()
-        all_held = self._all_held(context)
-        held = all_held.get(key)
-        if held is None:
-            held = all_held.setdefault(key, _Held())
+        held = self._held_by(context, key)
         connection = held.get(bind)
         if connection is not None and not connection.returned:
             return connection
         taken = self.pool(bind).connection(endpoint=endpoint_of(context, key))
+        taken.note_writes_in(held.writes[bind])
         with held.lock:
             connection = held.get(bind)
             if connection is None or connection.returned:
@@ -161,6 +166,19 @@ class State:
         late = self._late.setdefault(threading.get_ident(), [])
         late.append(connection)
         flask.signals.appcontext_popped.connect(self.release_late, self._app)
+
+    def connection(self, bind: str, timeout: float | None) -> PooledConnection:
+        """Check out a connection of its own for something in the current request."""
+        context, key = app_context(), request_context()
+        endpoint = endpoint_of(context, key)
+        taken = self.pool(bind).connection(timeout=timeout, endpoint=endpoint)
+        taken.note_writes_in(self._held_by(context, key).writes[bind])
+        return taken
+
+    def _held_by(self, context: AppContext, key: Any) -> _Held:
+        all_held = self._all_held(context)
+        held = all_held.get(key)
+        return all_held.setdefault(key, _Held()) if held is None else held
 
     def close_db(self, bind: str | None) -> None:
         held = self._held()
@@ -234,7 +252,7 @@ def _release(
 ) -> None:
     for connection in held:
         try:
-            if connection.changed and error is None:
+            if connection.has_uncommitted_writes and error is None:
                 _warn_of_rollback(connection)
             connection.close()
         except Exception as refused:
@@ -244,11 +262,12 @@ def _release(
 def _warn_of_rollback(connection: PooledConnection) -> None:
     app = app_context().app
     if app.debug:
+        rows = connection.changed
         app.logger.warning(
-            "%s changed %d rows and did not commit: they are rolled back; call"
-            " commit(), or use 'with db.transaction():'",
+            "%s %s and did not commit: they are rolled back; call commit(), or use"
+            " 'with db.transaction():'",
             connection.endpoint or "outside of a request, something",
-            connection.changed,
+            f"changed {rows} rows" if rows else "may have changed rows",
         )
 
 

@@ -93,6 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tables": {"check"},
     "cli": {"check", "config", "convert", "fleet", "server", "tables"},
     "state": {
+        "connection",
         "errors",
         "config",
         "stats",

@@ -181,6 +181,7 @@ class _Rehearsed(PooledConnection):
 
     def _enter(self) -> PhysicalConnection:
         con = super()._enter()
+        con.writes = self.writes
         self._stage.turn.acquire()
         self._inside_turn = True
         if not self._autocommit:
