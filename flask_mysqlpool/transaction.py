@@ -171,8 +171,14 @@ class TransactionBlock(ContextDecorator):
                 connection.end_block()
         except BaseException as error:
             unknown = connection.commit_unknown and isinstance(error, Exception)
-            self._undo(error)
-            if unknown and not self._savepoint:
+            unknown = unknown and not self._savepoint
+            try:
+                self._undo(error)
+            except MySQLError:
+                # A node outside of its cluster refuses even a ROLLBACK.
+                if not unknown:
+                    raise
+            if unknown:
                 said = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
                 why = _SERVER_LOST_IT if said else _CONNECTION_LOST
                 raise CommitUnknown(

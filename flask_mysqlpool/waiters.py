@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -75,7 +76,8 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
 
     def join(self, waiter: Waiter[T]) -> None:
         """Stand in line: behind all that came earlier, in front of all others."""
-        last, first = next(reversed(self), waiter), next(iter(self), waiter)
+        [last] = self._look(1, reversed) or [waiter]
+        [first] = self._look(1) or [waiter]
         self[waiter] = None
         if last.since <= waiter.since:
             return
@@ -89,8 +91,15 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
 
     def first(self, count: int) -> tuple[Waiter[T], ...]:
         """The first of the line, in order."""
-        # A copy in one step, for a signal handler may change the line at any other.
-        return tuple(islice(self, count))
+        return self._look(count)
+
+    def _look(
+        self, count: int, direction: Callable[..., Iterator[Waiter[T]]] = iter
+    ) -> tuple[Waiter[T], ...]:
+        """Copy one end of the line, again if a signal handler changes it meanwhile."""
+        while True:
+            with suppress(RuntimeError):
+                return tuple(islice(direction(self), count))
 
     def leave(self, waiter: Waiter[T]) -> bool:
         """Give up; False if it was not in line any more."""

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 from weakref import ref
+
+import pytest
 
 from flask_mysqlpool.waiters import Waiter, WaiterQueue
 
@@ -39,6 +44,26 @@ def test_who_came_first_is_served_first() -> None:
         ("a", OWNER),
         ("b", OWNER),
     ]
+
+
+def test_a_line_that_a_signal_handler_changes_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second, third = (came_at(since) for since in (1, 2, 3))
+    queue = line(first, second)
+    handlers = [lambda: queue.leave(first)]
+
+    def interrupted(line: Iterator[Any], count: int) -> Iterator[Any]:
+        while handlers:
+            handlers.pop()()
+        return islice(line, count)
+
+    monkeypatch.setattr("flask_mysqlpool.waiters.islice", interrupted)
+
+    assert queue.first(2) == (second,)
+    handlers.append(lambda: queue.leave(second))
+    queue.join(third)
+    assert tuple(queue) == (third,)
 
 
 def test_who_has_left_is_passed_over() -> None:
