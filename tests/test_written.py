@@ -180,3 +180,31 @@ def test_rows_that_are_read_one_by_one_are_told_too(
 
     [message] = caplog.messages
     assert "may have changed rows and did not commit" in message
+
+
+@pytest.mark.parametrize("way", ["CALL watch()", "EXECUTE watch"])
+def test_no_statement_of_a_borrower_can_be_read_by_the_next(
+    make_app: MakeApp, sql: Callable[..., Any], engine: str, table: str, way: str
+) -> None:
+    watch = {
+        "mariadb": ("SET profiling = 1", "SHOW PROFILES"),
+        "mysql": (
+            "SET optimizer_trace = 'enabled=on'",
+            "SELECT query FROM information_schema.optimizer_trace",
+        ),
+    }
+    switch, read = watch[engine]
+    sql("DROP PROCEDURE IF EXISTS watch")
+    sql(f"CREATE PROCEDURE watch() {switch}")
+    app = make_app(MAX_SIZE=1)
+    with app.app_context():
+        thread = get_db().thread_id()
+        if way.startswith("EXECUTE"):
+            run(f'PREPARE watch FROM "{switch}"')
+        run(way)
+        run("SELECT 'card 4111' FROM t")
+    with app.app_context(), get_db().cursor() as cursor:
+        cursor.execute(read)
+        assert "4111" not in repr(cursor.fetchall())
+        assert get_db().thread_id() == thread
+    sql("DROP PROCEDURE watch")
