@@ -22,6 +22,8 @@ from .config import PoolConfig
 from .errors import TransactionError
 from .leaks import Stack
 from .link import LOST, Link, Rows
+from .login import NO_PROFILES, Login
+from .login import questions as login_questions
 from .residue import (
     BEYOND_ROLLBACK,
     ELSEWHERE,
@@ -86,7 +88,8 @@ _READ_ONLY_IF = "read_only", "super_read_only", "innodb_read_only"
 _VARIABLES = b"SHOW GLOBAL VARIABLES WHERE Variable_name IN ('%s')" % b"', '".join(
     [*(name.encode() for name in _READ_ONLY_IF), b"wsrep_on", b"version"]
 )
-_ROLE = b"SELECT HEX(CURRENT_ROLE()) AS role"
+#: Makes FOUND_ROWS() what it is in a new session.
+_NOTHING_FOUND = b"SELECT 1 FROM DUAL WHERE FALSE"
 _STATUS = b"SHOW GLOBAL STATUS WHERE Variable_name = 'wsrep_ready'"
 _ABOUT_ROLE = [(COMMAND.COM_QUERY, _VARIABLES), (COMMAND.COM_QUERY, _STATUS)]
 
@@ -120,12 +123,6 @@ def _query(statement: bytes) -> tuple[int, bytes]:
 
 # What has a server forget the texts of statements, which a reset of the session does
 # not: MariaDB's profiles and MySQL's optimizer traces.
-_FORGET_ON_MARIADB = [
-    _query(b"SET profiling = 1, profiling_history_size = 0"),
-    _query(b"DO 0"),
-    _query(b"SET profiling = DEFAULT, profiling_history_size = DEFAULT"),
-]
-_FORGET_ON_MYSQL = [_query(b"SET optimizer_trace_offset = DEFAULT")]
 
 
 def _say_whose(error: MySQLError, setting: str) -> None:
@@ -181,6 +178,8 @@ class PhysicalConnection(Link):
         #: Which kind it is of those that :mod:`.residue` knows.
         self._server = SEVERAL
         # What is known of the session.
+        #: What its login made of it.
+        self.login = Login()
         #: What its borrower may have left in it.
         self.residue = NONE
         #: Where to note that its borrower may have changed rows.
@@ -206,46 +205,61 @@ class PhysicalConnection(Link):
         self.commit_unknown = False
         super().__init__(arguments)
 
-    def open(self, deadline: float) -> None:
-        """Connect and set the session up; see :meth:`Connector.connect`."""
+    def open(self, deadline: float, thorough: bool = True) -> None:
+        """Connect and set the session up; see :meth:`Connector.connect`.
+
+        ``thorough`` asks for everything that the login made of the session, not just
+        for the usual.
+        """
         try:
             self.establish(deadline)
             raw = self.raw
-            several = raw.client_flag & CLIENT.MULTI_STATEMENTS
-            self._server = server_of(raw.server_version) | (SEVERAL if several else 0)
-            setup = self._statements_for_setup()
-            self._setup = [_query(text.encode(raw.encoding)) for _, text in setup]
             self._charset = raw.charset, raw.encoding, raw.collation
             raw.autocommit_mode = self.config.autocommit
-            questions = [_query(_ROLE)]
-            # One of several may be an outcast of its cluster, and open to everybody.
-            if self.config.target != "any" or len(self.config.places) > 1:
-                questions += _ABOUT_ROLE
-            # The questions come first: what they leave (FOUND_ROWS(), ROW_COUNT()) is
-            # gone after the set-up, which a cleaned session ends with, too.
-            self.write([*questions, *self._setup])
-            answers = self.read_each(deadline)
-            # First whether it is the right server: on others a set-up may fail.
-            self._judge_server(answers[: len(questions)])
-            for answer, (setting, _) in zip(
-                answers[len(questions) :], setup, strict=True
-            ):
-                if isinstance(answer, MySQLError):
-                    _say_whose(answer, setting)
-                    raise answer
+            self._check_target(self._set_up(deadline, thorough))
             if self.is_replica and self.config.max_lag is not None:
                 self.check_lag(deadline)
         except BaseException:
             self.abandon()
             raise
 
-    def _judge_server(self, answers: list[Any]) -> None:
-        for answer in answers:
+    def _set_up(self, deadline: float, thorough: bool) -> list[Rows]:
+        """Ask what the login made of the session, and set it up.
+
+        Returns what the server says of its role, if that is asked.
+        """
+        raw, config = self.raw, self.config
+        several = raw.client_flag & CLIENT.MULTI_STATEMENTS
+        self._server = server_of(raw.server_version) | (SEVERAL if several else 0)
+        self._is_mariadb = "MariaDB" in raw.server_version
+        setup = self._statements_for_setup()
+        statements = [text.encode(raw.encoding) for _, text in setup]
+        questions = [*map(_query, login_questions(self._is_mariadb, thorough))]
+        if config.reset_session == "transaction" or config.backend == "null":
+            questions = []
+        about_login = len(questions)
+        # A Galera node outside of its cluster still accepts connections: ask it.
+        if config.target != "any" or len(config.places) > 1:
+            questions += _ABOUT_ROLE
+        # The questions come first: what they leave, as ROW_COUNT(), is gone after the
+        # set-up, which is what the cleaning of a session ends with, too.
+        questions.append(_query(_NOTHING_FOUND))
+        self.write([*questions, *map(_query, statements)])
+        answers = self.read_each(deadline)
+        if about_login:
+            # An error of the account comes again, with the set-up.
+            role, differences = answers[:about_login]
+            self.login = Login(role, differences, thorough)
+        #: What follows a reset.
+        if not self._is_mariadb:
+            statements[0] += self.login.no_traces()
+        self._setup = [_query(statement) for statement in statements]
+        settings = [""] * (len(questions) - about_login) + [name for name, _ in setup]
+        for answer, setting in zip(answers[about_login:], settings, strict=True):
             if isinstance(answer, MySQLError):
+                _say_whose(answer, setting)
                 raise answer
-        [[role], *variables] = answers
-        self._role = role["role"]
-        self._check_target(variables)
+        return answers[about_login : len(questions)]
 
     def _check_target(self, answers: list[Rows]) -> None:
         """Whether the server has the role that is wanted, by what it says."""
@@ -314,8 +328,11 @@ class PhysicalConnection(Link):
         except BaseException as error:
             self.failed(error)
             raise
-        if not raw._result.field_count:
-            self._note_change(affected, more=raw._result.has_next)
+        result = raw._result
+        if result.warning_count:
+            self.residue |= SESSION
+        if not result.field_count:
+            self._note_change(affected, more=result.has_next)
             self.may_have_changed |= bool(left & MAY_END)
         elif left & WRITES:
             self.is_unknown |= bool(left & RUNS_CODE)  # rows tell nothing of it
@@ -354,6 +371,9 @@ class PhysicalConnection(Link):
             self._read_on(result._finish_unbuffered_query, wanted and not unwanted)
         while raw._result is not None and raw._result.has_next:
             self._read_on(raw.next_result, wanted)
+        if raw._result is not None and raw._result.warning_count:
+            # Of rows that were read one by one: it came after the last of them.
+            self.residue |= SESSION
 
     def _read_on(self, read: Callable[[], Any], wanted: bool) -> None:
         try:
@@ -670,17 +690,21 @@ class PhysicalConnection(Link):
         False if that is not certain to succeed; it must then be discarded.
         """
         raw = self.raw
+        result = raw._result
+        if result is not None:
+            if result.unbuffered_active:
+                return False
+            if result.warning_count:
+                self.residue |= SESSION
+            if result.has_next:
+                # The rest of a procedure's answer stands before those to the clean-up.
+                self.unread = True
+            else:
+                raw._result = None
         left, self.residue = self.residue, NONE
         self.changed, self.may_have_changed = 0, False
         self.leave_block()
         unknown, self.is_unknown, self.ask_first = self.is_unknown, False, False
-        result = raw._result
-        if result is not None:
-            if result.unbuffered_active or result.has_next:
-                return False
-            if result.warning_count:
-                left |= SESSION
-            raw._result = None
         raw._affected_rows = 0
         policy = self.config.reset_session
         if policy == "always":
@@ -689,10 +713,14 @@ class PhysicalConnection(Link):
             left &= TRANSACTIONS
         if not left & BEYOND_ROLLBACK:
             status = raw.server_status
-            if unknown or left & TRANSACTIONS and _may_be_in_transaction(status):
+            if (
+                unknown
+                or self.unread
+                or (left & TRANSACTIONS and _may_be_in_transaction(status))
+            ):
                 return self.write([_query(_ROLLBACK)])
             return True
-        if left & INDELIBLE:
+        if left & INDELIBLE or self.login.obstacle:
             return False
         return self._start_over(left)
 
@@ -701,29 +729,25 @@ class PhysicalConnection(Link):
 
         It does not forget where the session went: the database and the role.
         """
-        raw, database = self.raw, self.config.database
+        raw, login = self.raw, self.login
         raw.charset, raw.encoding, raw.collation = self._charset
         raw.autocommit_mode = self.config.autocommit
-        commands = [(COM_RESET_CONNECTION, b"")]
-        if left & ELSEWHERE:
-            if database is None:
-                # There is no command to go back to having none.
-                return False
-            commands.append((COMMAND.COM_INIT_DB, database.encode(raw.encoding)))
+        if left & ELSEWHERE and self.config.database is None:
+            # There is no command to go back to having none.
+            return False
+        where = []
+        if left & ELSEWHERE or login.is_of_database:
+            database = (self.config.database or "").encode()
+            where.append((COMMAND.COM_INIT_DB, database))
         if left & ROLE:
-            commands.append(_query(b"SET ROLE " + self._role_at_first()))
-        if left & MAY_END:
-            on_mariadb = "MariaDB" in raw.server_version
-            commands += _FORGET_ON_MARIADB if on_mariadb else _FORGET_ON_MYSQL
-        return self.write([*commands, *self._setup])
-
-    def _role_at_first(self) -> bytes:
-        if self._role is None:
-            return b"NONE"
-        role = bytes.fromhex(self._role)
-        if "MariaDB" in self.raw.server_version:
-            return b"`%s`" % role.replace(b"`", b"``")
-        return role
+            where.append(_query(b"SET ROLE " + login.role(self._is_mariadb)))
+        made = login.assignments()
+        if made or not all(text.isascii() for _, text in where):
+            where.insert(0, _query(b"SET NAMES utf8mb4" + made))
+        if left & MAY_END and self._is_mariadb:
+            # Nothing less than a procedure or EXECUTE will have switched them on.
+            where.append(_query(NO_PROFILES))
+        return self.write([(COM_RESET_CONNECTION, b""), *where, *self._setup])
 
 
 def _gone() -> None:

@@ -116,6 +116,8 @@ class Connector:
         self.config = config
         self.hosts = Hosts(config.places, in_random_order=config.host_order == "random")
         self._certificates = Certificates(config)
+        #: Where a login makes nothing unusual of its session.
+        self._usual: set[Place] = set()
 
     def connect(self, deadline: float) -> PhysicalConnection:
         """Open a connection and set its session up, all before the deadline.
@@ -137,7 +139,8 @@ class Connector:
         secret = self._secret()
         if len(self.hosts) == 1:
             [place] = self.hosts
-            return _opened(self._make(place, secret, deadline), deadline)
+            connection = self._make(place, secret, deadline)
+            return self._opened(connection, place, deadline)
         return self._search(secret, deadline)
 
     def _secret(self) -> Secret:
@@ -180,7 +183,7 @@ class Connector:
         """None, with the refusal noted, if another host may do."""
         connection = self._make(place, secret, deadline)
         try:
-            _opened(connection, deadline)
+            self._opened(connection, place, deadline)
         except OperationalError as error:
             if not self._may_do_elsewhere(error, connection.is_logged_in):
                 raise
@@ -189,6 +192,27 @@ class Connector:
             return None
         self.hosts.works(place)
         return connection
+
+    def _opened(
+        self, connection: PhysicalConnection, place: Place, deadline: float
+    ) -> PhysicalConnection:
+        """Open it.
+
+        Whatever goes wrong before the login, and whatever is no error of the server's,
+        is raised as an :exc:`~pymysql.err.OperationalError` with a number. It is raised
+        here, where no frame of the driver's is left: their variables hold the password.
+        """
+        try:
+            connection.open(deadline, thorough=place not in self._usual)
+        except Exception as error:
+            failure = _failure(connection, error)
+        else:
+            if connection.login.is_usual:
+                self._usual.add(place)
+            else:
+                self._usual.discard(place)
+            return connection
+        raise failure
 
     def _may_do_elsewhere(self, error: OperationalError, logged_in: bool) -> bool:
         number = error.args[0]
@@ -258,24 +282,6 @@ class Connector:
         config = self.config
         preferred = config.ssl_mode == "PREFERRED"
         return config.ssl_mode != "DISABLED" and not (preferred and config.unix_socket)
-
-
-def _opened(connection: PhysicalConnection, deadline: float) -> PhysicalConnection:
-    """Open it.
-
-    Whatever goes wrong before the login, and whatever is no error of the server's, is
-    raised as an :exc:`~pymysql.err.OperationalError` with a number. It is raised here,
-    where no frame of the driver's is left: their variables hold the password.
-    """
-    try:
-        connection.open(deadline)
-    except Exception as error:
-        failure: BaseException = _failure(connection, error)
-    except BaseException as error:
-        failure = error.with_traceback(None)
-    else:
-        return connection
-    raise failure
 
 
 def _failure(connection: PhysicalConnection, error: Exception) -> MySQLError:

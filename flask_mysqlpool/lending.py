@@ -303,7 +303,7 @@ class Lender:
             self._inventory.ring_next()
         return another
 
-    def _note_refusal(self, error: Exception) -> None:
+    def _note_refusal(self, error: object) -> None:
         """Say once that the server refuses to clean sessions: connects are dear."""
         with self._inventory.lock:
             told, self._told_of_refusal = self._told_of_refusal, True
@@ -348,7 +348,11 @@ class Lender:
         try:
             if con.is_suspect:
                 con.ask_role()
-            return None if con.reset_session() else "reset_failed"
+            if con.reset_session():
+                return None
+            if con.login.obstacle:
+                self._note_refusal(con.login.obstacle)
+            return "reset_failed"
         except Exception:
             return "reset_failed"
 

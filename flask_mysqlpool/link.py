@@ -30,6 +30,9 @@ DRIVER = pymysql
 #: Error numbers after which the server has closed the connection, or will.
 LOST = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2045, 2055, 4031})
 
+#: Seconds that results which a borrower left unread may still take to be read.
+MOMENT = 0.05
+
 #: What the server answers to a question: by their names, the columns of each row.
 Rows = list[dict[str, str | None]]
 
@@ -84,6 +87,8 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         #: Its place among the connections of this host, if they are counted; kept
         #: for as long as the socket is open.
         self.slot: object = None
+        #: Whether results that the last borrower left stand before the answers.
+        self.unread = False
         #: Commands that were sent and whose answers were not read yet.
         self.unanswered = 0
         #: Whether the server has accepted the account.
@@ -131,7 +136,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         False if the network would not take them at once, or if the server has sent
         something unasked; the connection is then of no further use.
         """
-        if not (self.unanswered or self.is_alive()):
+        if not (self.unanswered or self.unread or self.is_alive()):
             self.failed(
                 OSError("the server has closed the connection, or answers twice")
             )
@@ -174,6 +179,13 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         Raises :exc:`NotAnswered` if the deadline is so early that the server may still
         be about to answer: what is missing can then be read later.
         """
+        if self.unread:
+            patience = self.asked + MOMENT
+            self.attempt(self._read_the_rest, min(deadline, patience))
+            if self.unread:
+                if time.monotonic() < patience:
+                    raise NotAnswered
+                self.attempt(_no_answer, deadline)
         self.attempt(_no_answer if self._closed else self._read_answers, deadline)
         if self.unanswered:
             if time.monotonic() < self.asked + SILENCE:
@@ -185,24 +197,39 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
     def _read_answers(self, deadline: float) -> None:
         """Read those answers that begin to come before the deadline."""
         raw = self.raw
-        # The conversions are the user's, and so may do anything to what we ask for.
-        conversions = raw.use_unicode, raw.decoders
-        raw.use_unicode, raw.decoders = False, {}
         # The rest of an answer that has begun is a matter of microseconds, if not of
         # other threads; to stop in the middle would cost the connection.
         to_the_end = max(deadline, time.monotonic() + REST)
-        try:
-            with bounded(raw, to_the_end):
-                while self.unanswered and (
-                    self._position() != _ORIGIN or self._readable(deadline)
-                ):
-                    raw._sock.settimeout(time_left(to_the_end))
-                    done = self._read_ok()
-                    self._answers.append([] if done else self._read_answer())
-                    self.unanswered -= 1
-        finally:
-            raw.use_unicode, raw.decoders = conversions
+        with bounded(raw, to_the_end):
+            while self.unanswered and (
+                self._position() != _ORIGIN or self._readable(deadline)
+            ):
+                raw._sock.settimeout(time_left(to_the_end))
+                done = self._read_ok()
+                self._answers.append([] if done else self._read_answer())
+                self.unanswered -= 1
         raw._result = None
+
+    def _read_the_rest(self, deadline: float) -> None:
+        """Read the results that the last borrower left, in front of the answers.
+
+        Those that have not begun to come by the deadline stay unread.
+        """
+        raw = self.raw
+        with bounded(raw, max(deadline, time.monotonic() + REST)):
+            try:
+                while raw._result.has_next:
+                    if self._position() == _ORIGIN and not self._readable(deadline):
+                        return
+                    raw.next_result()
+            except MySQLError as error:
+                if not self._is_answer(error):
+                    raise
+        self.unread, raw._result = False, None
+
+    def _is_answer(self, error: MySQLError) -> bool:
+        """Whether the server reported it, and the two are still in step."""
+        return self.raw._sock is not None and error.args[0] not in LOST
 
     def _read_ok(self) -> bool:
         """Read the next packet if it is all here and a plain OK, as almost all are."""
@@ -228,7 +255,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
             while raw._result.has_next:
                 raw.next_result()
         except MySQLError as error:
-            if raw._sock is None or error.args[0] in LOST:
+            if not self._is_answer(error):
                 raise
             return error
         result = raw._result

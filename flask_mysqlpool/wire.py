@@ -70,7 +70,9 @@ def _connected(
 
 @contextmanager
 def bounded(raw: Any, deadline: float, largest: float = inf) -> Iterator[None]:
-    """Let PyMySQL read and write no later than the deadline.
+    """Let PyMySQL read and write no later than the deadline, for a purpose of ours.
+
+    The conversions of the user do not apply meanwhile.
 
     A packet that claims to be larger than ``largest`` bytes is an error at once.
 
@@ -95,6 +97,8 @@ def bounded(raw: Any, deadline: float, largest: float = inf) -> Iterator[None]:
         return data
 
     write_timeout = raw._write_timeout
+    conversions = raw.use_unicode, raw.decoders
+    raw.use_unicode, raw.decoders = False, {}
     raw._read_bytes = read_bytes
     try:
         raw._write_timeout = time_left(deadline)
@@ -112,6 +116,7 @@ def bounded(raw: Any, deadline: float, largest: float = inf) -> Iterator[None]:
         raise
     finally:
         del raw._read_bytes
+        raw.use_unicode, raw.decoders = conversions
         raw._write_timeout = write_timeout
         raw._current_timeout = -1.0
 

@@ -294,7 +294,7 @@ CHANGES = [
     Change("kill query", lambda c: answer(c, f"KILL QUERY {c.thread_id()}")),
     Change("unread rows", _unread_rows, reused=False),
     Change("unread rows, other cursor", _unread_rows_dropped, reused=False),
-    Change("unread results", _unread_results, reused=False),
+    Change("unread results", _unread_results, reused=True),
     Change("cursorclass", _set_cursorclass, reused=True),
     Change("decoders", _change_decoders),
     Change("encoders", _change_encoders),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import MakePool
 from pymysql.constants import FIELD_TYPE
-from pymysql.cursors import DictCursor
+from pymysql.cursors import DictCursor, SSCursor
 from pymysql.err import MySQLError
 
 from flask_mysqlpool import Pool, PoolConfig
@@ -217,3 +217,107 @@ def test_our_own_questions_are_read_without_the_conversions_of_the_user(
     assert report.max_connections > 0
     assert facts.connected >= 0
     assert facts.account.startswith(f"{server.user}@")
+
+
+PROCEDURES = {
+    "reads_once": "SELECT 42",
+    "reads_twice": "BEGIN SELECT 42; SELECT REPEAT('x', 50000); END",
+    "fails_late": "BEGIN SELECT 42; SIGNAL SQLSTATE '45000'; END",
+    "warns": "BEGIN SELECT 42; SELECT CAST('secret' AS SIGNED); END",
+}
+
+
+def create(sql: Sql, name: str, body: str) -> None:
+    sql(f"DROP PROCEDURE IF EXISTS {name}")
+    sql(f"CREATE PROCEDURE {name}() {body}")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"conv": {}}])
+@pytest.mark.parametrize("name", PROCEDURES)
+def test_results_that_no_cursor_read_do_not_cost_the_connection(
+    name: str, arguments: dict[str, Any], sql: Sql, make_pool: MakePool
+) -> None:
+    create(sql, name, PROCEDURES[name])
+    pool = make_pool(MAX_SIZE=1, CONNECT_ARGS=arguments)
+    for _ in range(20):
+        with pool.connection() as connection:
+            assert connection.show_warnings() == ()
+            cursor = connection.cursor()
+            cursor.callproc(name)
+            assert int(cursor.fetchall()[0][0]) == 42
+    assert pool.stats().opened == 1
+
+
+def test_a_procedure_that_goes_on_costs_its_connection_and_delays_no_other(
+    sql: Sql, make_pool: MakePool
+) -> None:
+    create(sql, "goes_on", "BEGIN SELECT 42; DO SLEEP(3); SELECT 43; END")
+    pool = make_pool(MAX_SIZE=1)
+    with pool.connection() as connection:
+        connection.cursor().callproc("goes_on")
+        number = connection.thread_id()
+    started = time.monotonic()
+    with pool.connection() as connection:
+        assert connection.thread_id() != number
+        assert run(connection, "SELECT 1") == ((1,),)
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda c: c.commit(),
+        lambda c: c.rollback(),
+        lambda c: c.ping(),
+        lambda c: run(c, "SELECT 1"),
+        lambda c: run(c, "BEGIN"),
+    ],
+    ids=["commit", "rollback", "ping", "select", "begin"],
+)
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_warning_of_an_earlier_statement_is_not_shown_to_the_next_borrower(
+    then: Callable[[Any], object], unbuffered: bool, make_pool: MakePool
+) -> None:
+    pool = make_pool(MAX_SIZE=1)
+    with pool.connection() as connection:
+        with connection.cursor(SSCursor if unbuffered else None) as cursor:
+            cursor.execute("SELECT CAST('secret' AS SIGNED)")
+            cursor.fetchall()
+        then(connection)
+    with pool.connection() as connection:
+        assert connection.show_warnings() == ()
+    assert pool.stats().opened == 1
+
+
+TRACED = {
+    "procedure": ["CALL switches()"],
+    "execute": ["PREPARE q FROM 'SET profiling = 1'", "EXECUTE q"],
+    "on and off": ["CALL switches()", "SELECT 'card'", "CALL switches_off()"],
+    "trace": ["SET optimizer_trace = 'enabled=on'"],
+    "trace on and off": [
+        "SET optimizer_trace = 'enabled=on'",
+        "SELECT 'card' FROM t",
+        "SET optimizer_trace = 'enabled=off'",
+    ],
+}
+
+
+@pytest.mark.parametrize("how", TRACED)
+def test_no_statement_of_a_borrower_is_shown_by_profiles_or_traces(
+    how: str, table: str, sql: Sql, make_pool: MakePool
+) -> None:
+    create(sql, "switches", "SET profiling = 1")
+    create(sql, "switches_off", "SET profiling = 0")
+    pool = make_pool(MAX_SIZE=1)
+    for _ in range(2):
+        with pool.connection() as connection:
+            for statement in [*TRACED[how], f"SELECT 'card' FROM {table}"]:
+                run(connection, statement)
+        with pool.connection() as connection:
+            assert run(connection, "SELECT 'mine'") == (("mine",),)
+            shown = run(connection, "SHOW PROFILES")
+            shown += run(connection, "SELECT * FROM information_schema.optimizer_trace")
+            assert shown == ()
+            assert connection.show_warnings() == ()
+    if "trace" not in how:
+        assert pool.stats().opened == 1

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config import PoolConfig
 from ..lending import monotonic
+from ..login import Login
 from ..pool import Pool
 from ..process import process
 from ..stats import Times
@@ -67,6 +68,7 @@ class FakeConnection:
         self.is_disconnected = False
         self.closed = False
         self.raw: Any = self
+        self.login = Login()
         self._pool = pool
 
     def _io(self) -> None:

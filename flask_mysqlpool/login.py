@@ -1,0 +1,180 @@
+"""What a login makes of its session, so that a cleaned session has it, too.
+
+``COM_RESET_CONNECTION`` sets every session variable to its global value. A login does
+more: it runs ``init_connect``, applies limits of the account, and obeys flags of the
+client. So each new connection is asked before its set-up which of its variables differ
+from the global ones; after a reset these are set again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+from pymysql.err import MySQLError
+
+#: The rows of an answer.
+Rows = Sequence[Mapping[str, str | None]]
+
+#: The active role, in hexadecimal: its name may be in another character set.
+ROLE = b"SELECT HEX(CURRENT_ROLE()) AS role"
+
+_MARIADB = """
+    SELECT VARIABLE_NAME AS name, HEX(COALESCE(SESSION_VALUE, GLOBAL_VALUE)) AS value,
+        VARIABLE_SCOPE = 'SESSION ONLY' AS alone
+    FROM information_schema.SYSTEM_VARIABLES
+    WHERE (VARIABLE_SCOPE <> 'GLOBAL' AND NOT SESSION_VALUE <=> GLOBAL_VALUE
+        OR VARIABLE_NAME = 'init_connect')"""
+_MYSQL = """
+    SELECT own.VARIABLE_NAME AS name, HEX(own.VARIABLE_VALUE) AS value,
+        shared.VARIABLE_NAME IS NULL AS alone
+    FROM performance_schema.session_variables own
+    LEFT JOIN performance_schema.global_variables shared USING (VARIABLE_NAME)
+    WHERE (NOT own.VARIABLE_VALUE <=> shared.VARIABLE_VALUE
+        OR own.VARIABLE_NAME = 'init_connect')"""
+
+#: What a login may change without ``init_connect``: a flag of the client does, or a
+#: limit of the account, or the database. Asked for alone, they cost a fifth.
+_USUAL = frozenset(
+    {"sql_mode", "wait_timeout", "max_statement_time", "collation_database"}
+)
+_ONLY_USUAL = f" AND VARIABLE_NAME IN {('init_connect', *sorted(_USUAL))}"
+
+#: The character sets of the database: selecting it again restores them.
+_OF_THE_DATABASE = frozenset({"character_set_database", "collation_database"})
+#: Not set again: what the set-up sets, what cannot be set, and what changes meanwhile.
+_NOT_SET = _OF_THE_DATABASE | {
+    *("autocommit", "character_set_client", "character_set_connection"),
+    *("character_set_results", "collation_connection", "max_user_connections"),
+    *("gtid_executed", "gtid_purged", "gtid_owned"),
+}
+
+#: Empties MariaDB's profiles, which survive a reset: they go when a statement that is
+#: profiled ends with no room for any.
+NO_PROFILES = (
+    b"BEGIN NOT ATOMIC SET profiling_history_size = 0, profiling = 1; DO 1;"
+    b" SET profiling = 0, profiling_history_size = DEFAULT; END"
+)
+
+_LITERALS = re.compile(r"'(?:[^'\\]|'')*'|\"(?:[^\"\\]|\"\")*\"")
+_MORE_THAN_VARIABLES = re.compile(
+    r"(?<!@)@(?!@)|[\\#]|--|/\*|\bselect\b|@@\s*`?(?:transaction|tx)_", re.IGNORECASE
+)
+_BEFORE_PARENTHESIS = re.compile(r"([^\s,=(]*)\s*\(")
+#: Functions that leave nothing; and no function, just a parenthesis.
+_HARMLESS = frozenset(
+    (
+        "",
+        "concat",
+        "concat_ws",
+        "replace",
+        "if",
+        "ifnull",
+        "nullif",
+        "coalesce",
+        "lower",
+    )
+    + ("upper", "trim", "substring_index", "user", "current_user", "database", "in")
+)
+_SETS = re.compile(
+    r"set\s+(?!statement\b|password\b|default\b|resource\b|transaction\b)",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_PLAIN = re.compile(r"[\w ,.:;=+*/%@$<>()-]*", re.ASCII)
+
+
+def questions(is_mariadb: bool, thorough: bool) -> list[bytes]:
+    """What a new connection is asked; ``thorough`` covers more than the usual."""
+    text = (_MARIADB if is_mariadb else _MYSQL) + _ONLY_USUAL * (not thorough)
+    return [ROLE, text.encode()]
+
+
+class Login:
+    """What the login of one connection made of its session."""
+
+    def __init__(
+        self,
+        role: Rows | MySQLError = (),
+        differences: Rows | MySQLError = (),
+        thorough: bool = True,
+    ) -> None:
+        """Take the answers to :func:`questions`."""
+        #: Why a reset session cannot be made what this one was; empty if it can.
+        self.obstacle = ""
+        if isinstance(role, MySQLError) or isinstance(differences, MySQLError):
+            refusal = role if isinstance(role, MySQLError) else differences
+            self.obstacle = f"what its login made of it is not known: {refusal}"
+            role = differences = ()
+        self._role = _text(role[0]["role"]) if role else None
+        found = {str(row["name"]).lower(): row for row in differences}
+        values = {name: _text(row["value"]) for name, row in found.items()}
+        alone = {name for name, row in found.items() if row["alone"] == "1"}
+        init_connect = values.pop("init_connect", None) or ""
+        if init_connect and not (
+            thorough and _only_sets_variables(init_connect, alone)
+        ):
+            self.obstacle = "init_connect may do more than set variables"
+        #: Whether the current database must be selected again.
+        self.is_of_database = not _OF_THE_DATABASE.isdisjoint(values)
+        #: The variables to be set again.
+        self.variables = {
+            name: value
+            for name, value in values.items()
+            if name not in _NOT_SET and name not in alone
+        }
+        #: Whether the next login at this place needs no thorough question.
+        self.is_usual = (
+            not init_connect and not self.obstacle and self.variables.keys() <= _USUAL
+        )
+
+    def assignments(self) -> bytes:
+        """Give the variables their values again, in the words of a SET statement."""
+        return "".join(
+            f", {name} = {_literal(value)}" for name, value in self.variables.items()
+        ).encode()
+
+    def no_traces(self) -> bytes:
+        """Empty MySQL's optimizer traces, which survive a reset, in such words."""
+        offset = self.variables.get("optimizer_trace_offset", "DEFAULT")
+        return f", optimizer_trace_offset = {offset}".encode()
+
+    def role(self, is_mariadb: bool) -> bytes:
+        """Name the role as SET ROLE takes it."""
+        if self._role is None:
+            return b"NONE"
+        if is_mariadb:
+            return b"`%s`" % self._role.replace("`", "``").encode()
+        return self._role.encode()
+
+
+def _only_sets_variables(init_connect: str, alone: Collection[str]) -> bool:
+    """Tell whether all that these statements leave shows in the session's variables.
+
+    Variables without a global value do not: what a reset sets them to is not known.
+    """
+    text = _LITERALS.sub("''", init_connect)
+    return (
+        not _MORE_THAN_VARIABLES.search(text)
+        and _HARMLESS.issuperset(_BEFORE_PARENTHESIS.findall(text.lower()))
+        and all(
+            _SETS.match(statement.lstrip())
+            for statement in text.split(";")
+            if statement.strip()
+        )
+        and {*alone, *_OF_THE_DATABASE}.isdisjoint(re.findall(r"\w+", text.lower()))
+    )
+
+
+def _text(value: str | None) -> str | None:
+    return None if value is None else bytes.fromhex(value).decode("utf-8", "replace")
+
+
+def _literal(value: str | None) -> str:
+    if value is None:
+        return "NULL"
+    if _NUMBER.fullmatch(value):
+        return value
+    if _PLAIN.fullmatch(value):
+        return f"'{value}'"
+    return f"CONVERT(0x{value.encode().hex()} USING utf8mb4)"
