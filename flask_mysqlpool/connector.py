@@ -300,6 +300,12 @@ def _failure(connection: PhysicalConnection, error: Exception) -> MySQLError:
     elif isinstance(error, (RuntimeError, AttributeError)):
         # A package that is missing, or a plug-in (mysql_old_password) in the driver.
         number, text = CR.CR_AUTH_PLUGIN_CANNOT_LOAD, str(error)
+    elif isinstance(error, UnicodeEncodeError):
+        number = CR.CR_UNKNOWN_ERROR
+        text = (
+            "USER, DATABASE, SQL_MODE, INIT_COMMAND or SETSESSION has a character that"
+            f" CHARSET {connection.config.charset!r} lacks: change one of them"
+        )
     else:
         raw = connection.raw
         number = CR.CR_MALFORMED_PACKET

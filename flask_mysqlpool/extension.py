@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from flask import Flask, current_app
 from flask.globals import app_ctx
+from flask.signals import appcontext_pushed
 from werkzeug.exceptions import ServiceUnavailable
 
 from . import cli
@@ -67,6 +68,7 @@ class MySQLPool:
         # registered earlier, and those above for when one of them fails.
         app.teardown_request_funcs.setdefault(None, []).insert(0, state.release_request)
         app.teardown_appcontext_funcs.insert(0, state.release_last)
+        appcontext_pushed.connect(state.begin_again, app)
         if len(states) > 1:
             return
         if config.handle_errors:

@@ -236,6 +236,10 @@ class State:
         if app_ctx:
             app_context().g.__dict__[KEY_OF_END] = True
 
+    def begin_again(self, app: Flask, **_: object) -> None:
+        """Note that a context is pushed, perhaps once more, as Flask 3.1 streams do."""
+        app_context().g.__dict__.pop(KEY_OF_END, None)
+
     def release_late(self, app: Flask, **_: object) -> None:
         """Return what was taken on this thread after that. Never raises."""
         _release(self._late.pop(threading.get_ident(), ()))

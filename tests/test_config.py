@@ -968,11 +968,17 @@ def test_a_server_that_another_package_is_told_is_named_with_what_to_write(
     [
         *(("URL", "mysql://"), ("HOST", "db"), ("PORT", 3307), ("USER", "u")),
         *(("UNIX_SOCKET", "/run/my.sock"), ("PASSWORD", ""), ("DATABASE", "d")),
-        ("CONNECT_ARGS", {"read_default_file": "/etc/my.cnf"}),
     ],
 )
 def test_one_setting_about_the_server_is_enough(key: str, value: object) -> None:
     assert bare_app_config({f"MYSQLPOOL_{key}": value})
+
+
+def test_an_option_file_alone_says_where_the_server_is(tmp_path: Path) -> None:
+    file = tmp_path / "my.cnf"
+    file.write_text("[client]\nhost = db\n")
+
+    assert bare_app_config({"MYSQLPOOL_CONNECT_ARGS": {"read_default_file": str(file)}})
 
 
 def test_a_server_under_a_wrong_name_is_one_fault_and_not_two() -> None:

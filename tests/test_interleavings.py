@@ -384,7 +384,9 @@ def test_a_connect_that_fails_in_its_set_up_leaves_no_socket(
     )
 
     for _ in range(4):
-        with pytest.raises(UnicodeEncodeError):
+        with pytest.raises(
+            pymysql.err.OperationalError, match="CHARSET 'latin1' lacks"
+        ):
             pool.connection()
 
     until(lambda: proxy.live == 0)

@@ -98,6 +98,10 @@ class FakeConnection:
         self._io()
         return self.clean
 
+    def confirm_demotion(self) -> bool:
+        self._io()
+        return self.is_demoted
+
     def close(self) -> None:
         self._io()
         if not self.closed:
