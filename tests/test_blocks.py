@@ -361,6 +361,7 @@ def test_nothing_is_sent_between_a_statement_and_a_question_about_it(
         found = []
         with transaction(connection):
             insert(connection, 1)
+            execute(connection, "SELECT 1")
             for statement in (
                 "CALL is_noted()",
                 "INSERT IGNORE INTO t (id, a) VALUES (1000, 1), (1000, 2), (1001, 'x')",
@@ -386,6 +387,7 @@ def test_nothing_is_sent_between_a_statement_and_a_question_about_it(
         raw.query("DELETE FROM t")
         raw.query("START TRANSACTION")
         raw.query("INSERT INTO t (a) VALUES (1)")
+        raw.query("SELECT 1")
         for statement in (
             "CALL is_noted()",
             "INSERT IGNORE INTO t (id, a) VALUES (1000, 1), (1000, 2), (1001, 'x')",
