@@ -216,18 +216,15 @@ class PhysicalConnection(Link):
             raw = self.raw
             self._charset = raw.charset, raw.encoding, raw.collation
             raw.autocommit_mode = self.config.autocommit
-            self._check_target(self._set_up(deadline, thorough))
+            self._set_up(deadline, thorough)
             if self.is_replica and self.config.max_lag is not None:
                 self.check_lag(deadline)
         except BaseException:
             self.abandon()
             raise
 
-    def _set_up(self, deadline: float, thorough: bool) -> list[Rows]:
-        """Ask what the login made of the session, and set it up.
-
-        Returns what the server says of its role, if that is asked.
-        """
+    def _set_up(self, deadline: float, thorough: bool) -> None:
+        """Ask what the login made of the session, and set it up."""
         raw, config = self.raw, self.config
         several = raw.client_flag & CLIENT.MULTI_STATEMENTS
         self._server = server_of(raw.server_version) | (SEVERAL if several else 0)
@@ -254,12 +251,16 @@ class PhysicalConnection(Link):
         if not self._is_mariadb:
             statements[0] += self.login.no_traces()
         self._setup = [_query(statement) for statement in statements]
-        settings = [""] * (len(questions) - about_login) + [name for name, _ in setup]
-        for answer, setting in zip(answers[about_login:], settings, strict=True):
+        about_role = answers[about_login : len(questions)]
+        for answer in about_role:
+            if isinstance(answer, MySQLError):
+                raise answer
+        # First whether it is the right server: on others a set-up may fail.
+        self._check_target(about_role)
+        for answer, (setting, _) in zip(answers[len(questions) :], setup, strict=True):
             if isinstance(answer, MySQLError):
                 _say_whose(answer, setting)
                 raise answer
-        return answers[about_login : len(questions)]
 
     def _check_target(self, answers: list[Rows]) -> None:
         """Whether the server has the role that is wanted, by what it says."""

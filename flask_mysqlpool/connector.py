@@ -205,7 +205,9 @@ class Connector:
         try:
             connection.open(deadline, thorough=place not in self._usual)
         except Exception as error:
-            failure = _failure(connection, error)
+            failure: BaseException = _failure(connection, error)
+        except BaseException as error:
+            failure = error.with_traceback(None)
         else:
             if connection.login.is_usual:
                 self._usual.add(place)

@@ -310,7 +310,13 @@ MANNERS: dict[str, Sequence[Manner]] = {
             Manner(post, end, execute)
             for post in POSTS
             for end in BLOCKS
-            for execute in (plainly, stubbornly, once_more_after_a_conflict)
+            for execute in (plainly, stubbornly)
+        ),
+        # A statement alone: of a procedure that fails, a part may be done.
+        *(
+            Manner(post, end, once_more_after_a_conflict)
+            for post in (by_statements, by_trigger)
+            for end in BLOCKS
         ),
         *(Manner(by_committing, end) for end in (by_hand, in_block, in_retries)),
         *(Manner(by_committing, in_retries) for _ in range(4)),
@@ -660,7 +666,9 @@ def _disagreements(journal: Sequence[Any], accounts: Sequence[Any]) -> int:
 # All of it
 
 
-def our_pool(server: LocalServer, port: int, read_timeout: float) -> Pool:
+def our_pool(
+    server: LocalServer, port: int, read_timeout: float, ssl_mode: str
+) -> Pool:
     settings = {
         "URL": server.url_at(port),
         "NAME": "ledger",
@@ -668,13 +676,16 @@ def our_pool(server: LocalServer, port: int, read_timeout: float) -> Pool:
         "TIMEOUT": 5,
         "CONNECT_TIMEOUT": 2,
         "READ_TIMEOUT": read_timeout,
+        "SSL_MODE": ssl_mode,
         "SETSESSION": ["SET innodb_lock_wait_timeout = 1"],
         "CONNECT_ARGS": {"client_flag": CLIENT.MULTI_STATEMENTS},
     }
     return Pool(PoolConfig.from_mapping(settings))
 
 
-def plain_pool(server: LocalServer, port: int, read_timeout: float) -> PooledDB:
+def plain_pool(
+    server: LocalServer, port: int, read_timeout: float, ssl_mode: str
+) -> PooledDB:
     return PooledDB(
         pymysql,
         maxconnections=CONNECTIONS,
@@ -687,10 +698,11 @@ def plain_pool(server: LocalServer, port: int, read_timeout: float) -> PooledDB:
         database=server.database,
         connect_timeout=2,
         read_timeout=read_timeout,
+        ssl_disabled=ssl_mode == "DISABLED",
     )
 
 
-POOLS: dict[str, Callable[[LocalServer, int, float], Any]] = {
+POOLS: dict[str, Callable[[LocalServer, int, float, str], Any]] = {
     "ours": our_pool,
     "dbutils": plain_pool,
 }
@@ -706,6 +718,7 @@ def keep_ledger(
     manners: str = "all",
     seed: int = 1,
     seconds: float = 180.0,
+    ssl_mode: str = "PREFERRED",
 ) -> Figures:
     """Run it once, on a server that nobody else uses; :data:`OPTIONS` are for it."""
     figures = Figures(pool, server.engine)
@@ -714,7 +727,7 @@ def keep_ledger(
     furnish(run)
     with FaultProxy(server.host, server.port) as proxy:
         pools = [
-            POOLS[pool](server, proxy.port, timeout)
+            POOLS[pool](server, proxy.port, timeout, ssl_mode)
             for timeout in (READ_TIMEOUT, PATIENCE)
         ]
         bank = Bank(pools, transfers, MANNERS[manners], seed)
@@ -788,6 +801,8 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=4)
     parser.add_argument("--manners", choices=MANNERS, default="all")
     parser.add_argument("--seed", type=int, default=1)
+    modes = "DISABLED", "PREFERRED", "REQUIRED"
+    parser.add_argument("--ssl-mode", choices=modes, default="PREFERRED")
     options = vars(parser.parse_args())
     if options["pool"] != "ours" and options["manners"] == "all":
         parser.error("--manners: only ours has blocks; 'by hand' and 'plain' have none")

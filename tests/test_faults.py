@@ -185,6 +185,18 @@ def test_a_server_that_became_read_only_loses_the_connection_when_it_returns(
         execute(connection, "INSERT INTO t (a) VALUES (1)")
 
 
+@pytest.mark.parametrize("number", [1053, 1927, 2006, 2013, 4031])
+def test_a_number_that_an_app_signals_costs_no_other_connection(
+    make_pool: MakePool, number: int
+) -> None:
+    pool = make_pool(MAX_SIZE=3)
+    fill(pool, 3)
+    with pool.connection() as connection, pytest.raises(MySQLError, match=str(number)):
+        execute(connection, f"SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {number}")
+    fill(pool, 3)
+    assert pool.stats().opened == 4
+
+
 # In the middle of a reply
 
 
@@ -535,8 +547,9 @@ def test_a_password_that_cannot_be_had_is_the_error_of_the_checkout(
     url = server.url.replace(f":{server.password}", "")
     pool = make_pool(URL=url, PASSWORD=password)
     for _ in range(3):
-        with pytest.raises(LookupError, match="no token today"):
+        with pytest.raises(OperationalError, match="PASSWORD.*LookupError") as info:
             pool.connection()
+        assert isinstance(info.value.__cause__, LookupError)
     assert pool.stats().size == 0
 
     broken.clear()

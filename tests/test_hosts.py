@@ -331,6 +331,19 @@ def test_the_role_decides(
     pool.close()
 
 
+def test_a_set_up_that_writes_does_not_end_the_search_for_the_primary(
+    pair: list[LocalServer],
+) -> None:
+    for server in pair:
+        make_account(server)
+    set_role(pair[0], writable=False)
+    settings: Any = {"INIT_COMMAND": "INSERT INTO w VALUES (1)", "TARGET": "primary"}
+    pool = make_pool(*pair, USER="plain", PASSWORD="plain", **settings)
+    with pool.connection() as connection:
+        assert port(connection) == pair[1].port
+    pool.close()
+
+
 def test_the_role_costs_no_further_round_trip(pair: list[LocalServer]) -> None:
     one, _ = pair
     # MySQL takes a longer way to authenticate the first time.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
+from certificates import Authority
 from conftest import MakeServer
-from ledger import OPTIONS, Saboteur, keep_ledger
+from ledger import MANNERS, OPTIONS, Saboteur, keep_ledger
 
 
 @pytest.mark.timeout(280)
 def test_no_transfer_is_lost_doubled_or_halved_whatever_breaks(
     make_server: MakeServer,
 ) -> None:
-    figures = keep_ledger(make_server(options=OPTIONS), "ours", manners="by hand")
+    figures = keep_ledger(make_server(options=OPTIONS), "ours")
 
     print(figures)
     assert figures.damage == 0, figures
@@ -24,6 +28,30 @@ def test_no_transfer_is_lost_doubled_or_halved_whatever_breaks(
     assert 0 < figures.unknown_stored < figures.outcomes["unknown"], figures
     assert figures.errors["ConnectionLost 2006"] > 0, figures
     assert figures.errors["OperationalError 1213"] > 0, figures
+    assert figures.manners.keys() == {str(manner) for manner in MANNERS["all"]}
+    assert figures.repeated > 0, figures
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("engine", ["mariadb"], indirect=True, scope="session")
+def test_the_books_balance_over_tls(make_server: MakeServer, tmp_path: Path) -> None:
+    """As they do above on MySQL, which makes certificates for itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("certificates need the openssl command")
+    server = make_server(options=OPTIONS)
+    Authority(tmp_path / "authority").certify(server)
+    figures = keep_ledger(
+        server,
+        manners="by hand",
+        transfers=1_000,
+        faults=60,
+        restarts=1,
+        ssl_mode="REQUIRED",
+    )
+
+    print(figures)
+    assert (figures.damage, figures.created, figures.untried) == (0, 0, 0), figures
+    assert figures.outcomes["acknowledged"] > figures.transfers * 0.8, figures
 
 
 @pytest.mark.timeout(120)

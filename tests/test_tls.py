@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 import zlib
@@ -22,6 +21,7 @@ from typing import Any
 
 import pymysql
 import pytest
+from certificates import Authority, openssl
 from conftest import MYSQL, MakePool, local_server, until
 from pymysql.err import OperationalError
 
@@ -34,57 +34,6 @@ VERIFYING = ["VERIFY_CA", "VERIFY_IDENTITY"]
 ERR_LIB_SYS = 2
 numbers = itertools.count()
 ON_MYSQL = pytest.mark.parametrize("engine", [MYSQL], indirect=True, scope="session")
-
-OPENSSL = """
-[req]
-distinguished_name = name
-prompt = no
-x509_extensions = authority
-[name]
-CN = made for a test
-[authority]
-basicConstraints = critical, CA:TRUE
-keyUsage = critical, keyCertSign
-subjectKeyIdentifier = hash
-[server]
-subjectAltName = IP:127.0.0.1
-subjectKeyIdentifier = hash
-authorityKeyIdentifier = keyid
-[client]
-extendedKeyUsage = clientAuth
-"""
-
-
-class Authority:
-    """Makes certificates; ``ca`` is what to trust it by."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self._folder = folder
-        self._config = folder / "openssl.cnf"
-        self._config.write_text(OPENSSL)
-        self.ca = folder / "ca.pem"
-        self._request("ca", "-x509", "-days", "2", "-out", str(self.ca))
-
-    def issue(self, kind: str) -> tuple[Path, Path]:
-        """A certificate and its key, for a ``server`` at 127.0.0.1 or a ``client``."""
-        request, certificate = self._folder / f"{kind}.csr", self._folder / f"{kind}"
-        key = self._request(kind, "-new", "-out", str(request))
-        authority = ["-CA", str(self.ca), "-CAkey", str(self._folder / "ca-key.pem")]
-        extensions = ["-extfile", str(self._config), "-extensions", kind]
-        files = ["-in", str(request), "-out", str(certificate), "-CAcreateserial"]
-        _openssl("x509", "-req", "-days", "2", *files, *authority, *extensions)
-        return certificate, key
-
-    def _request(self, name: str, *arguments: str) -> Path:
-        key = self._folder / f"{name}-key.pem"
-        keys = ["-newkey", "rsa:2048", "-nodes", "-keyout", str(key)]
-        _openssl("req", "-config", str(self._config), *keys, *arguments)
-        return key
-
-
-def _openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +51,8 @@ def stranger(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> 
 
 @pytest.fixture(scope="module")
 def with_tls(engine: str, authority: Authority) -> Iterator[LocalServer]:
-    certificate, key = authority.issue("server")
     with local_server(engine) as server:
-        # Beside the data, since a server in a folder of its own sees little else.
-        data = Path(server.folder, "data")
-        for source, name in (certificate, "s.pem"), (key, "s.key"), (authority.ca, "c"):
-            shutil.copy(source, data / name)
-        server.kill()
-        server.restart(["--ssl-cert=s.pem", "--ssl-key=s.key", "--ssl-ca=c"])
+        authority.certify(server)
         yield server
 
 
@@ -256,6 +199,11 @@ def test_the_clients_certificate_is_shown(
     assert cipher(make_pool(URL=url, SSL_CERT=certificate, SSL_KEY=key))
 
 
+@ON_MYSQL
+def test_what_other_tests_try_on_mysql_they_try_over_tls(make_pool: MakePool) -> None:
+    assert cipher(make_pool())
+
+
 # Its price
 
 
@@ -392,7 +340,7 @@ def test_a_key_that_is_encrypted_asks_nobody_for_its_password(
     certificate, key = authority.issue("client")
     encrypted = tmp_path / "key"
     output = ["-out", str(encrypted), "-aes128", "-passout", "pass:secret"]
-    _openssl("rsa", "-in", str(key), *output)
+    openssl("rsa", "-in", str(key), *output)
     settings = {"SSL_CERT": str(certificate), "SSL_KEY": str(encrypted)}
     pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", **settings)
 

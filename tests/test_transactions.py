@@ -700,6 +700,32 @@ def test_a_lock_wait_timeout_is_run_again_as_a_whole(
     assert stored() == [11, 1]
 
 
+@pytest.mark.parametrize("engine", ["mariadb"], indirect=True, scope="session")
+def test_a_row_that_has_changed_since_the_snapshot_is_run_again_as_a_whole(
+    connection: PooledConnection, sql: Sql, stored: Stored
+) -> None:
+    sql("INSERT INTO t (id, a) VALUES (1, 0)")
+    # The default since MariaDB 11.6.
+    execute(connection, "SET innodb_snapshot_isolation = ON")
+    codes: list[int] = []
+
+    def work(connection: PooledConnection) -> None:
+        insert(connection, len(codes))
+        execute(connection, "SELECT * FROM t")
+        if not codes:
+            sql("UPDATE t SET a = 10 WHERE id = 1")
+        try:
+            execute(connection, "UPDATE t SET a = a + 1 WHERE id = 1")
+        except pymysql.err.OperationalError as error:
+            codes.append(error.args[0])
+            raise
+
+    run_in_transaction(connection, work, retries=3)
+
+    assert codes == [1020]
+    assert stored() == [11, 1]
+
+
 def test_a_connection_lost_before_the_commit_is_run_again(
     connection: PooledConnection, sql: Sql, stored: Stored
 ) -> None:
