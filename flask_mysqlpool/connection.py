@@ -240,8 +240,8 @@ class PhysicalConnection(Link):
             questions += _ABOUT_ROLE
         # The questions come first: what they leave, as ROW_COUNT(), is gone after the
         # set-up, which is what the cleaning of a session ends with, too.
-        questions.append(_query(_NOTHING_FOUND))
-        self.write([*questions, *map(_query, statements)])
+        nothing = _query(_NOTHING_FOUND)
+        self.write([*questions, nothing, *map(_query, statements)])
         answers = self.read_each(deadline)
         if about_login:
             # An error of the account comes again, with the set-up.
@@ -257,7 +257,8 @@ class PhysicalConnection(Link):
                 raise answer
         # First whether it is the right server: on others a set-up may fail.
         self._check_target(about_role)
-        for answer, (setting, _) in zip(answers[len(questions) :], setup, strict=True):
+        settings = ["", *(setting for setting, _ in setup)]
+        for answer, setting in zip(answers[len(questions) :], settings, strict=True):
             if isinstance(answer, MySQLError):
                 _say_whose(answer, setting)
                 raise answer

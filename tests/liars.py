@@ -178,8 +178,10 @@ class Talk:
         while True:
             text = self.hear()[1:]
             said = [(q, r) for q, r in (rows or {}).items() if text.startswith(q)]
-            if text.startswith(b"SELECT"):
+            if text.startswith(b"SELECT HEX(CURRENT_ROLE())"):
                 self.say(*result([b"role"], [None]))
+            elif text.lstrip().startswith(b"SELECT"):
+                self.say(*result([b"name"]))
             elif text.startswith(b"SHOW"):
                 [(question, values)] = said or [(b"", [])]
                 name = (names or {}).get(question, b"Value")
