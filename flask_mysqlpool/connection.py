@@ -635,11 +635,11 @@ class PhysicalConnection(Link):
         if self._role_asked:
             self.is_suspect = self._role_asked = False
             try:
-                self._judge_role(answers[: len(_ABOUT_ROLE)])
+                self._judge_role(answers[-len(_ABOUT_ROLE) :])
             except OperationalError:
                 self.retired = self.retired or "invalidated"
                 raise
-            del answers[: len(_ABOUT_ROLE)]
+            del answers[-len(_ABOUT_ROLE) :]
         return answers
 
     def _judge_role(self, answers: list[Any]) -> None:

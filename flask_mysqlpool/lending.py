@@ -346,9 +346,10 @@ class Lender:
         if now >= con.expires or con.uses >= self._max_usage:
             return "expired"
         try:
-            if con.is_suspect:
-                con.ask_role()
             if con.reset_session():
+                if con.is_suspect:
+                    # Last: a session that is not cleaned may not be able to answer.
+                    con.ask_role()
                 return None
             if con.login.obstacle:
                 self._note_refusal(con.login.obstacle)

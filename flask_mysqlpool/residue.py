@@ -107,9 +107,7 @@ _LEFT_BY = {
 _CHANGING_WORD = re.compile(rb"\b(?:insert|update|delete|replace)\b(?! ?\()")
 _SUBQUERY = re.compile(rb"\bselect\b|\( ?(?:table|with|values)\b")
 _AUTOCOMMIT = re.compile(rb"\bautocommit ?:?=")
-_NO_RESET_UNDOES = re.compile(
-    rb"\b(?:resource|authorization|profiling|optimizer_trace)\b"
-)
+_NO_RESET_UNDOES = re.compile(rb"\b(?:resource|authorization|profiling)\b")
 _ROLE = re.compile(rb"\brole\b")
 
 _IN_BRACKETS = re.compile(rb"\([^()]*\)")

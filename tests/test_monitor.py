@@ -580,7 +580,7 @@ def test_a_fork_while_somebody_asks_leaves_nobody_waiting(
     assert version(asker) is None
 
     pid = os.getpid()
-    monkeypatch.setattr(flask_mysqlpool.monitor.asking, "getpid", lambda: pid + 1)
+    monkeypatch.setattr(flask_mysqlpool.monitor.asking, "process", lambda: pid + 1)
 
     assert version(asker) == "v1"
 

@@ -166,7 +166,6 @@ CANNOT_BE_UNDONE = [
     "LOCK INSTANCE FOR BACKUP",
     "BACKUP STAGE START",
     "FLUSH TABLES WITH READ LOCK",
-    "SET optimizer_trace = 'enabled=on'",
     "SET `profiling` = 1",
     "SET/**/profiling = 1",
 ]
