@@ -746,10 +746,13 @@ class PhysicalConnection(Link):
         made = login.assignments()
         if made or not all(text.isascii() for _, text in where):
             where.insert(0, _query(b"SET NAMES utf8mb4" + made))
+        first = []
         if left & MAY_END and self._is_mariadb:
             # Nothing less than a procedure or EXECUTE will have switched them on.
             where.append(_query(NO_PROFILES))
-        return self.write([(COM_RESET_CONNECTION, b""), *where, *self._setup])
+            # Fails after XA PREPARE, which a reset hides, but does not undo.
+            first.append(_query(_ROLLBACK))
+        return self.write([*first, (COM_RESET_CONNECTION, b""), *where, *self._setup])
 
 
 def _gone() -> None:

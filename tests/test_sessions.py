@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -287,6 +288,33 @@ def test_a_warning_of_an_earlier_statement_is_not_shown_to_the_next_borrower(
     with pool.connection() as connection:
         assert connection.show_warnings() == ()
     assert pool.stats().opened == 1
+
+
+def test_what_a_procedure_prepares_of_xa_harms_no_next_borrower(
+    table: str, sql: Sql, make_pool: MakePool
+) -> None:
+    body = f"XA START 'x'; INSERT INTO {table} (a) VALUES (1)"
+    body += "; XA END 'x'; XA PREPARE 'x'"
+    create(sql, "prepares", f"BEGIN {body}; END")
+    pool = make_pool(MAX_SIZE=1)
+    try:
+        with pool.connection() as connection:
+            run(connection, "CALL prepares()")
+        with pool.connection() as connection:
+            assert run(connection, f"SELECT a FROM {table}") == ()
+    finally:
+        pool.close()
+        roll_back_prepared(sql)
+
+
+def roll_back_prepared(sql: Sql) -> None:
+    """Once the session that prepared it has ended, another one may."""
+    for _ in range(100):
+        with suppress(MySQLError):
+            sql("XA ROLLBACK 'x'")
+        if not sql("XA RECOVER"):
+            return
+        time.sleep(0.02)
 
 
 TRACED = {
