@@ -4,6 +4,8 @@ Each is executed on new sessions: one to look at what it leaves, and one in whic
 transaction has a change, to see whether the statement ends that. ``python
 tests/statements.py --engine mysql --count 5000 --seed 2`` samples the product of
 statements, wrappers and ways to write them; without ``--count`` it takes 4,000.
+``--names`` instead makes a stored function of each name that is known to be harmless,
+and calls it in each way in which the server may take one for the other.
 """
 
 from __future__ import annotations
@@ -193,7 +195,7 @@ CREATE VIEW made_view AS SELECT %s AS a
 ALTER TABLE t ALTER a SET DEFAULT (%s)
 PURGE BINARY LOGS BEFORE %s
 EXPLAIN SELECT %s
-BEGIN NOT ATOMIC DECLARE d INT DEFAULT %s; END
+BEGIN NOT ATOMIC SELECT %s; END
 IF %s THEN SELECT 1; END IF
 """.strip().split("\n")
 
@@ -625,6 +627,57 @@ def _respaced(statement: str, chance: random.Random) -> str:
     return "".join(parts)
 
 
+#: Ways to call what has the name of a function of the server.
+CALLS = """
+SELECT %s(1)
+SELECT %s (1)
+SELECT %s/**/(1)
+SELECT %s\t(1)
+SELECT statements.%s(1)
+SELECT statements . %s (1)
+SELECT `%s`(1)
+SELECT 1 FROM dual WHERE %s(1)
+SELECT 1 AND %s (1)
+SELECT 1 IN (%s (1))
+SELECT -%s(1)
+SELECT 1 %s (1)
+SELECT (1) %s (1)
+SELECT 'a' %s (1)
+SELECT (1) %s(1)
+SELECT 1 AS %s, %s(1)
+SELECT * FROM (SELECT %s(1) AS %s_) AS d
+SELECT CASE %s(1) WHEN 1 THEN 1 END
+WITH %s (a) AS (SELECT 1) SELECT %s(1)
+DO %s(1)
+""".strip().split("\n")
+
+
+def call_names(server: LocalServer) -> Findings:
+    """Give stored functions the names that are known, and see what calls them."""
+    laboratory = Laboratory(server)
+    found, connection = laboratory.findings, server.connect(autocommit=True)
+    tables = residue._CALLS_ON
+    names = sorted({name.decode() for table in tables for name in table})
+    body = "(n INT) RETURNS INT DETERMINISTIC BEGIN SET @x = n; RETURN n; END"
+    laboratory.attempt(connection, "USE statements")
+    for name in names:
+        laboratory.attempt(connection, f"CREATE FUNCTION `{name}`{body}")
+    for mode in ("", "IGNORE_SPACE"):
+        laboratory.attempt(connection, f"SET sql_mode = '{mode}'")
+        for statement in [c.replace("%s", name) for name in names for c in CALLS]:
+            laboratory.attempt(connection, "SET @x = NULL")
+            if error := laboratory.attempt(connection, statement):
+                found.unreadable += error in _UNREADABLE
+                found.failed += error not in _UNREADABLE
+            found.executed += 1
+            if laboratory.ask(connection, "SELECT @x") != (None,):
+                laboratory.compare(statement, mode, {"SESSION", "RUNS_CODE"})
+                found.effects["RUNS_CODE"] += 1
+    connection.close()
+    laboratory.close()
+    return found
+
+
 @dataclass
 class Findings:
     """What was found; a miss is an effect and the statement that was not said to."""
@@ -889,11 +942,15 @@ def main() -> None:
     parser.add_argument("--engine", choices=("mariadb", "mysql"), default="mariadb")
     parser.add_argument("--count", type=int, default=4_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--names", action="store_true")
     options = parser.parse_args()
     root = os.environ.get("FLASK_MYSQLPOOL_MYSQL_ROOT")
     root = root if options.engine == "mysql" else None
     with LocalServer(engine=options.engine, root=root) as server:
-        findings = explore(server, options.count, options.seed)
+        if options.names:
+            findings = call_names(server)
+        else:
+            findings = explore(server, options.count, options.seed)
     print(findings)
     raise SystemExit(1 if findings.misses else 0)
 
