@@ -89,8 +89,23 @@ class Process:
         return self._process.communicate(timeout=30)[1]
 
 
+def open_ports(server: LocalServer) -> set[int]:
+    """The ports from which clients of this host have connections to the server."""
+    ports = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, state, *_ = line.split()
+        if state == "01" and int(remote.split(":")[1], 16) == server.port:
+            ports.add(int(local.split(":")[1], 16))
+    return ports
+
+
 class Watcher:
-    """The most connections that the server ever had, looked at all the time."""
+    """The most connections that were open at once, looked at all the time.
+
+    A busy server lists a connection for some time after its client has closed it. So
+    those count that the server lists and that are still open afterwards: all of them
+    were open at the moment of the list.
+    """
 
     def __init__(self, server: LocalServer) -> None:
         self.most = 0
@@ -99,12 +114,12 @@ class Watcher:
         self._thread = threading.Thread(target=self._watch)
 
     def _watch(self) -> None:
-        count = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = %s"
+        clients = "SELECT HOST FROM information_schema.PROCESSLIST WHERE USER = %s"
         with self._server.connect() as root, root.cursor() as cursor:
             while not self._enough.is_set():
-                cursor.execute(count, (self._server.user,))
-                [[number]] = cursor.fetchall()
-                self.most = max(self.most, number)
+                cursor.execute(clients, (self._server.user,))
+                listed = {int(host.split(":")[1]) for (host,) in cursor.fetchall()}
+                self.most = max(self.most, len(listed & open_ports(self._server)))
 
     def __enter__(self) -> Watcher:
         self._thread.start()
