@@ -238,7 +238,7 @@ class Echo:
                     threading.Thread(target=self._pump, args=ends, daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
-        with suppress(OSError), closing(source), closing(sink):
+        with suppress(OSError):
             while data := source.recv(65536):
                 twice = answers and self.twice
                 self.twice = self.twice and not answers
@@ -248,6 +248,11 @@ class Echo:
                 if twice and self.pause:
                     time.sleep(self.pause)
                     sink.sendall(data)
+        # The other thread waits in recv(), which close() would not end.
+        for end in source, sink:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
     def close(self) -> None:
         self._listener.close()
