@@ -661,16 +661,10 @@ class PhysicalConnection(Link):
     def confirm_demotion(self) -> bool:
         """Whether the server is no longer the right one; asks if an error says so."""
         if self.is_suspect and self.lost is None:
-            # Twice: a server that becomes read-only may refuse before it says so.
-            for pause in 0.05, 0.0:
-                with suppress(MySQLError):  # judged already
-                    self.ask_role()
-                    self.read_answers(time.monotonic() + ROLE_PATIENCE)
-                if self.is_demoted or self.is_suspect or self.lost is not None:
-                    break
-                time.sleep(pause)
-        # Without an answer it is given up, too: the error said that it is read-only.
-        return self.is_demoted or self.is_suspect
+            with suppress(MySQLError):  # judged already
+                self.ask_role()
+                self.read_answers(time.monotonic() + ROLE_PATIENCE)
+        return self.is_demoted
 
     def check_lag(self, deadline: float) -> None:
         """Make sure that the replica is not further behind than ``MAX_LAG``.
