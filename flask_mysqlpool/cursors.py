@@ -116,7 +116,7 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
     __del__ = close
 
 
-#: What is inside of a connection while it runs; see ``PooledConnection._is_in_use``.
+#: The calls that use a connection while they run; see ``PooledConnection._is_in_use``.
 CALLS = frozenset(
     method.__code__
     for method in (_BoundCursor._query, _BoundCursor._nextset, _BoundSSCursor.read_next)

@@ -64,7 +64,7 @@ class _Exit:
 
 
 class TransactionBlock(ContextDecorator):
-    """A block that is one transaction or, inside of another, a savepoint.
+    """A block that is one transaction or, within another, a savepoint.
 
     It is over when its ``with`` statement is, however that was left. What is then not
     ended yet is rolled back before the connection does anything else.

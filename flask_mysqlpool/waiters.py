@@ -81,7 +81,7 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
         self[waiter] = None
         if last.since <= waiter.since:
             return
-        # It has been served before, with something that was of no use.
+        # It was served before, with a connection that could not be used.
         if first.since > waiter.since:
             self.move_to_end(waiter, last=False)
             return
