@@ -245,8 +245,7 @@ class PhysicalConnection(Link):
         answers = self.read_each(deadline)
         if about_login:
             # An error of the account comes again, with the set-up.
-            role, differences = answers[:about_login]
-            self.login = Login(role, differences, thorough)
+            self.login = Login(*answers[:about_login])
         #: What follows a reset.
         if not self._is_mariadb:
             statements[0] += self.login.no_traces()
@@ -318,8 +317,10 @@ class PhysicalConnection(Link):
             self.read_leftovers()
         if self.ask_first:
             self.look()
-        short = len(statement) < MEMORABLE
-        left = (residue if short else judge)(statement, self._server)
+        if len(statement) < MEMORABLE:
+            left = residue(statement, self._server)
+        else:
+            left = judge(statement, self._server)
         if self.block is not None:
             self._prepare_in_block(left)
         self.residue |= left
@@ -590,9 +591,9 @@ class PhysicalConnection(Link):
 
     def leave_block(self, fails: bool = False) -> None:
         """Be in no block any more; or in one that ``fails``, whatever it does."""
-        self.block = _ENDED if fails else None
         self.is_marked = self.has_committed = False
         self.savepoints_due.clear()
+        self.block = _ENDED if fails else None
 
     def command(self, name: str, *args: Any) -> Any:
         """Call a method of PyMySQL that talks to the server, likewise.
@@ -704,9 +705,10 @@ class PhysicalConnection(Link):
             else:
                 raw._result = None
         left, self.residue = self.residue, NONE
-        self.changed, self.may_have_changed = 0, False
-        self.leave_block()
-        unknown, self.is_unknown, self.ask_first = self.is_unknown, False, False
+        unknown, self.is_unknown = self.is_unknown, False
+        self.changed, self.may_have_changed, self.ask_first = 0, False, False
+        if self.block is not None:
+            self.leave_block()
         raw._affected_rows = 0
         policy = self.config.reset_session
         if policy == "always":
@@ -741,7 +743,7 @@ class PhysicalConnection(Link):
         if left & ELSEWHERE or login.is_of_database:
             database = (self.config.database or "").encode()
             where.append((COMMAND.COM_INIT_DB, database))
-        if left & ROLE:
+        if left & ROLE or left & RUNS_CODE and login.has_roles:
             where.append(_query(b"SET ROLE " + login.role(self._is_mariadb)))
         made = login.assignments()
         if made or not all(text.isascii() for _, text in where):

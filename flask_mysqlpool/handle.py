@@ -488,8 +488,9 @@ class PooledConnection(_Face):
         con = self._con or self._attached()
         cls = cursor or self._cursorclass or con.raw.cursorclass
         # By their module, for of a name that is imported a method is found more slowly.
-        bound = cursors.BOUND.get(cls) if isinstance(cls, type) else None
-        if bound is None:
+        try:
+            bound = cursors.BOUND[cls]
+        except (KeyError, TypeError):  # what is no class may have no hash
             if not (isinstance(cls, type) and issubclass(cls, Cursor)):
                 return self._made_by(cls)
             bound = cursors.bound_class(cls)

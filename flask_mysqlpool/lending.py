@@ -124,8 +124,9 @@ class Lender:
         if self._pid != process():
             self._begin_in_child()
         started = monotonic()
-        timeout = self.config.timeout if timeout is None else timeout
-        if not timeout >= 0:  # nan, too
+        if timeout is None:
+            timeout = self.config.timeout
+        elif not timeout >= 0:  # nan, too
             raise ValueError(f"timeout must be seconds, 0 or more (got {timeout!r})")
         # Who waits for no other still waits for the server.
         waits = timeout > 0

@@ -128,7 +128,6 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         # Then the reader's position tells whether its buffer holds unread bytes.
         raw._rfile.raw.tell = repeat(_ORIGIN).__next__
         self._position = raw._rfile.tell
-        self._pending = getattr(raw._sock, "pending", None)
 
     def write(self, commands: Sequence[tuple[int, bytes]]) -> bool:
         """Send commands in one piece, without waiting for room or for answers.
@@ -284,7 +283,6 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
             self.raw._sock is not None
             and self._position() == _ORIGIN
             and not self._has_news()
-            and (self._pending is None or not self._pending())
         )
 
     def is_answered(self) -> bool:

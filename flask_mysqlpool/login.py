@@ -17,7 +17,11 @@ from pymysql.err import MySQLError
 Rows = Sequence[Mapping[str, str | None]]
 
 #: The active role, in hexadecimal: its name may be in another character set.
-ROLE = b"SELECT HEX(CURRENT_ROLE()) AS role"
+_ROLE = b"SELECT HEX(CURRENT_ROLE()) AS role"
+#: Whether the account has roles. MySQL may refuse to say so.
+_ROLES = (
+    b"SELECT EXISTS (SELECT 1 FROM information_schema.APPLICABLE_ROLES) AS any_role"
+)
 
 _MARIADB = """
     SELECT VARIABLE_NAME AS name, HEX(COALESCE(SESSION_VALUE, GLOBAL_VALUE)) AS value,
@@ -87,7 +91,7 @@ _PLAIN = re.compile(r"[\w ,.:;=+*/%@$<>()-]*", re.ASCII)
 def questions(is_mariadb: bool, thorough: bool) -> list[bytes]:
     """What a new connection is asked; ``thorough`` covers more than the usual."""
     text = (_MARIADB if is_mariadb else _MYSQL) + _ONLY_USUAL * (not thorough)
-    return [ROLE, text.encode()]
+    return [_ROLE, text.encode(), *[_ROLES][: int(thorough)]]
 
 
 class Login:
@@ -97,7 +101,7 @@ class Login:
         self,
         role: Rows | MySQLError = (),
         differences: Rows | MySQLError = (),
-        thorough: bool = True,
+        roles: Rows | MySQLError | None = None,
     ) -> None:
         """Take the answers to :func:`questions`."""
         #: Why a reset session cannot be made what this one was; empty if it can.
@@ -107,6 +111,9 @@ class Login:
             self.obstacle = f"what its login made of it is not known: {refusal}"
             role = differences = ()
         self._role = _text(role[0]["role"]) if role else None
+        thorough = roles is not None
+        #: Whether stored code may have another role active when it ends.
+        self.has_roles = thorough and roles != [{"any_role": "0"}]
         found = {str(row["name"]).lower(): row for row in differences}
         values = {name: _text(row["value"]) for name, row in found.items()}
         alone = {name for name, row in found.items() if row["alone"] == "1"}
@@ -124,8 +131,8 @@ class Login:
             if name not in _NOT_SET and name not in alone
         }
         #: Whether the next login at this place needs no thorough question.
-        self.is_usual = (
-            not init_connect and not self.obstacle and self.variables.keys() <= _USUAL
+        self.is_usual = self.variables.keys() <= _USUAL and not (
+            init_connect or self.obstacle or self.has_roles
         )
 
     def assignments(self) -> bytes:

@@ -32,7 +32,8 @@ WRITES = 32
 #: What the text shows of a transaction is then not all that happened to it. Neither
 #: MariaDB's profiles nor MySQL's optimizer traces end with the reset of a session.
 RUNS_CODE = 64
-#: Perhaps another role, which resetting the session leaves.
+#: Perhaps another role, which resetting the session leaves; so may RUNS_CODE, if the
+#: account has roles.
 ROLE = 128
 #: Known to end the transaction, or to begin another.
 ENDS = 256
@@ -43,9 +44,9 @@ MAY_END = 512
 TRANSACTIONS = SNAPSHOT | TRANSACTION
 BEYOND_ROLLBACK = SESSION | ELSEWHERE | ROLE | INDELIBLE
 #: What a statement may do that changes rows, or calls a function that is not known.
-CHANGES = TRANSACTION | SESSION | ROLE | WRITES | RUNS_CODE
+CHANGES = TRANSACTION | SESSION | WRITES | RUNS_CODE
 #: What an unknown statement may do.
-ANYTHING = CHANGES | ELSEWHERE | MAY_END
+ANYTHING = CHANGES | ELSEWHERE | ROLE | MAY_END
 
 #: What the methods of PyMySQL that talk to the server leave behind.
 RESIDUE_OF = {

@@ -168,5 +168,9 @@ def glance(sock: socket.socket) -> Callable[[], Any]:
     takes. Where many want it, getting it back takes a hundred times as long.
     """
     if _POLL is None:
-        return partial(watch(sock), 0)
-    return partial(_POLL, ctypes.byref(_PollFD(sock.fileno(), select.POLLIN)), 1, 0)
+        look = partial(watch(sock), 0)
+    else:
+        place = ctypes.byref(_PollFD(sock.fileno(), select.POLLIN))
+        look = partial(_POLL, place, 1, 0)
+    pending = getattr(sock, "pending", None)  # of TLS
+    return look if pending is None else lambda: pending() or look()

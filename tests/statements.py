@@ -820,6 +820,8 @@ class Laboratory:
                 missed = within_block(text, server) == residue.HARMLESS
             elif effect == "SNAPSHOT":
                 missed = not said & residue.TRANSACTIONS
+            elif effect == "ROLE":
+                missed = not said & (residue.ROLE | residue.RUNS_CODE)
             else:
                 missed = not said & getattr(residue, effect)
             if missed and "v_func" in statement.lower():
