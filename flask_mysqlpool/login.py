@@ -23,14 +23,17 @@ _ROLES = (
     b"SELECT EXISTS (SELECT 1 FROM information_schema.APPLICABLE_ROLES) AS any_role"
 )
 
+# Values of more than 2,048 characters, MySQL's of more than 1,024, are shown cut.
 _MARIADB = """
-    SELECT VARIABLE_NAME AS name, HEX(COALESCE(SESSION_VALUE, GLOBAL_VALUE)) AS value,
+    SELECT VARIABLE_NAME AS name, HEX(IF(VARIABLE_NAME = 'init_connect',
+        @@global.init_connect, SESSION_VALUE)) AS value,
         VARIABLE_SCOPE = 'SESSION ONLY' AS alone
     FROM information_schema.SYSTEM_VARIABLES
     WHERE (VARIABLE_SCOPE <> 'GLOBAL' AND NOT SESSION_VALUE <=> GLOBAL_VALUE
         OR VARIABLE_NAME = 'init_connect')"""
 _MYSQL = """
-    SELECT own.VARIABLE_NAME AS name, HEX(own.VARIABLE_VALUE) AS value,
+    SELECT own.VARIABLE_NAME AS name, HEX(IF(own.VARIABLE_NAME = 'init_connect',
+        @@global.init_connect, own.VARIABLE_VALUE)) AS value,
         shared.VARIABLE_NAME IS NULL AS alone
     FROM performance_schema.session_variables own
     LEFT JOIN performance_schema.global_variables shared USING (VARIABLE_NAME)
@@ -85,6 +88,8 @@ _SETS = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+#: From which length on a value may be cut.
+_CUT = 1024
 _PLAIN = re.compile(r"[\w ,.:;=+*/%@$<>()-]*", re.ASCII)
 
 
@@ -122,6 +127,8 @@ class Login:
             thorough and _only_sets_variables(init_connect, alone)
         ):
             self.obstacle = "init_connect may do more than set variables"
+        elif any(len(value or "") >= _CUT for value in values.values()):
+            self.obstacle = "a variable is too long to be read"
         #: Whether the current database must be selected again.
         self.is_of_database = not _OF_THE_DATABASE.isdisjoint(values)
         #: The variables to be set again.

@@ -57,6 +57,7 @@ INIT_CONNECTS = {
     "elsewhere": ("USE other_login", False),
     "log": ("INSERT INTO logins_log () VALUES ()", False),
     "comment": ("SET /*! @login = 1, */ time_zone = '+03:00'", False),
+    "long": ("SET time_zone = '+05:00'" + " " * 2500 + ", @login = 'x'", False),
 }
 
 #: With these, a test could not ask any more, or the session is not cleaned.
@@ -64,6 +65,7 @@ LIMITING = {
     *("max_join_size", "sql_big_selects", "max_session_mem_used", "autocommit"),
     *("max_statement_time", "max_execution_time", "sql_select_limit"),
     *("tmp_disk_table_size", "character_set_database", "collation_database"),
+    *("transaction_read_only", "tx_read_only"),
 }
 
 GLOBALS = (
