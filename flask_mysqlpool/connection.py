@@ -22,7 +22,7 @@ from .config import PoolConfig
 from .errors import TransactionError
 from .leaks import Stack
 from .link import LOST, Link, Rows
-from .login import NO_PROFILES, Login
+from .login import NO_PROFILES, NO_WARNINGS, Login
 from .login import questions as login_questions
 from .residue import (
     BEYOND_ROLLBACK,
@@ -747,7 +747,10 @@ class PhysicalConnection(Link):
             where.append(_query(b"SET ROLE " + login.role(self._is_mariadb)))
         made = login.assignments()
         if made or not all(text.isascii() for _, text in where):
-            where.insert(0, _query(b"SET NAMES utf8mb4" + made))
+            again = [_query(b"SET NAMES utf8mb4" + made)]
+            if login.may_warn and self._is_mariadb:
+                again.append(_query(NO_WARNINGS))
+            where[:0] = again
         first = []
         if left & MAY_END and self._is_mariadb:
             # Nothing less than a procedure or EXECUTE will have switched them on.

@@ -63,6 +63,9 @@ NO_PROFILES = (
     b" SET profiling = 0, profiling_history_size = DEFAULT; END"
 )
 
+#: Empties MariaDB's list of warnings, as a statement does that uses a table.
+NO_WARNINGS = b"SELECT 1 FROM (SELECT 1) AS nothing WHERE FALSE"
+
 _LITERALS = re.compile(r"'(?:[^'\\]|'')*'|\"(?:[^\"\\]|\"\")*\"")
 _MORE_THAN_VARIABLES = re.compile(
     r"(?<!@)@(?!@)|[\\#]|--|/\*|\bselect\b|@@\s*`?(?:transaction|tx)_", re.IGNORECASE
@@ -137,8 +140,11 @@ class Login:
             for name, value in values.items()
             if name not in _NOT_SET and name not in alone
         }
+        only_usual = self.variables.keys() <= _USUAL
+        #: Whether to set them again may leave a warning, as of a deprecated one.
+        self.may_warn = not only_usual
         #: Whether the next login at this place needs no thorough question.
-        self.is_usual = self.variables.keys() <= _USUAL and not (
+        self.is_usual = only_usual and not (
             init_connect or self.obstacle or self.has_roles
         )
 
