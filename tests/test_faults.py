@@ -577,12 +577,13 @@ def test_a_password_that_was_rotated_is_used_for_new_connections_only(
 # Forks
 
 FORKING = """
-import os, sys, threading
+import faulthandler, os, sys, threading
 if {hooks} is False:
     os.register_at_fork = lambda **kwargs: None
 from flask_mysqlpool import ConnectionShared, Pool, PoolConfig
 
 pool = Pool(PoolConfig.from_mapping({{"URL": {url!r}, "MAX_SIZE": 4, "TIMEOUT": 20}}))
+faulthandler.dump_traceback_later(35, exit=True)  # where it hangs, if it does
 
 def ask(connection, statement):
     with connection.cursor() as cursor:
@@ -607,6 +608,7 @@ def work():
         failures.append(error)
 
 def in_child(way):
+    faulthandler.dump_traceback_later(30, exit=True)
     if way == "leave":
         # Without a hook, it does not even know that it is one.
         sys.exit(0)
