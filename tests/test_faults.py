@@ -577,13 +577,15 @@ def test_a_password_that_was_rotated_is_used_for_new_connections_only(
 # Forks
 
 FORKING = """
-import faulthandler, os, sys, threading
+import faulthandler, os, signal, sys, threading
 if {hooks} is False:
     os.register_at_fork = lambda **kwargs: None
 from flask_mysqlpool import ConnectionShared, Pool, PoolConfig
 
 pool = Pool(PoolConfig.from_mapping({{"URL": {url!r}, "MAX_SIZE": 4, "TIMEOUT": 20}}))
-faulthandler.dump_traceback_later(35, exit=True)  # where it hangs, if it does
+# Where it hangs, if it does.
+faulthandler.register(signal.SIGALRM, chain=True)
+signal.alarm(35)
 
 def ask(connection, statement):
     with connection.cursor() as cursor:
@@ -608,7 +610,7 @@ def work():
         failures.append(error)
 
 def in_child(way):
-    faulthandler.dump_traceback_later(30, exit=True)
+    signal.alarm(25)
     if way == "leave":
         # Without a hook, it does not even know that it is one.
         sys.exit(0)
