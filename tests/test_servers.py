@@ -119,8 +119,8 @@ KINDS = [
         for preload in (False, True)
     ),
     # From Python 3.13 on a worker that was forked with the app in it crashes at times
-    # when it starts a thread (signal 11). With the hooks for forks it always aborts: uWSGI
-    # 2.0.30 does not take a lock of Python's that they release.
+    # when it starts a thread (signal 11). With the hooks for forks it always aborts:
+    # uWSGI 2.0.30 does not take a lock of Python's that they release.
     *([uwsgi(), uwsgi("--py-call-osafterfork")] if sys.version_info < (3, 13) else []),
     uwsgi(lazy=True),
     waitress(),
