@@ -184,7 +184,8 @@ class PoolConfig:
     ssl_mode: str = _setting(
         "PREFERRED",
         convert.choice(*_SSL_MODES),
-        "Whether to use TLS, and what to verify; as in the mysql client.",
+        "Whether to use TLS, and what to verify; as in the mysql client. With SSL_CA it"
+        " is VERIFY_CA by default, with SSL_CERT alone REQUIRED.",
     )
     ssl_ca: str | None = _setting(
         None, convert.file, "File of the authorities to trust; by default the system's."
@@ -198,7 +199,8 @@ class PoolConfig:
     cleartext_plugin: bool = _setting(
         False,
         convert.flag,
-        "Whether a server that is not verified may ask for the password in clear text.",
+        "Whether a server that is not verified may ask for the password in clear text,"
+        " or without TLS encrypted with a key of its own.",
     )
     connect_args: Mapping[str, Any] = _setting(
         dict,
@@ -306,6 +308,8 @@ class PoolConfig:
             for k, v in values.items()
             if v is not None or known[k].default is not None
         }
+        if self.ssl_mode == known["ssl_mode"].default:
+            del given["ssl_mode"]
         if names_a_file(self.connect_args):
             # A default cannot be told from the same value that was given.
             given = {

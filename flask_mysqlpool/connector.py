@@ -6,6 +6,7 @@ import inspect
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -79,12 +80,38 @@ class InClear:
     """
 
     def __init__(self, raw: object) -> None:
-        raise OperationalError(
-            CR.CR_AUTH_PLUGIN_CANNOT_LOAD,
-            "The server asks for the password in clear text, and it is not verified:"
-            " set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA, or, if any server may have"
-            " the password, CLEARTEXT_PLUGIN = True",
-        )
+        raise _unverified("in clear text,")
+
+
+class HashedOnly(bytes):
+    """A password that PyMySQL may hash, but not send to a server without TLS.
+
+    Whatever sends it, encrypted with a key of the server's or not, appends a zero.
+    """
+
+    _raw: Callable[[], Any]
+    _known_key: Any
+
+    @classmethod
+    def of(cls, raw: Any) -> HashedOnly:
+        made = cls(raw.password)
+        made._raw, made._known_key = weakref.ref(raw), raw.server_public_key
+        return made
+
+    def __add__(self, more: Any) -> bytes:
+        raw, known = self._raw(), self._known_key
+        if raw._secure or known and known == raw.server_public_key:
+            return super().__add__(more)
+        raise _unverified("without TLS, with a key of its own,")
+
+
+def _unverified(how: str) -> OperationalError:
+    return OperationalError(
+        CR.CR_AUTH_PLUGIN_CANNOT_LOAD,
+        f"The server asks for the password {how} and it is not verified:"
+        " set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA, or, if any server may have"
+        " the password, CLEARTEXT_PLUGIN = True",
+    )
 
 
 def _ask(source: Callable[[], object]) -> object:
@@ -253,6 +280,8 @@ class Connector:
         is_verified = config.ssl_mode in ("VERIFY_CA", "VERIFY_IDENTITY")
         if not (is_verified or raw.unix_socket or config.cleartext_plugin):
             raw._auth_plugin_map = IN_CLEAR | raw._auth_plugin_map
+            if raw.password:
+                raw.password = HashedOnly.of(raw)
         if self._wants_tls():
             raw.ssl, raw.ctx = True, self._certificates.context(deadline)
             raw._ssl_required = self.config.ssl_mode != "PREFERRED"

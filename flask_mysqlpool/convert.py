@@ -162,7 +162,7 @@ def command(value: Any) -> str | None:
     if value is False or isinstance(value, str) and value.lower() == "false":
         return None
     # A "true" from the environment is a mistake, not the name of a command.
-    return text(r"(?!(?i:true)$)[\w-]+", "a command's name, or False for none")(value)
+    return text(r"(?!(?i:true)$)\w[\w-]*", "a command's name, or False for none")(value)
 
 
 def backend(value: Any) -> str | type:
@@ -237,8 +237,8 @@ def url(value: Any) -> dict[str, str]:
             "special characters percent-encoded (@ is %40, / is %2F, # is %23, ? is "
             f"%3F, % is %25){port}"
         )
-    if form["user"] == "" and not (form["host"] or form["ipv6"]):
-        raise Wrong("must name a server; a variable that it is made of may be empty")
+    if form["user"] == "":
+        raise Wrong("must name a server and an account; a variable in it may be empty")
     parts = {name: text for name, text in form.groupdict().items() if text}
     if more := parts.pop("more", ""):
         first = f"[{parts.pop('ipv6')}]" if "ipv6" in parts else parts.get("host", "")

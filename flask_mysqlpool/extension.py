@@ -16,7 +16,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from . import cli
 from .config import AppConfig
-from .errors import PoolFull, PoolTimeout
+from .errors import ConfigError, PoolFull, PoolTimeout
 from .handle import PooledConnection
 from .health import Health, examine
 from .pool import Pool
@@ -60,6 +60,9 @@ class MySQLPool:
                 " or not at all after MySQLPool(app)"
             )
         config = AppConfig.from_mapping(app.config, name=app.name)
+        if not states and config.cli in (*app.cli.commands, "run", "shell", "routes"):
+            text = f"MYSQLPOOL_CLI names a command that there is: {config.cli}"
+            raise ConfigError([f"{text}; choose another name, or False for none"])
         states[self] = state = State(config, app, len(states))
         self._apps.add(app)
         app.teardown_request(state.release_request)

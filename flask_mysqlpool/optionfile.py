@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from .convert import Wrong
 
-#: What PyMySQL reads of them, and our names of it.
+#: What PyMySQL reads of them, and ``ssl-mode``, which it would pass over; our names.
 OPTIONS = {
     "user": "user",
     "password": "password",
@@ -22,10 +22,17 @@ OPTIONS = {
     "ssl-ca": "ssl_ca",
     "ssl-cert": "ssl_cert",
     "ssl-key": "ssl_key",
+    "ssl-mode": "ssl_mode",
     "bind-address": "bind_address",
 }
-FROM_FILE = {*OPTIONS.values(), "ssl_mode"}
-_NOT_TAKEN = "ssl-capath", "ssl-cipher", "ssl-password"
+FROM_FILE = {*OPTIONS.values()}
+_NOT_TAKEN = (
+    *("ssl-capath", "ssl-cipher", "ssl-password", "ssl-passphrase", "ssl-crl"),
+    *("ssl-crlpath", "ssl-fp", "ssl-fplist", "tls-version", "tls-ciphersuites"),
+    "server-public-key-path",
+)
+#: What MariaDB's clients have instead of ``ssl-mode``, without a value or with one.
+_FLAGS = {"ssl-verify-server-cert": "VERIFY_IDENTITY", "ssl": "REQUIRED"}
 
 
 def names_a_file(arguments: Any) -> TypeGuard[Mapping[str, Any]]:
@@ -57,7 +64,7 @@ def read(path: object, group: object) -> dict[str, str]:
     except configparser.Error as error:
         kind = type(error).__name__
         raise Wrong(f"names a read_default_file that is malformed: {kind}") from None
-    found = {}
+    found: dict[str, str] = {}
     for option in (*OPTIONS, *_NOT_TAKEN):
         try:
             value = parser.get(group, option)
@@ -67,4 +74,10 @@ def read(path: object, group: object) -> dict[str, str]:
             raise Wrong(f"names a read_default_file with {option}: leave it out")
         if value:
             found[option] = value
+    # Its get() takes no option without a value.
+    given = dict(parser.items(group)) if parser.has_section(group) else {}
+    for flag, mode in _FLAGS.items():
+        is_on = str(given.get(flag, 0)).lower() not in ("0", "off", "false")
+        if is_on and not found.keys() & {"ssl-mode", "ssl-ca"}:
+            found["ssl-mode"] = mode
     return found

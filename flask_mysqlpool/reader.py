@@ -43,6 +43,13 @@ _BELONG_TOGETHER = [
     ({"charset"}, {"collation"}),
 ]
 
+_FILES = {"ssl_ca", "ssl_cert", "ssl_key"}
+_WITHOUT_EFFECT = {"DISABLED": _FILES, "PREFERRED": _FILES, "REQUIRED": {"ssl_ca"}}
+"""What each mode of TLS, once it is chosen, need not look at."""
+
+_NOT_NONE = {"url": "URL", "user": "name", **dict.fromkeys(sorted(_FILES), "file")}
+"""What a bind can only have or inherit, for None would weaken it."""
+
 Known = Mapping[str, Field[Any]]
 """Settings by their names in lower case; ``convert`` is in each field's metadata."""
 
@@ -186,7 +193,10 @@ class Reader:
     def url(self, given: Mapping[str, Any]) -> dict[str, str]:
         """The parts of the URL, if it is given and right."""
         values = self.convert(given, {"url": self.settings["url"]})
-        parts: dict[str, str] = values.get("url", {})
+        parts: dict[str, str] = {}
+        for name, text in values.get("url", {}).items():
+            plain = name.replace("-", "_")
+            parts[plain if plain in self.settings else name] = text
         return parts
 
     def pool(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -194,16 +204,23 @@ class Reader:
         known = {k: f for k, f in self.settings.items() if k != "url"}
         for name, text in self.url(given).items():
             label = f"{self.key('url')} ({name})"
-            name = name.replace("-", "_")  # noqa: PLW2901
             if name not in known:
-                self.unknown(label, name.lower(), known)
+                self.unknown(label, name.replace("-", "_").lower(), known)
             elif name not in given:
                 given[name] = text
                 self.written[name] = label
                 self.from_url.add(name)
         self.option_file(given, {})
+        has_place = "url" in self.broken or given.keys() & {"host", "unix_socket"}
+        has_account = self.bind or "user" in self.from_url
+        if "url" in given and has_account and not has_place:
+            self.fault("url", "must name a server; a variable in it may be empty")
         values = self.convert(given, known)
-        self.compare({k: f.default for k, f in known.items()} | values)
+        if "ssl_mode" not in given and given.keys() & _FILES:
+            # As for the mysql client; what TLS alone can obey is not left to chance.
+            values["ssl_mode"] = "VERIFY_CA" if "ssl_ca" in given else "REQUIRED"
+        defaults = {k: f.default for k, f in known.items()} | {"connect_args": {}}
+        self.compare(defaults | values)
         return values
 
     def option_file(self, given: dict[str, Any], parts: Mapping[str, Any]) -> None:
@@ -224,19 +241,16 @@ class Reader:
             return
         if "bind-address" in options:
             arguments.setdefault("bind_address", options.pop("bind-address"))
-        passed_over = {*given, *parts}
+        passed_over = {*given, *parts} | _unused({**parts, **given})
         for some, others in _SAME_PLACE:
             if passed_over & some:
                 passed_over |= others
-        if str(given.get("ssl_mode", "")).upper() == "DISABLED":
-            passed_over |= {"ssl_ca", "ssl_cert", "ssl_key"}
         for option, text in options.items():
             name = optionfile.OPTIONS[option]
             if name not in passed_over:
                 self._take_option(given, option, name, text)
-        if "ssl_mode" not in passed_over and self.from_file & {"ssl_ca", "ssl_cert"}:
-            mode = "VERIFY_IDENTITY" if "ssl_ca" in self.from_file else "REQUIRED"
-            self._take_option(given, "TLS", "ssl_mode", mode)
+        if "ssl_mode" not in passed_over | given.keys() and "ssl_ca" in self.from_file:
+            self._take_option(given, "TLS", "ssl_mode", "VERIFY_IDENTITY")
 
     def _take_option(
         self, given: dict[str, Any], option: str, name: str, text: str
@@ -260,18 +274,18 @@ class Reader:
         reader = Reader(self.settings, "", self.app_wide, bind)
         reader.faults = self.faults
         given = reader.take(settings, self.settings)
-        if "url" in reader.written and "url" not in given:
-            reader.fault("url", "must be a URL, or be left out", "None")
+        for name, what in _NOT_NONE.items():
+            # A variable that is missing is not to weaken what the bind would inherit.
+            if name in reader.written and name not in given:
+                reader.fault(name, f"must be a {what}, or be left out", "None")
         parts = reader.url(given)
         reader.option_file(given, parts)
-        own = {*reader.written, *parts}
+        own = {*reader.written, *parts} | _unused(parts | given)
         if "unix_socket" in given:
             own |= {"host", "port"}
         for some, others in _BELONG_TOGETHER:
             if own & some:
                 own |= others
-        if str(given.get("ssl_mode", "")).upper() == "DISABLED":
-            own |= {"ssl_ca", "ssl_cert", "ssl_key"}
         if "replica" not in str(given.get("target", "replica")).lower():
             own.add("max_lag")
         if "url" in reader.broken:
@@ -304,9 +318,24 @@ class Reader:
             self.fault("max_lag", "needs {TARGET} to be replica or prefer-replica")
         if values["unix_socket"] and "," in values["host"]:
             self.fault("host", "must be one where {UNIX_SOCKET} is set")
-        for name in ("ssl_ca", "ssl_cert", "ssl_key"):
-            if values[name] and values["ssl_mode"] == "DISABLED":
-                self.fault(name, "must be left out where {SSL_MODE} is DISABLED")
+        for name in sorted(_unused(values)):
+            if values[name]:
+                mode = values["ssl_mode"]
+                text = f"must be left out where {{SSL_MODE}} is {mode}"
+                if mode != "DISABLED":
+                    stricter = "VERIFY_CA" if name == "ssl_ca" else "REQUIRED"
+                    text += f", which may not use it: set {stricter} or a stricter one"
+                self.fault(name, text)
+        in_clear = values["ssl_mode"] == "DISABLED" and not values["unix_socket"]
+        if "server_public_key" in values["connect_args"] and not in_clear:
+            text = "may not hold server_public_key, which TLS and a socket do not use:"
+            text += " leave it out, or set {SSL_MODE} = 'DISABLED'"
+            self.fault("connect_args", text)
+
+
+def _unused(values: Mapping[str, Any]) -> set[str]:
+    """The files that the mode of TLS has no use for."""
+    return _WITHOUT_EFFECT.get(str(values.get("ssl_mode")).upper(), set())
 
 
 def _squeezed(name: str) -> str:

@@ -286,8 +286,15 @@ def _is_own_command(group: str | None) -> bool:
 
     Importing the app may use the pool; were that paused, nothing could resume it.
     """
-    from_cli = os.environ.get("FLASK_RUN_FROM_CLI") == "true"
-    return from_cli and group in sys.argv[1:]
+    if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
+        return False
+    words = iter(sys.argv[1:])
+    for word in words:
+        if word in ("-A", "--app", "-e", "--env-file"):
+            next(words, None)  # its value
+        elif not word.startswith("-"):
+            return word == group
+    return False
 
 
 def app_context() -> AppContext:

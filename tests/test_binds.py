@@ -131,6 +131,63 @@ def test_a_url_that_is_none_is_a_fault_of_its_bind() -> None:
     assert fault.startswith('MYSQLPOOL_BINDS["reports"]["URL"] must be a URL')
 
 
+@pytest.mark.parametrize("key", ["URL", "USER", "SSL_CA", "SSL_CERT", "SSL_KEY"])
+def test_none_in_a_bind_weakens_nothing_that_it_would_inherit(key: str) -> None:
+    default = {"HOST": "db", "USER": "u", "PASSWORD": SECRET, "SSL_CA": __file__}
+
+    [fault] = faults(**default, BINDS={"b": {"HOST": "other", key: None}})
+
+    assert fault.startswith(f'MYSQLPOOL_BINDS["b"]["{key}"] must be a ')
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql:///x", "mysql://", "mysql://:@db2/x", "mysql://@/", "mysql://u:p@/x"]
+)
+def test_a_url_of_empty_variables_sends_no_bind_elsewhere(url: str) -> None:
+    default = f"mysql://shop:{SECRET}@db:3307/shop"
+
+    [fault] = faults(URL=default, BINDS={"b": {"URL": url}})
+
+    assert fault.startswith('MYSQLPOOL_BINDS["b"]["URL"] must name a server')
+
+
+@pytest.mark.parametrize("mode", ["ssl-mode", "ssl_mode"])
+def test_a_mode_in_the_url_of_a_bind_is_not_inherited(mode: str) -> None:
+    bind = {"URL": f"mysql://u@x/d?{mode}=REQUIRED"}
+
+    for inherited in {"SSL_MODE": "PREFERRED"}, {"SSL_CA": __file__}, {}:
+        pools = read(HOST="db", **inherited, BINDS={"b": bind})
+        assert (pools["b"].ssl_mode, pools["b"].ssl_ca) == ("REQUIRED", None)
+
+
+@pytest.mark.parametrize(
+    ("default", "own", "mode"),
+    [
+        ({"SSL_CA": __file__}, {}, "VERIFY_CA"),
+        ({"SSL_CA": __file__}, {"UNIX_SOCKET": "/s"}, "VERIFY_CA"),
+        ({"SSL_CERT": __file__}, {"SSL_CA": __file__}, "VERIFY_CA"),
+        ({"SSL_CA": __file__}, {"SSL_MODE": "REQUIRED"}, "REQUIRED"),
+        ({"SSL_CA": __file__}, {"SSL_MODE": "VERIFY_IDENTITY"}, "VERIFY_IDENTITY"),
+        ({}, {"SSL_CA": __file__}, "VERIFY_CA"),
+    ],
+)
+def test_a_bind_verifies_by_the_authority_that_it_has_or_inherits(
+    default: dict[str, Any], own: dict[str, Any], mode: str
+) -> None:
+    pools = read(HOST="db", **default, BINDS={"b": {"HOST": "other"} | own})
+
+    assert pools["b"].ssl_mode == mode
+
+
+def test_an_authority_in_a_bind_is_a_fault_where_the_inherited_mode_is_lower() -> None:
+    bind = {"HOST": "other", "SSL_CA": __file__}
+
+    [fault] = faults(HOST="db", SSL_MODE="REQUIRED", BINDS={"b": bind})
+
+    assert fault.startswith('MYSQLPOOL_BINDS["b"]["SSL_CA"] must be left out where')
+    assert "set VERIFY_CA" in fault
+
+
 def test_binds_alone_are_enough() -> None:
     pools = read(MAX_SIZE=3, BINDS={"a": {"HOST": "x"}, "b": {"URL": "mysql://y"}})
 

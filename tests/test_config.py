@@ -477,6 +477,67 @@ def test_tls_files_without_tls_are_faults(pem: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("mode", "unused"),
+    [
+        (None, ()),
+        ("PREFERRED", ("SSL_CA", "SSL_CERT", "SSL_KEY")),
+        ("REQUIRED", ("SSL_CA",)),
+        ("VERIFY_CA", ()),
+        ("VERIFY_IDENTITY", ()),
+    ],
+)
+def test_a_file_that_a_mode_would_not_look_at_is_a_fault(
+    pem: str, mode: str | None, unused: tuple[str, ...]
+) -> None:
+    keys = dict.fromkeys(["SSL_CA", "SSL_CERT", "SSL_KEY"], pem)
+    settings = keys | ({"SSL_MODE": mode} if mode else {})
+
+    found = faults(pool, **settings) if unused else ()
+
+    assert tuple(fault.split()[0] for fault in found) == unused
+    for fault in found:
+        stricter = "VERIFY_CA" if fault.startswith("SSL_CA") else "REQUIRED"
+        assert fault.endswith(f"may not use it: set {stricter} or a stricter one")
+    assert unused or pool(**settings).ssl_mode == mode or mode is None
+
+
+@pytest.mark.parametrize(
+    ("files", "mode"),
+    [
+        (["SSL_CA"], "VERIFY_CA"),
+        (["SSL_CERT"], "REQUIRED"),
+        (["SSL_CERT", "SSL_KEY"], "REQUIRED"),
+        (["SSL_CA", "SSL_CERT"], "VERIFY_CA"),
+        ([], "PREFERRED"),
+    ],
+)
+@pytest.mark.parametrize("place", [{"HOST": "db"}, {"UNIX_SOCKET": "/s"}])
+def test_a_file_for_tls_has_it_used(
+    pem: str, files: list[str], mode: str, place: dict[str, str]
+) -> None:
+    config = pool(**dict.fromkeys(files, pem), **place)
+
+    assert config.ssl_mode == mode
+    direct: dict[str, Any] = {name.lower(): pem for name in files}
+    assert PoolConfig(**direct).ssl_mode == mode
+    query = "&".join(f"{name}={pem}" for name in direct)
+    assert pool(URL=f"mysql://u@h?{query}").ssl_mode == mode
+
+
+@pytest.mark.parametrize("mode", [None, "PREFERRED", "REQUIRED", "VERIFY_IDENTITY"])
+def test_a_key_of_the_server_is_a_fault_where_tls_would_not_use_it(
+    mode: str | None,
+) -> None:
+    settings: dict[str, Any] = {"CONNECT_ARGS": {"server_public_key": SECRET.encode()}}
+    given = settings | ({"SSL_MODE": mode} if mode else {})
+
+    fault = the_fault(**given)
+    assert fault.startswith("CONNECT_ARGS may not hold server_public_key")
+    assert fault.endswith("set SSL_MODE = 'DISABLED'") and SECRET not in fault
+    assert pool(**settings, SSL_MODE="DISABLED").connect_args
+
+
 @pytest.mark.parametrize("mode", ["VERIFY_CA", "VERIFY_IDENTITY"])
 def test_verifying_without_a_file_means_the_systems_authorities(mode: str) -> None:
     assert pool(SSL_MODE=mode).ssl_ca is None
@@ -512,7 +573,7 @@ def test_what_is_not_a_cursor_class_is_a_fault(value: object) -> None:
 
 
 def test_further_arguments_are_copied() -> None:
-    mine = {"local_infile": True, "server_public_key": SECRET}
+    mine = {"local_infile": True, "auth_plugin_map": {}}
     taken = pool(CONNECT_ARGS=mine).connect_args
     assert taken == mine and taken is not mine
 
@@ -752,15 +813,33 @@ def test_a_parameter_that_is_like_no_setting_gets_no_hint(name: str) -> None:
 
 
 def test_parameters_of_a_url_may_have_hyphens() -> None:
-    config = pool(URL=f"mysql://u@h?ssl-mode=REQUIRED&ssl-ca={__file__}&max-size=3")
-    assert (config.ssl_mode, config.ssl_ca) == ("REQUIRED", __file__)
+    config = pool(URL=f"mysql://u@h?ssl-mode=VERIFY_CA&ssl-ca={__file__}&max-size=3")
+    assert (config.ssl_mode, config.ssl_ca) == ("VERIFY_CA", __file__)
     assert config.max_size == 3
     fault = the_fault(URL="mysql://u@h?ssl-mode=required&ssl_mode=DISABLED")
     assert "say one thing twice" in fault
 
 
-def test_a_url_of_empty_variables_is_a_fault() -> None:
-    assert "must name a server" in the_fault(URL="mysql://:@/")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://:@/",
+        "mysql://@/",
+        "mysql://:@db/x",
+        "mysql://:p@db/x",
+        "mysql://u:p@/x",
+    ],
+)
+def test_a_url_of_empty_variables_is_a_fault(url: str) -> None:
+    assert "must name a server" in the_fault(URL=url)
+
+
+def test_a_url_with_an_account_may_leave_its_server_to_a_setting() -> None:
+    url = f"mysql://u:{SECRET}@/d"
+
+    assert pool(URL=url, HOST="db").server == "db:3306/d"
+    assert pool(URL=f"{url}?unix_socket=/s").server == "/s/d"
+    assert pool(URL="mysql:///d").server == "localhost:3306/d"
 
 
 def test_a_wrong_part_of_a_url_is_a_fault_that_does_not_repeat_it() -> None:
@@ -1019,7 +1098,7 @@ def test_the_command_group_has_a_name_or_is_off(value: object, result: Any) -> N
     assert app_config({"MYSQLPOOL_CLI": value}).cli == result
 
 
-@pytest.mark.parametrize("value", [True, "true", "True", "", "two words", 0, None, []])
+@pytest.mark.parametrize("value", [True, "true", "", "two words", 0, None, "-h"])
 def test_a_command_group_that_is_neither_is_a_fault(value: object) -> None:
     assert app_fault("MYSQLPOOL_CLI", value).startswith(
         "MYSQLPOOL_CLI must be a command's name, or False for none"
@@ -1110,9 +1189,9 @@ def test_the_server_is_named_as_in_status(keys: dict[str, Any], server: str) -> 
 
 @pytest.mark.parametrize("password", [SECRET, "", lambda: SECRET])
 def test_no_secret_is_in_what_is_shown(password: Any) -> None:
-    it = pool(PASSWORD=password, CONNECT_ARGS={"server_public_key": SECRET})
+    it = pool(PASSWORD=password, CONNECT_ARGS={"auth_plugin_map": SECRET})
     assert it.settings()["PASSWORD"] == "***"
-    assert it.settings()["CONNECT_ARGS"] == {"server_public_key": "***"}
+    assert it.settings()["CONNECT_ARGS"] == {"auth_plugin_map": "***"}
     assert SECRET not in f"{it!r} {it} {it.settings()}"
     assert "password" not in repr(it) and "<function" not in repr(it)
 

@@ -418,6 +418,75 @@ def test_a_server_that_may_see_it_is_shown_the_password(
     assert shown(tls, SSL_MODE="VERIFY_CA", SSL_CA=str(ca))
 
 
+# Encrypted, with a key that the server has sent
+
+
+@pytest.fixture(scope="module")
+def key() -> bytes:
+    rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa")
+    public = rsa.generate_private_key(65537, 2048).public_key()
+    form = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    pem: bytes = public.public_bytes(
+        form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo
+    )
+    return pem
+
+
+def caching_sha2(key: bytes) -> list[bytes | None]:
+    first = [greeting(), None, liars.switch(b"caching_sha2_password"), None, b"\1\4"]
+    return [*first, None, b"\1" + key, None, liars.OK]
+
+
+def sha256(key: bytes) -> list[bytes | None]:
+    return [greeting(b"sha256_password"), None, b"\1" + key, None, liars.OK]
+
+
+def sha256_by_a_switch(key: bytes) -> list[bytes | None]:
+    first = [greeting(), None, liars.switch(b"sha256_password"), None]
+    return [*first, b"\1" + key, None, liars.OK]
+
+
+KEYS = [caching_sha2, sha256, sha256_by_a_switch]
+
+
+@pytest.mark.parametrize("login", KEYS)
+def test_a_server_without_tls_chooses_no_key_for_the_password(
+    login: Callable[[bytes], list[bytes | None]], key: bytes, other: Liar
+) -> None:
+    before = other.connections
+    for mode in "PREFERRED", "DISABLED":
+        with Liar(liars.follow(login(key))) as liar:
+            error = refused_by(liar.port, other.port, SSL_MODE=mode)
+        assert error.args[0] == 2059
+        assert "CLEARTEXT_PLUGIN" in error.args[1]
+        assert not leaks(error)
+    assert other.connections == before
+
+
+@pytest.mark.parametrize("login", KEYS)
+def test_a_server_may_choose_the_key_where_any_may_see_the_password(
+    login: Callable[[bytes], list[bytes | None]], key: bytes
+) -> None:
+    with Liar(liars.follow(login(key))) as liar:
+        assert connect(config(liar.port, CLEARTEXT_PLUGIN=True)) is None
+
+
+def test_a_password_is_encrypted_with_the_key_of_the_settings_alone(key: bytes) -> None:
+    known = {"SSL_MODE": "DISABLED", "CONNECT_ARGS": {"server_public_key": key}}
+    [*first, _, _, _] = caching_sha2(key)[:-1]
+    with Liar(liars.follow([*first, None, liars.OK])) as liar:
+        assert connect(config(liar.port, **known)) is None
+    with Liar(liars.follow(sha256(b"another"))) as liar:
+        assert refused_by(liar.port, **known).args[0] == 2059
+
+
+def test_a_password_goes_as_it_is_within_tls(tls: ssl.SSLContext) -> None:
+    hello = greeting(b"caching_sha2_password", tls=True)
+    with Liar(liars.follow([hello, None, b"\1\4", None, liars.OK]), tls) as liar:
+        assert connect(config(liar.port, SSL_MODE="REQUIRED")) is None
+    assert liars.SECRET.encode() in liar.seen
+
+
 def test_an_old_password_is_not_supported() -> None:
     with Liar(asks_for(b"mysql_old_password")) as liar:
         assert refused_by(liar.port, CLEARTEXT_PLUGIN=True).args[0] == 2059

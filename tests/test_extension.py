@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from flask_mysqlpool import (
     close_db,
     get_db,
 )
+from flask_mysqlpool.state import _is_own_command
 from flask_mysqlpool.testing import LocalServer
 
 Sql = Callable[..., tuple[tuple[Any, ...], ...]]
@@ -598,3 +600,41 @@ def test_generators_are_not_decorated(make_app: MakeApp) -> None:
 
     with pytest.raises(TypeError, match=r"with db.connection\(\) as conn"):
         db.auto_close_db(rows)
+
+
+@pytest.mark.parametrize("name", ["run", "shell", "routes", "users"])
+def test_the_group_replaces_no_command(name: str) -> None:
+    app = Flask("shop")
+    app.cli.command("users")(lambda: None)
+    app.config.update(MYSQLPOOL_URL="mysql://u@127.0.0.1:1/x", MYSQLPOOL_CLI=name)
+
+    with pytest.raises(ConfigError, match=f"CLI names a command that .*: {name};"):
+        MySQLPool(app)
+
+    assert list(app.cli.commands) == ["users"]
+
+
+@pytest.mark.parametrize(
+    ("words", "is_own"),
+    [
+        ("mysqlpool status", True),
+        ("--app shop mysqlpool pause", True),
+        ("-A shop --debug -e .env mysqlpool reset", True),
+        ("--app=shop -eenv mysqlpool reset", True),
+        ("--app mysqlpool run", False),
+        ("-A mysqlpool run --host mysqlpool", False),
+        ("--env-file mysqlpool import mysqlpool", False),
+        ("run", False),
+        ("--app", False),
+        ("", False),
+    ],
+)
+def test_a_process_is_a_command_of_ours_by_its_first_word(
+    monkeypatch: pytest.MonkeyPatch, words: str, is_own: bool
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["flask", *words.split()])
+    monkeypatch.setenv("FLASK_RUN_FROM_CLI", "true")
+    assert _is_own_command("mysqlpool") is is_own
+
+    monkeypatch.delenv("FLASK_RUN_FROM_CLI")
+    assert not _is_own_command("mysqlpool")

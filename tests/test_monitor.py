@@ -10,8 +10,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from http.client import HTTPConnection
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
@@ -21,6 +23,7 @@ from conftest import MakeApp, extension, until
 from flask import Flask, Response, abort, redirect
 from flask.testing import FlaskClient
 from test_fleet import complete
+from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 import flask_mysqlpool.monitor.asking
@@ -608,6 +611,7 @@ def test_no_secret_is_in_the_page_or_its_data(tmp_path: Path) -> None:
     app = Flask("shop")
     app.config.update(
         MYSQLPOOL_URL=f"mysql://shop:{SECRET}@127.0.0.1:1/shop",
+        MYSQLPOOL_SSL_MODE="DISABLED",
         MYSQLPOOL_CONNECT_ARGS={"server_public_key": SECRET.encode()},
         MYSQLPOOL_STATUS_DIR=tmp_path / "board",
         MYSQLPOOL_BINDS={"other": {"USER": "o", "PASSWORD": SECRET + "2"}},
@@ -1127,6 +1131,47 @@ def test_is_local_is_for_other_pages_too() -> None:
         assert not is_local()  # from nobody knows where
     with app.test_request_context(environ_base={"REMOTE_ADDR": "127.0.0.1"}):
         assert is_local()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("guard", [is_local, None])
+@pytest.mark.parametrize(
+    ("sent_by", "status"),
+    [
+        ({}, 200),
+        ({"SERVER_SOFTWARE": "Werkzeug/3", "werkzeug.socket": None}, 200),
+        ({"SERVER_SOFTWARE": "waitress"}, 403),
+        ({"SERVER_SOFTWARE": "gunicorn/27"}, 403),
+        ({"wsgi.input": BufferedReader(BytesIO())}, 403),
+    ],
+)
+def test_a_server_that_may_stand_behind_a_proxy_receives_nothing_local(
+    offline: Flask,
+    debug: bool,
+    guard: Callable[[], bool] | None,
+    sent_by: dict[str, Any],
+    status: int,
+) -> None:
+    offline.debug = debug or guard is None
+    client = monitored(offline, authorize=guard)
+
+    response = client.get("/mysqlpool/", environ_overrides=sent_by)
+
+    assert response.status_code == status
+    if status == 403:
+        assert "Flask&#39;s development server only" in response.text
+
+
+def test_flasks_development_server_receives_what_is_local(offline: Flask) -> None:
+    monitored(offline, authorize=is_local)
+    server = make_server("127.0.0.1", 0, offline)
+    answering = Thread(target=server.handle_request)
+    answering.start()
+    with closing(HTTPConnection("127.0.0.1", server.port)) as connection:
+        connection.request("GET", "/mysqlpool/")
+        assert connection.getresponse().status == 200
+    answering.join()
+    server.server_close()
 
 
 def test_what_it_sends_is_small(offline: Flask, sheet: Callable[..., Sheet]) -> None:

@@ -171,6 +171,17 @@ def test_the_file_of_a_bind_wins_over_what_it_would_inherit(file: File) -> None:
         ("ssl-cert={}\nssl-key={}", {}, "REQUIRED"),
         ("ssl-ca={}", {"SSL_MODE": "VERIFY_CA"}, "VERIFY_CA"),
         ("ssl-ca={}", {"SSL_MODE": "DISABLED"}, "DISABLED"),
+        ("ssl-ca={}", {"SSL_MODE": "REQUIRED"}, "REQUIRED"),
+        ("ssl-ca={}\nssl-mode=VERIFY_CA", {}, "VERIFY_CA"),
+        ("ssl_mode=verify_identity", {}, "VERIFY_IDENTITY"),
+        ("ssl-mode=REQUIRED", {"SSL_MODE": "PREFERRED"}, "PREFERRED"),
+        ("ssl-verify-server-cert", {}, "VERIFY_IDENTITY"),
+        ("ssl_verify_server_cert=on\nssl", {}, "VERIFY_IDENTITY"),
+        ("ssl-verify-server-cert=0", {}, "PREFERRED"),
+        ("ssl-verify-server-cert\nssl-mode=REQUIRED", {}, "REQUIRED"),
+        ("ssl", {}, "REQUIRED"),
+        ("ssl=off", {}, "PREFERRED"),
+        ("ssl\nssl-ca={}", {}, "VERIFY_IDENTITY"),
         ("", {}, "PREFERRED"),
     ],
 )
@@ -184,7 +195,8 @@ def test_tls_in_the_file_is_as_strict_as_to_pymysql(
     )
 
     assert got.ssl_mode == mode
-    assert got.ssl_ca == (ca if "ca" in lines and mode != "DISABLED" else None)
+    unused = mode in ("DISABLED", "REQUIRED")
+    assert got.ssl_ca == (ca if "ssl-ca" in lines and not unused else None)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +206,14 @@ def test_tls_in_the_file_is_as_strict_as_to_pymysql(
         (f"[client]\npassword={SECRET}\npassword={SECRET}\n", "malformed: Dupl"),
         ("[client]\nport=x\n", "(read_default_file: port) must be a whole number"),
         ("[client]\nssl-ca=/none\n", "(read_default_file: ssl-ca) must name a file"),
-        ("[client]\nssl-cipher=x\n", "read_default_file with ssl-cipher: leave it out"),
+        (
+            f"[client]\nssl-ca={__file__}\nssl-mode=REQUIRED\n",
+            "(read_default_file: ssl-ca) must be left out where",
+        ),
+        *(
+            (f"[client]\n{name}=x\n", f"read_default_file with {name}: leave it out")
+            for name in ("ssl-cipher", "ssl-crl", "tls-version", "ssl-fp")
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_a_fault_without_its_content(

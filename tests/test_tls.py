@@ -128,8 +128,6 @@ def test_required_takes_any_certificate(
     make_pool: MakePool, with_tls: LocalServer, stranger: Path
 ) -> None:
     assert cipher(make_pool(URL=with_tls.url, SSL_MODE="REQUIRED"))
-    # As with the mysql client, naming an authority alone verifies nothing.
-    assert cipher(make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", SSL_CA=stranger))
 
 
 @pytest.mark.parametrize("mode", VERIFYING)
@@ -144,6 +142,24 @@ def test_the_verifying_modes_refuse_an_authority_that_is_not_trusted(
         pool.connection()
 
     assert pool.stats().size == 0
+
+
+def test_an_authority_alone_is_what_the_server_is_verified_by(
+    make_pool: MakePool, with_tls: LocalServer, authority: Authority, stranger: Path
+) -> None:
+    assert cipher(make_pool(URL=with_tls.url, HOST="localhost", SSL_CA=authority.ca))
+
+    with pytest.raises(OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
+        make_pool(URL=with_tls.url, SSL_CA=stranger).connection()
+
+
+def test_a_file_for_tls_alone_takes_no_server_without_it(
+    make_pool: MakePool, without_tls: LocalServer, authority: Authority
+) -> None:
+    certificate, key = authority.issue("client")
+    for files in {"SSL_CA": authority.ca}, {"SSL_CERT": certificate, "SSL_KEY": key}:
+        with pytest.raises(OperationalError, match="2026.*SSL is required"):
+            make_pool(URL=without_tls.url, **files).connection()
 
 
 def test_verify_ca_does_not_look_at_the_name(
@@ -582,11 +598,19 @@ def test_a_password_that_the_server_has_seen_needs_no_tls(
 
 
 @ON_MYSQL
-def test_a_password_goes_encrypted_by_rsa_where_there_is_no_tls(
-    make_pool: MakePool, newcomer: str
+def test_a_password_goes_encrypted_by_the_known_key_where_there_is_no_tls(
+    make_pool: MakePool, newcomer: str, with_tls: LocalServer
 ) -> None:
     pytest.importorskip("cryptography")
-    assert cipher(make_pool(URL=newcomer, SSL_MODE="DISABLED")) == ""
+    settings = {"URL": newcomer, "SSL_MODE": "DISABLED"}
+    with pytest.raises(OperationalError, match="2059.*CLEARTEXT_PLUGIN"):
+        make_pool(**settings).connection()
+    with closing(with_tls.connect()) as root, root.cursor() as cursor:
+        cursor.execute("SHOW STATUS LIKE 'Caching_sha2_password_rsa_public_key'")
+        [(_, key)] = cursor.fetchall()
+    known = {"server_public_key": key.encode()}
+
+    assert cipher(make_pool(**settings, CONNECT_ARGS=known)) == ""
 
 
 @ON_MYSQL
@@ -594,7 +618,7 @@ def test_what_rsa_needs_is_said_where_it_is_missing(
     make_pool: MakePool, newcomer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pymysql._auth._have_cryptography", False)
-    pool = make_pool(URL=newcomer, SSL_MODE="DISABLED")
+    pool = make_pool(URL=newcomer, SSL_MODE="DISABLED", CLEARTEXT_PLUGIN=True)
 
     expected = "2059.*'cryptography' package is required"
     with pytest.raises(pymysql.err.OperationalError, match=expected):

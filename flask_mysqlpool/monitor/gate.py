@@ -12,6 +12,7 @@ import hmac
 import ipaddress
 import secrets
 from collections.abc import Callable
+from io import BytesIO
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -28,6 +29,12 @@ LIFETIME = 12 * 3600
 SHORTEST = 16
 
 _FORWARDED = "Forwarded", "X-Forwarded-For", "X-Real-IP"
+
+_NOT_IN_DEVELOPMENT = (
+    "is_local lets in requests to Flask's development server only, as proxies on this"
+    " host cannot be told from it elsewhere: give create_monitor a token, or another"
+    " authorize."
+)
 
 Authorize = Callable[[], bool]
 
@@ -49,14 +56,24 @@ class Visit(NamedTuple):
 def is_local() -> bool:
     """Whether the current request comes straight from this host.
 
-    Not if a proxy has passed it on, as far as that shows; nor if it names another
-    host, as that of a page does which has its own name resolved to this one.
+    False for whatever Flask's development server, or a test, has not received: other
+    servers stand behind proxies, whose requests all come from this host, and some
+    remove the headers that would show it. False with such a header, and for any other
+    name of the host, which defeats DNS rebinding.
     """
-    if any(name in request.headers for name in _FORWARDED):
+    if not _is_in_development() or any(name in request.headers for name in _FORWARDED):
         return False
     host = urlsplit(f"//{request.host}").hostname or ""
     is_named = host == "localhost" or host.endswith(".localhost")
     return _is_loopback(request.remote_addr) and (is_named or _is_loopback(host))
+
+
+def _is_in_development() -> bool:
+    environ = request.environ
+    is_test = type(environ["wsgi.input"]) is BytesIO and not environ.get(
+        "SERVER_SOFTWARE"
+    )
+    return is_test or "werkzeug.socket" in environ
 
 
 def _is_loopback(address: str | None) -> bool:
@@ -110,13 +127,15 @@ class Gate:
         if self._authorize is not None:
             if self._is_authorized(self._authorize):
                 return None
+            if self._authorize is is_local and not _is_in_development():
+                return Refusal(403, _NOT_IN_DEVELOPMENT)
             return Refusal(403, "You may not see the monitor.")
         if current_app.debug and is_local():
             return None
         return Refusal(
             403,
             "Without authorize or token, the monitor is for debug mode and for"
-            " requests from this host only.",
+            " requests from this host to Flask's development server only.",
         )
 
     def _is_authorized(self, authorize: Authorize) -> bool:
