@@ -3,14 +3,15 @@
 A *sheet* is the file of one pool in one process. Its owner holds an ``flock`` on it for
 as long as the process lives, however it ends; so a sheet that can be locked is that of
 a dead process, and whoever finds it buries it: what it has counted goes into the file
-*past*. Its name is random, for process ids are used again. The *orders* are one file
-that commands replace and workers read.
+*past*. Its name is random, and is what its worker is known by: process ids are used
+again, and are the same in several containers. The *orders* are one file that commands
+write and workers read. A folder bears our *mark*, or it is empty and gets it.
 """
 
 from __future__ import annotations
 
-import errno
 import os
+import re
 import secrets
 import stat
 import threading
@@ -23,15 +24,19 @@ from weakref import WeakSet
 
 from .files import (
     FOLDER,
-    belong_to,
+    Unusable,
     check_owner,
     create_file,
+    is_at,
+    is_blank,
     is_locked,
+    is_record,
     load_record,
     locked,
     make_folder,
     may_write,
     open_file,
+    open_shared,
     parse_record,
     remove_left_over,
     user_name,
@@ -49,7 +54,11 @@ NEW = ".new"
 ORDERS = "orders"
 PAST = "past"
 BUDGET = "budget-"
-LOCK = ".lock"
+MARK = ".mysqlpool"
+
+#: The names of our files: sheets and those that become one; and all others.
+_SHEET_NAME = re.compile(f"[0-9a-f]{{16}}({re.escape(SHEET)}|{re.escape(NEW)})")
+_OTHER_NAME = re.compile(rf"({ORDERS}|{PAST})(\.lock)?|{BUDGET}.+")
 
 #: Seconds that the end of a process waits for a disk that hangs.
 _PATIENCE = 1.0
@@ -78,14 +87,6 @@ class Reading:
     dead: list[str] = field(default_factory=list)
 
 
-class Unusable(PermissionError):
-    """The folder is not used, although it is there; ``mend`` is what would help."""
-
-    def __init__(self, path: str, fault: str, mend: str) -> None:
-        super().__init__(errno.EACCES, fault, path)
-        self.mend = mend
-
-
 class _Hidden(ValueError):
     """The sheet of a live worker cannot be read."""
 
@@ -96,7 +97,6 @@ class Board:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         # A slash at the end would have a symbolic link followed.
         self.path = os.fspath(path).rstrip("/") or "/"
-        self._orders: tuple[object, dict[str, Orders]] = (None, {})
 
     @contextmanager
     def opened(self, create: bool = False) -> Iterator[int]:
@@ -108,7 +108,14 @@ class Board:
         folder = self._open()
         try:
             self._distrust(os.fstat(folder))
+            self._look_for_mark(folder, create)
             yield folder
+        except OSError as error:
+            # What was opened from here is named with the folder; and so is the folder,
+            # where it is all that is known.
+            name = error.filename if isinstance(error.filename, str) else ""
+            error.filename = os.path.join(self.path, name).rstrip("/")
+            raise
         finally:
             os.close(folder)
 
@@ -135,6 +142,24 @@ class Board:
         if open_to_others:
             mend = f"chmod go-w {self.path}"
             raise Unusable(self.path, "can be written to by others", mend)
+
+    def _look_for_mark(self, folder: int, create: bool) -> None:
+        """Refuse a folder that is for something else; mark one that is ours."""
+        with suppress(FileNotFoundError):
+            os.stat(MARK, dir_fd=folder, follow_symlinks=False)
+            return
+        for name in sorted(os.listdir(folder)):
+            hidden = name.startswith(".") or name == "lost+found"
+            if not hidden and not _is_ours(folder, name):
+                raise Unusable(
+                    self.path,
+                    f"holds other things, such as {name!r}",
+                    f"set STATUS_DIR to a folder of its own, such as {self.path}/pool",
+                )
+        if create:
+            # On a full disk it does without, as long as there is nothing else in it.
+            with suppress(OSError):
+                os.close(open_shared(folder, MARK))
 
     def place(self) -> str:
         """The folder, and whose it is, in words."""
@@ -170,115 +195,71 @@ class Board:
         """All sheets of live workers. Dead ones are buried."""
         with self.opened() as folder:
             reading = _read(folder)
-            # If another process is at it, it may as well do this.
-            with suppress(BlockingIOError):
-                if reading.dead:
-                    with self._past_locked(folder, patience=0.0):
-                        self._bury(folder, reading)
+            if reading.dead:
+                # If another process is at it, it may as well do this; and what has
+                # counted is kept until it can be done.
+                with suppress(OSError), self._past_locked(folder, patience=0.0) as past:
+                    _bury(folder, past, reading)
         return reading
 
     def read_with_past(self) -> tuple[Reading, Past]:
         """The same, and what the dead have counted; nobody is counted twice."""
-        with self.opened() as folder, self._past_locked(folder):
+        with self.opened() as folder, self._past_locked(folder) as past:
             reading = _read(folder)
-            return reading, self._bury(folder, reading)
+            return reading, _bury(folder, past, reading)
 
     def bury(self, name: str) -> None:
         """Bury a sheet of this process, which is locked; the pool is closed."""
-        with self.opened() as folder, self._past_locked(folder, patience=_PATIENCE):
+        with (
+            self.opened() as folder,
+            self._past_locked(folder, patience=_PATIENCE) as past,
+        ):
             reading = _read(folder)
             reading.dead.append(name)
-            self._bury(folder, reading)
+            _bury(folder, past, reading)
 
     def _past_locked(
         self, folder: int, patience: float | None = None
-    ) -> AbstractContextManager[None]:
-        return locked(folder, self.path, PAST + LOCK, patience)
-
-    def _bury(self, folder: int, reading: Reading) -> Past:
-        """Count in what the dead have counted, and only then remove their sheets."""
-        past = self._load_past(folder)
-        if not reading.dead:
-            return past
-        owner = os.fstat(folder).st_uid
-        live = {str(sheet.get("site", "")) for sheet in reading.sheets}
-        for name in reading.dead:
-            with suppress(FileNotFoundError, ValueError):  # or damaged
-                sheet = load_record(folder, name, {owner})
-                past.bury(name.removesuffix(SHEET), sheet)
-                live.add(str(sheet.get("site", "")))
-        past.forget(live, [name.removesuffix(SHEET) for name in os.listdir(folder)])
-        self._replace(folder, PAST, past.content())
-        for name in reading.dead:
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=folder)
-        return past
-
-    def _load_past(self, folder: int) -> Past:
-        try:
-            return Past(load_record(folder, PAST, {os.fstat(folder).st_uid}))
-        except (OSError, ValueError):
-            return Past()
+    ) -> AbstractContextManager[int]:
+        return locked(folder, self.path, PAST, patience)
 
     # Orders
 
     def orders(self, pool: str) -> Orders:
         """What is ordered for this pool."""
         with self.opened() as folder:
-            return self._read_orders(folder).get(pool, Orders())
-
-    def _read_orders(self, folder: int) -> dict[str, Orders]:
-        """All orders; read again only if somebody has replaced them."""
-        owners = {os.fstat(folder).st_uid, 0}
-        try:
-            about = os.stat(ORDERS, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            return {}
-        version = about.st_ino, about.st_mtime_ns, about.st_ctime_ns
-        if version != self._orders[0]:
-            content = load_record(folder, ORDERS, owners)
             try:
-                known = {
-                    pool: Orders(int(orders["generation"]), bool(orders["paused"]))
-                    for pool, orders in content.items()
-                }
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError("damaged") from error
-            self._orders = version, known
-        return self._orders[1]
+                content = load_record(folder, ORDERS)
+            except FileNotFoundError:
+                return Orders()
+            return _orders_of(content, pool)
 
     def order(self, pool: str, change: Callable[[Orders], Orders]) -> Orders:
         """Change what is ordered for this pool; what it is then."""
         with (
             self.opened(create=True) as folder,
-            locked(folder, self.path, ORDERS + LOCK),
+            locked(folder, self.path, ORDERS) as fd,
         ):
-            self._orders = None, {}
-            try:
-                orders = dict(self._read_orders(folder))
-            except (OSError, ValueError):
-                orders = {}  # no longer in the way of new ones
-            orders[pool] = change(orders.get(pool, Orders()))
-            plain = {pool: order._asdict() for pool, order in orders.items()}
-            self._replace(folder, ORDERS, plain)
-        return orders[pool]
+            content: dict[str, Any] = {}
+            before = Orders()
+            with suppress(ValueError):  # what is damaged is not in the way of new ones
+                content = {} if is_blank(fd) else parse_record(fd)
+                before = _orders_of(content, pool)
+            after = change(before)
+            # Over what was there, whose space is there on a full disk, too.
+            write_record(fd, {**content, pool: after._asdict()})
+        return after
 
-    def _replace(self, folder: int, target: str, content: Mapping[str, Any]) -> None:
-        name = secrets.token_hex(8) + NEW
-        fd = create_file(folder, name)
-        try:
-            belong_to(os.fstat(folder), fd)
-            write_record(fd, content)
-            os.replace(name, target, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException as error:
-            with suppress(OSError):
-                os.unlink(name, dir_fd=folder)
-            if isinstance(error, IsADirectoryError):
-                error.filename = os.path.join(self.path, target)
-                error.strerror = f"is a folder, and in the way of {target}; remove it"
-            raise
-        finally:
-            os.close(fd)
+
+def _orders_of(content: Mapping[str, Any], pool: str) -> Orders:
+    """Those for this pool; what is ordered for others may be another version's."""
+    if pool not in content:
+        return Orders()
+    try:
+        orders = content[pool]
+        return Orders(int(orders["generation"]), bool(orders["paused"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError("damaged") from error
 
 
 class Sheet:
@@ -301,7 +282,7 @@ class Sheet:
         with self._lock:
             if self._withdrawn:
                 return
-            if self._fd is not None and not self._is_there(self._fd):
+            if self._fd is not None and not is_at(self._path, self._fd):
                 self._close()
             self._size = 0
             if self._fd is None:
@@ -315,24 +296,34 @@ class Sheet:
             fd = self._fd
             if self._withdrawn or fd is None:
                 return self._withdrawn
-            if not 0 < self._size <= os.fstat(fd).st_size or not self._is_there(fd):
+            if not 0 < self._size <= os.fstat(fd).st_size or not is_at(self._path, fd):
                 return False
             os.utime(fd)
             return True
 
-    def _is_there(self, fd: int) -> bool:
-        """Whether nobody has removed it, nor moved the folder away."""
-        path = os.path.join(self._board.path, self._name)
-        try:
-            return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
-        except FileNotFoundError:
-            return False
+    @property
+    def _path(self) -> str:
+        return os.path.join(self._board.path, self._name)
 
-    def _create(self, content: Mapping[str, Any]) -> None:
+    def try_out(self) -> None:
+        """Do what workers do: make a file, lock it, write and rename it; remove it."""
+        with self._lock:
+            fd = self._create({}, NEW)
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.utime(fd)
+            finally:
+                self._close()
+                os.unlink(self._path)
+
+    def _create(self, content: Mapping[str, Any], suffix: str = SHEET) -> int:
         name = secrets.token_hex(8)
         with self._board.opened(create=True) as folder:
-            if os.fstat(folder).st_uid != os.geteuid():
-                raise PermissionError(f"{self._board.path} belongs to somebody else")
+            owner = os.fstat(folder).st_uid
+            if suffix == SHEET and owner != os.geteuid():
+                fault = f"belongs to {user_name(owner)}, as whom this does not run"
+                mend = f"chown it to {user_name(os.geteuid())}, or run the site as its"
+                raise Unusable(self._board.path, fault, mend + " owner")
             # Noted at once, for a fork in another thread, whose child has to close it.
             fd = self._fd = create_file(folder, name + NEW)
             try:
@@ -340,14 +331,15 @@ class Sheet:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 size = write_record(fd, content)
                 os.rename(
-                    name + NEW, name + SHEET, src_dir_fd=folder, dst_dir_fd=folder
+                    name + NEW, name + suffix, src_dir_fd=folder, dst_dir_fd=folder
                 )
             except BaseException:
                 with suppress(OSError):
                     os.unlink(name + NEW, dir_fd=folder)
                 self._close()
                 raise
-        self._name, self._size = name + SHEET, size
+        self._name, self._size = name + suffix, size
+        return fd
 
     @property
     def id(self) -> str:
@@ -392,51 +384,115 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _is_ours(folder: int, name: str) -> bool:
+    """Whether it is what a version of this package left in a folder without mark."""
+    if _OTHER_NAME.fullmatch(name) is None and _SHEET_NAME.fullmatch(name) is None:
+        return False
+    try:
+        fd = open_file(folder, name)
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    try:
+        return name.startswith(BUDGET) or (is_record(fd) or is_blank(fd))
+    finally:
+        os.close(fd)
+
+
 def _read(folder: int) -> Reading:
     reading = Reading()
     inodes: set[int] = set()
-    owner = os.fstat(folder).st_uid
+    owner = os.fstat(folder)
     for name in sorted(os.listdir(folder)):
         try:
-            if name.endswith(SHEET):
+            if _SHEET_NAME.fullmatch(name) is None:
+                if not name.startswith(".") and not _OTHER_NAME.fullmatch(name):
+                    raise ValueError("not ours")
+            elif name.endswith(SHEET):
                 _add_sheet(reading, folder, name, owner, inodes)
-            elif name.endswith(NEW):
+            else:
                 remove_left_over(folder, name)
-            elif not name.startswith((ORDERS, BUDGET, PAST)):
-                raise ValueError("not ours")
         except FileNotFoundError:
             continue  # its worker has ended meanwhile
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             reading.problems.append(f"{name}: {reason}")
             if isinstance(error, _Hidden):
-                reading.hidden.append(f"{name}: {reason}")
+                reading.hidden.append(reading.problems[-1])
     return reading
 
 
 def _add_sheet(
-    reading: Reading, folder: int, name: str, owner: int, inodes: set[int]
+    reading: Reading,
+    folder: int,
+    name: str,
+    owner: os.stat_result,
+    inodes: set[int],
 ) -> None:
     """Read a sheet, unless its process is dead."""
-    fd = open_file(folder, name)
+    try:
+        fd = open_file(folder, name)
+    except PermissionError as error:
+        raise _Hidden(f"perhaps a worker: {error.strerror}") from error
     try:
         about = os.fstat(fd)
-        if not is_locked(fd):
-            check_owner(about, {owner})
+        if not _is_locked(fd):
+            check_owner(about, owner)
+            if not is_record(fd) and not is_blank(fd):
+                raise ValueError("not ours")
             reading.dead.append(name)
         elif about.st_ino not in inodes:  # or else it has two names
             inodes.add(about.st_ino)
             sheet = _read_sheet(fd, about, owner)
             id = name.removesuffix(SHEET)
-            reading.sheets.append({"id": id, **sheet})
+            reading.sheets.append({**sheet, "id": id})
             reading.heard[id] = about.st_mtime
     finally:
         os.close(fd)
 
 
-def _read_sheet(fd: int, about: os.stat_result, owner: int) -> dict[str, Any]:
+def _is_locked(fd: int) -> bool:
     try:
-        check_owner(about, {owner})
+        return is_locked(fd)
+    except OSError as error:
+        raise _Hidden(f"perhaps a worker: {error.strerror}") from error
+
+
+def _read_sheet(
+    fd: int, about: os.stat_result, owner: os.stat_result
+) -> dict[str, Any]:
+    try:
+        check_owner(about, owner)
         return parse_record(fd)
-    except ValueError as error:
-        raise _Hidden(f"a worker that cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _Hidden(f"a worker that cannot be read: {reason}") from error
+
+
+def _load_past(past: int) -> Past:
+    try:
+        return Past({} if is_blank(past) else parse_record(past))
+    except (ValueError, TypeError, AttributeError):
+        return Past()
+
+
+def _bury(folder: int, past: int, reading: Reading) -> Past:
+    """Count in what the dead have counted, and only then remove their sheets."""
+    counted = _load_past(past)
+    if not reading.dead:
+        return counted
+    live = {str(sheet.get("site", "")) for sheet in reading.sheets}
+    for name in reading.dead:
+        with suppress(FileNotFoundError, ValueError):  # or damaged
+            sheet = load_record(folder, name)
+            counted.bury(name.removesuffix(SHEET), sheet)
+            live.add(str(sheet.get("site", "")))
+    counted.forget(live, [name.removesuffix(SHEET) for name in os.listdir(folder)])
+    # If that fails, they stay, and are counted in again at the next look.
+    with suppress(OSError):
+        write_record(past, counted.content())
+        for name in reading.dead:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
+    return counted

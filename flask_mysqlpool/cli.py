@@ -71,7 +71,7 @@ def _site(bind: str | None = None) -> Site:
     board = states[0].board
     if board is None:
         return Site(current_app.name, pools, None, "STATUS_DIR is False", {})
-    fleet = Fleet(board, current_app.name)
+    fleet = Fleet(board, current_app.name, pools)
     try:
         workers = fleet.workers()
     except OSError as error:

@@ -3,7 +3,8 @@
 A *record* is a dictionary in a file: a line with a checksum, and JSON. It is written
 over where it is, which is much cheaper than to replace it, and a reader can meet it
 half written; the checksum tells, and then the reader looks again. The space is
-allocated beforehand, so that a full disk leaves the last record readable.
+allocated beforehand, so that on a full disk the last record stays readable, and can
+still be written over.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import stat
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _MAGIC = b"mysqlpool1"
+#: What the allocation of space says on a file system that has none.
+_NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
 #: How often a reader looks at a record that is not in order, and seconds in between.
 _LOOKS, _PAUSE = 5, 0.002
 #: Files are allocated in pieces of so many bytes, and not read if larger than this.
@@ -38,6 +41,14 @@ FOLDER = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 FOLDER |= os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
+class Unusable(PermissionError):
+    """A file or folder is not used, although it is there; ``mend`` would help."""
+
+    def __init__(self, path: str, fault: str, mend: str) -> None:
+        super().__init__(errno.EACCES, fault, path)
+        self.mend = mend
+
+
 def make_folder(path: Path, mode: int) -> None:
     """Make it, and what it lies in; the owner of what was there owns it all."""
     if not path.parent.exists():
@@ -48,7 +59,8 @@ def make_folder(path: Path, mode: int) -> None:
         return
     folder = os.open(path, FOLDER)
     try:
-        belong_to(os.stat(path.parent), folder)
+        if not os.listdir(folder):  # or else it is not the one that was just made
+            belong_to(os.stat(path.parent), folder)
     finally:
         os.close(folder)
 
@@ -60,15 +72,50 @@ def may_write(folder: Path) -> bool:
 
 
 def open_shared(folder: int, name: str) -> int:
-    """A file that any process of the site may write to, made if need be."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, 0o600, dir_fd=folder)
+    """Open a file that any process of the site may write to; make it if need be.
+
+    What is made belongs to the owner of the folder; what was there before has to.
+    """
+    while True:
+        try:
+            return _open_shared(folder, name)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                return _create_shared(folder, name)
+
+
+def _open_shared(folder: int, name: str) -> int:
+    try:
+        fd = open_file(folder, name, os.O_RDWR)
+        try:
+            check_owner(os.fstat(fd), os.fstat(folder))
+        except BaseException:
+            os.close(fd)
+            raise
+    except ValueError as error:
+        raise Unusable(name, str(error), "remove it") from error
+    return fd
+
+
+def _create_shared(folder: int, name: str) -> int:
+    fd = create_file(folder, name)
     try:
         belong_to(os.fstat(folder), fd)
     except BaseException:
         os.close(fd)
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder)
         raise
     return fd
+
+
+def is_at(path: str, fd: int, folder: int | None = None) -> bool:
+    """Whether this open file is the one at the path, neither removed nor moved."""
+    try:
+        there = os.stat(path, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(fd))
 
 
 def create_file(folder: int, name: str) -> int:
@@ -82,27 +129,46 @@ def write_record(fd: int, content: Mapping[str, Any]) -> int:
     data = b"%s %08x %d\n%s" % (_MAGIC, zlib.crc32(data), len(data), data)
     size = -(-len(data) // _PIECE) * _PIECE
     if os.fstat(fd).st_size < size and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-    return os.pwrite(fd, data, 0)
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            if error.errno not in _NO_ALLOCATION:
+                raise
+    if os.pwrite(fd, data, 0) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return len(data)
 
 
-def load_record(folder: int, name: str, owners: set[int]) -> dict[str, Any]:
+def is_record(fd: int) -> bool:
+    """Whether this file begins as a record does, as far as it goes."""
+    return _MAGIC.startswith(os.pread(fd, len(_MAGIC), 0))
+
+
+def is_blank(fd: int) -> bool:
+    """Whether nothing has been written to it yet, although it may have its space."""
+    return not os.pread(fd, len(_MAGIC), 0).strip(b"\0")
+
+
+def load_record(folder: int, name: str) -> dict[str, Any]:
+    """Read a record that belongs to the owner of the folder."""
     fd = open_file(folder, name)
     try:
-        check_owner(os.fstat(fd), owners)
-        return parse_record(fd)
+        check_owner(os.fstat(fd), os.fstat(folder))
+        return {} if is_blank(fd) else parse_record(fd)
     finally:
         os.close(fd)
 
 
-def open_file(folder: int, name: str) -> int:
-    """Open a file, and nothing else, for reading."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+def open_file(folder: int, name: str, mode: int = os.O_RDONLY) -> int:
+    """Open a file, and nothing else, by default for reading."""
+    flags = mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(name, flags, dir_fd=folder)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ValueError("a symbolic link") from error
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise ValueError("not a file") from error
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -110,8 +176,8 @@ def open_file(folder: int, name: str) -> int:
     return fd
 
 
-def check_owner(about: os.stat_result, owners: set[int]) -> None:
-    if about.st_uid not in owners:
+def check_owner(about: os.stat_result, folder: os.stat_result) -> None:
+    if about.st_uid != folder.st_uid:
         raise ValueError(f"it belongs to {user_name(about.st_uid)}")
 
 
@@ -127,7 +193,8 @@ def parse_record(fd: int) -> dict[str, Any]:
     for look in range(_LOOKS):
         if look:
             time.sleep(_PAUSE)
-        head, _, data = os.pread(fd, _MOST, 0).partition(b"\n")
+        size = min(os.fstat(fd).st_size, _MOST)
+        head, _, data = os.pread(fd, size, 0).partition(b"\n")
         try:
             magic, checksum, length = head.split()
             data = data[: int(length)]
@@ -135,7 +202,7 @@ def parse_record(fd: int) -> dict[str, Any]:
                 content = json.loads(data)
                 if isinstance(content, dict):
                     return content
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     raise ValueError("damaged")
 
@@ -149,22 +216,25 @@ def remove_left_over(folder: int, name: str) -> None:
 @contextmanager
 def locked(
     folder: int, path: str, name: str, patience: float | None = None
-) -> Iterator[None]:
-    """One at a time: with this file of the folder, which is at this path, locked.
+) -> Iterator[int]:
+    """Lock a shared file of the folder, which is at this path; gives its descriptor.
 
     :exc:`BlockingIOError` if another process keeps it for so many seconds, by default
     :data:`TURN`.
     """
-    fd = open_shared(folder, name)
-    try:
-        _lock(fd, os.path.join(path, name), TURN if patience is None else patience)
-        yield
-    finally:
-        os.close(fd)
+    deadline = time.monotonic() + (TURN if patience is None else patience)
+    while True:
+        fd = open_shared(folder, name)
+        try:
+            _lock(fd, os.path.join(path, name), deadline)
+            if is_at(name, fd, folder):  # or else it was removed meanwhile
+                yield fd
+                return
+        finally:
+            os.close(fd)
 
 
-def _lock(fd: int, path: str, patience: float) -> None:
-    deadline = time.monotonic() + patience
+def _lock(fd: int, path: str, deadline: float) -> None:
     while True:
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

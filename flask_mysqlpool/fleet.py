@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .board import Board, Orders, Reading
-from .past import Counts, Past, counts, site, total
+from .config import PoolConfig
+from .past import Counts, Past, counts, identity, key_of, site, total
 
 #: What ``status`` adds up over the workers of a pool.
 COUNTS = (
@@ -30,11 +32,15 @@ Worker = dict[str, Any]
 
 
 class Fleet:
-    """The workers of one app on this host, by way of their board."""
+    """The workers of one app's pools on this host, by way of their board."""
 
-    def __init__(self, board: Board, app: str) -> None:
+    def __init__(self, board: Board, app: str, pools: Mapping[str, PoolConfig]) -> None:
         self.board = board
         self._app = app
+        #: What each bind is kept under.
+        self._keys = {
+            bind: key_of(identity(app, bind, pool)) for bind, pool in pools.items()
+        }
         #: What could not be read at the last look, one sentence each.
         self.problems: list[str] = []
         #: Those of them that hide a live worker.
@@ -66,40 +72,41 @@ class Fleet:
         by_bind = self._by_bind(reading)
         workers = [worker for each in by_bind.values() for worker in each]
         sites = {site(), *(worker.get("site", "") for worker in workers)}
-        prefix = f"{self._app}/"
-        binds = {*by_bind}
-        binds |= {p.removeprefix(prefix) for p in past.pools() if p.startswith(prefix)}
         together = {
-            bind: total(
-                [
-                    past.counts(self._key(bind), sites),
-                    *map(counts, by_bind.get(bind, [])),
-                ]
-            )
-            for bind in binds
+            bind: total([past.counts(key, sites), *map(counts, by_bind.get(bind, []))])
+            for bind, key in self._keys.items()
         }
         return by_bind, together
 
     def _by_bind(self, reading: Reading) -> dict[str, list[Worker]]:
         self.hidden = list(reading.hidden)
+        strangers: Counter[str] = Counter()
         by_bind: dict[str, list[Worker]] = {}
         for sheet in reading.sheets:
             if not _is_complete(sheet):
                 text = "a worker of another version of this package"
                 self.hidden.append(f"{sheet['id']}.worker: {text}")
-            elif sheet["app"] == self._app:
+            elif self._keys.get(sheet["bind"]) == key_of(sheet):
                 worker = {**sheet, "heard": reading.heard[sheet["id"]]}
                 by_bind.setdefault(sheet["bind"], []).append(worker)
+            elif sheet["app"] == self._app and sheet["bind"] in self._keys:
+                place = f"{sheet['server']} as {sheet['user'] or 'the system user'}"
+                strangers[f"{sheet['bind']} on {place}"] += 1
         for workers in by_bind.values():
-            workers.sort(key=lambda worker: int(worker["pid"]))
-        self.misorder = self._fault_of_orders()
+            workers.sort(key=lambda worker: (int(worker["pid"]), worker["id"]))
+        self.misorder = next(filter(None, map(self._fault_of_orders, self._keys)), "")
         others = [p for p in reading.problems if p not in reading.hidden]
-        self.problems = [*filter(None, [self.misorder]), *self.hidden, *others]
+        self.problems = [
+            *filter(None, [self.misorder]),
+            *self.hidden,
+            *map(_stranger, strangers.items()),
+            *others,
+        ]
         return by_bind
 
-    def _fault_of_orders(self) -> str:
+    def _fault_of_orders(self, bind: str) -> str:
         try:
-            self.board.orders("")
+            self.board.orders(self._key(bind))
         except FileNotFoundError:
             return ""  # the folder has been removed meanwhile
         except (OSError, ValueError) as error:
@@ -120,7 +127,7 @@ class Fleet:
         return self.orders(bind).paused
 
     def _key(self, bind: str) -> str:
-        return f"{self._app}/{bind}"
+        return self._keys[bind]
 
     def reset(self, bind: str) -> Callable[[Worker], bool]:
         """Have all connections replaced; gives the test for a worker that has done so.
@@ -185,6 +192,15 @@ class Fleet:
             time.sleep(_POLL)
 
 
+def _stranger(pool: tuple[str, int]) -> str:
+    place, number = pool
+    has = "worker has" if number == 1 else "workers have"
+    return (
+        f"{number} {has} {place}: of another site, or of other settings; commands with"
+        " those settings show and steer them"
+    )
+
+
 #: What tells that a worker has come nearer to what was ordered.
 _PROGRESS = "id", "outdated", "in_use", "size", "waiting"
 
@@ -196,7 +212,8 @@ def _is_complete(sheet: Worker) -> bool:
     connections, threads = sheet.get("connections"), sheet.get("thread_ids", [])
     return (
         all(isinstance(sheet.get(key), (int, float)) for key in _NUMBERS)
-        and all(isinstance(sheet.get(key), str) for key in ("app", "bind"))
+        and all(isinstance(sheet.get(key), str) for key in ("app", "bind", "server"))
+        and isinstance(sheet.get("user"), (str, type(None)))
         and isinstance(sheet.get("paused"), bool)
         and isinstance(sheet.get("last_timeout"), (int, float, type(None)))
         and isinstance(threads, list)

@@ -11,22 +11,45 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from .config import PoolConfig
+from .stats import BOUNDS
+
+_TIMES = "wait", "use", "create"
 #: What only grows, by what a sheet calls it.
 COUNTED = (
     *("checkouts", "timeouts", "opened", "discarded", "discarded_by_reason"),
-    *("wait", "use", "create"),
+    *_TIMES,
 )
 
 Counts = dict[str, Any]
+
+
+def identity(app: str, bind: str, config: PoolConfig) -> dict[str, str | None]:
+    """Tell a pool from all others of the host, in all its workers.
+
+    One checkout may serve several sites, whose apps have one name; so the server, the
+    database and the account are part of it.
+    """
+    user, server = config.user, config.server
+    return {"app": app, "bind": bind, "user": user, "server": server}
+
+
+def key_of(pool: Mapping[str, Any]) -> str:
+    """Name what its orders, counts and limit are kept under."""
+    user = pool.get("user") or ""
+    return f"{pool.get('app')}/{pool.get('bind')} {user}@{pool.get('server')}"
 
 
 def site() -> str:
     """What the workers of one site have in common: the process that started them."""
     parent = os.getppid()
     try:
-        # Process ids are used again; not with the same moment of the start.
+        # Process ids are used again; not with the same moment of the start. And each
+        # container has its own.
+        space = os.readlink("/proc/self/ns/pid")
         with open(f"/proc/{parent}/stat", "rb") as file:
-            return f"{parent}:{file.read().rpartition(b')')[2].split()[19].decode()}"
+            start = file.read().rpartition(b")")[2].split()[19].decode()
+        return f"{parent}:{start}:{space}"
     except OSError:
         return str(parent)
 
@@ -37,7 +60,10 @@ class Past:
     def __init__(self, content: Mapping[str, Any] | None = None) -> None:
         content = content or {}
         self._buried: list[str] = list(content.get("buried", ()))
-        self._sites: dict[str, dict[str, Counts]] = dict(content.get("sites", {}))
+        self._sites: dict[str, dict[str, Counts]] = {
+            site: {pool: counts(counted) for pool, counted in pools.items()}
+            for site, pools in content.get("sites", {}).items()
+        }
 
     def content(self) -> dict[str, Any]:
         return {"buried": self._buried, "sites": self._sites}
@@ -48,7 +74,7 @@ class Past:
             return
         self._buried.append(id)
         pools = self._sites.setdefault(str(sheet.get("site", "")), {})
-        key = f"{sheet.get('app')}/{sheet.get('bind')}"
+        key = key_of(sheet)
         pools[key] = total([pools.get(key, {}), counts(sheet)])
 
     def forget(self, sites: Collection[str], ids: Collection[str]) -> None:
@@ -56,16 +82,27 @@ class Past:
         self._sites = {s: pools for s, pools in self._sites.items() if s in sites}
         self._buried = [id for id in self._buried if id in ids]
 
-    def pools(self) -> set[str]:
-        return {pool for pools in self._sites.values() for pool in pools}
-
     def counts(self, pool: str, sites: Iterable[str]) -> Counts:
         """What the dead of these sites have counted for this pool."""
         return total([self._sites.get(site, {}).get(pool, {}) for site in set(sites)])
 
 
 def counts(sheet: Mapping[str, Any]) -> Counts:
-    return {name: sheet[name] for name in COUNTED if name in sheet}
+    """What a worker has counted, but for what another version counts otherwise."""
+    return {name: sheet[name] for name in COUNTED if _is_count(name, sheet.get(name))}
+
+
+def _is_count(name: str, value: Any) -> bool:
+    if name in _TIMES:
+        is_list = isinstance(value, list) and len(value) == len(BOUNDS) + 2
+        return is_list and all(map(_is_number, value))
+    if name == "discarded_by_reason":
+        return isinstance(value, Mapping) and all(map(_is_number, value.values()))
+    return _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
 
 
 def total(all_counts: Iterable[Counts]) -> Counts:

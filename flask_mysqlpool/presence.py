@@ -10,16 +10,17 @@ from __future__ import annotations
 import atexit
 import logging
 import time
+from hashlib import sha256
+from math import inf
 from os import getpid
 from threading import Event
 from typing import Any
-from urllib.parse import quote
 from weakref import WeakSet
 
 from .board import BUDGET, Board, Orders, Sheet
-from .budget import Budget, Claim, fair_shares
+from .budget import Budget
 from .housekeeper import housekeeper
-from .past import site
+from .past import identity, key_of, site
 from .pool import Pool
 from .process import process
 from .stats import ConnectionStats, PoolStats
@@ -28,8 +29,6 @@ from .stats import ConnectionStats, PoolStats
 BUSY, QUIET = 0.1, 0.4
 #: Seconds that a pool without connections waits to be told whether it may connect.
 PATIENCE = 0.25
-#: Seconds after which what others need, and do not repeat, is disregarded.
-STALE = 2.0
 #: Connections that are listed one by one.
 LISTED = 100
 
@@ -57,8 +56,9 @@ class Presence:
     ) -> None:
         self._pool = pool
         self._board = board
-        self._about: dict[str, Any] = {"app": app, "bind": bind, "pid": 0}
-        self._key = f"{app}/{bind}"
+        pool_identity = identity(app, bind, pool.config)
+        self._about: dict[str, Any] = {**pool_identity, "pid": 0}
+        self._key = key_of(pool_identity)
         self._silent = silent
         self._budget = self._make_budget()
         self._begin()
@@ -71,7 +71,9 @@ class Presence:
         size = self._pool.config.max_host_connections
         if size is None:
             return None
-        return Budget(self._board, BUDGET + quote(self._key, safe=""), size)
+        # The name of a file has an end, that of a key has none.
+        name = BUDGET + sha256(self._key.encode()).hexdigest()[:16]
+        return Budget(self._board, name, size)
 
     def _begin(self) -> None:
         self._sheet = Sheet(self._board)
@@ -197,7 +199,6 @@ class Presence:
         try:
             self._obey(self._board.orders(self._key))
             if self._budget is not None:
-                self._budget.come_back()
                 self._share(self._budget)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._note(error)
@@ -217,24 +218,10 @@ class Presence:
 
     def _share(self, budget: Budget) -> None:
         """Give up what is more than a fair share, if another process needs it."""
-        now, mine = time.time(), self._pool.stats()
-        id, needed = self._sheet.id, False
-        claims = [_claim(id, now, mine.in_use, mine.waiting, mine.waited)]
-        for sheet in self._board.read().sheets:
-            try:
-                if sheet["id"] == id or self._key != f"{sheet['app']}/{sheet['bind']}":
-                    continue
-                fresh = now - sheet["updated"] < STALE
-                waiting = sheet["waiting"] if fresh else 0
-                claims.append(
-                    _claim(sheet["id"], now, sheet["in_use"], waiting, sheet["waited"])
-                )
-                needed = needed or (sheet["short"] and fresh)
-            except (KeyError, TypeError):
-                continue  # another version's; the commands name it
-        limit = self._pool.config.max_size
-        if needed:
-            limit = fair_shares(budget.size, claims)[id]
+        mine = self._pool.stats()
+        since = time.time() - mine.waited if mine.waiting else inf
+        share = budget.share(since, mine.in_use + mine.waiting, mine.short)
+        limit = self._pool.config.max_size if share is None else share
         if limit != self._limit or mine.size > limit:
             self._limit = limit
             self._pool.limit(limit)
@@ -246,6 +233,8 @@ class Presence:
             # What was counted since the last round would be missing for ever.
             self._try_publish(self._pool.stats())
             self._sheet.withdraw()
+            if self._budget is not None:
+                self._budget.leave()
 
 
 def _at_exit() -> None:
@@ -254,10 +243,6 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
-
-
-def _claim(worker: str, now: float, in_use: int, waiting: int, waited: float) -> Claim:
-    return Claim(now - waited if waiting else now, worker, in_use + waiting)
 
 
 def _essence(stats: PoolStats) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -23,8 +24,17 @@ from conftest import until
 
 import flask_mysqlpool.board
 import flask_mysqlpool.files
-from flask_mysqlpool.board import NEW, ORDERS, PAST, SHEET, Board, Orders, Sheet
-from flask_mysqlpool.files import create_file, write_record
+from flask_mysqlpool.board import (
+    MARK,
+    NEW,
+    ORDERS,
+    PAST,
+    SHEET,
+    Board,
+    Orders,
+    Sheet,
+)
+from flask_mysqlpool.files import Unusable, load_record, write_record
 
 WRITER = """
 import itertools, os, resource, signal, sys, time
@@ -113,8 +123,8 @@ def numbers(board: Board) -> list[int]:
 
 
 def names(board: Board) -> list[str]:
-    """The files on the board, but for what the dead have counted."""
-    return sorted(n for n in os.listdir(board.path) if not n.startswith(PAST))
+    """The files on the board, but for its mark and what the dead have counted."""
+    return sorted(n for n in os.listdir(board.path) if n not in (MARK, PAST))
 
 
 def raised(orders: Orders) -> Orders:
@@ -398,7 +408,7 @@ def test_a_touch_tells_that_the_worker_is_alive(board: Board) -> None:
 
 def test_a_sheet_with_two_names_counts_once(board: Board) -> None:
     sheet = published(board, n=1)
-    os.link(Path(board.path, sheet.id + SHEET), Path(board.path, "z" + SHEET))
+    os.link(Path(board.path, sheet.id + SHEET), Path(board.path, "f" * 16 + SHEET))
 
     assert numbers(board) == [1]
 
@@ -428,6 +438,16 @@ def make_foreign(path: Path) -> None:
 def make_link(path: Path) -> None:
     [whole] = path.parent.glob("*" + SHEET)
     path.symlink_to(whole)
+
+
+def make_link_of(path: Path) -> None:
+    path.rename(path.parent.with_name("elsewhere"))
+    path.symlink_to(path.parent.with_name("elsewhere"))
+
+
+def make_folder_of(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -497,7 +517,7 @@ def test_what_is_not_ours_is_named_and_left_there(board: Board) -> None:
 
 def test_what_a_crash_left_half_made_is_removed_after_a_while(board: Board) -> None:
     published(board, n=1)
-    young, old = (Path(board.path, name + NEW) for name in "ab")
+    young, old = (Path(board.path, name * 16 + NEW) for name in "ab")
     for path, age in (young, 0), (old, 3600):
         path.touch()
         os.utime(path, times=(path.stat().st_atime, path.stat().st_mtime - age))
@@ -623,7 +643,7 @@ def test_orders_given_at_once_are_all_carried_out(
     assert board.orders("shop/default").generation == 600
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0" * 4096, b"{}"])
+@pytest.mark.parametrize("damage", [b"damage" * 999, b"{}"])
 def test_damaged_orders_are_an_error_until_the_next_are_given(
     board: Board, damage: bytes
 ) -> None:
@@ -644,11 +664,8 @@ def test_orders_that_say_something_else_are_damaged_as_well(
     board: Board, orders: object
 ) -> None:
     board.order("shop/reports", raised)
-    with board.opened() as folder:
-        fd = create_file(folder, "orders.other")
-        write_record(fd, {"shop/default": orders})
-        os.close(fd)
-    os.rename(f"{board.path}/orders.other", f"{board.path}/{ORDERS}")
+    with open(f"{board.path}/{ORDERS}", "r+b") as file:
+        write_record(file.fileno(), {"shop/default": orders})
 
     with pytest.raises(ValueError, match="damaged"):
         board.orders("shop/default")
@@ -669,31 +686,25 @@ def test_a_reader_of_damaged_orders_notices_the_next(board: Board) -> None:
     assert reader.orders("shop/default").generation == 7
 
 
-def test_orders_that_are_a_link_are_not_followed_and_the_next_replace_it(
-    board: Board, tmp_path: Path
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [(make_link_of, "a symbolic link"), (make_folder_of, "not a file")],
+)
+def test_what_is_in_the_way_of_orders_is_named_with_a_mend_and_left_there(
+    board: Board, harm: Callable[[Path], None], fault: str
 ) -> None:
     board.order("shop/default", raised)
     path = Path(board.path, ORDERS)
-    path.rename(tmp_path / "elsewhere")
-    path.symlink_to(tmp_path / "elsewhere")
+    harm(path)
 
-    with pytest.raises(ValueError, match="a symbolic link"):
-        Board(board.path).orders("shop/default")
-    board.order("shop/default", raised)
-
-    assert not path.is_symlink()
-
-
-def test_a_folder_in_the_way_of_orders_is_named_and_nothing_is_left_behind(
-    board: Board,
-) -> None:
-    Path(board.path, ORDERS).mkdir(parents=True)
-    os.chmod(board.path, 0o700)
-
-    with pytest.raises(OSError, match=f"is a folder.*{board.path}/orders"):
+    with pytest.raises(ValueError, match=fault):
+        board.orders("shop/default")
+    with pytest.raises(Unusable, match=f"{fault}.*orders") as refused:
         board.order("shop/default", raised)
 
-    assert names(board) == [ORDERS, "orders.lock"]
+    assert refused.value.mend == "remove it"
+    assert path.is_symlink() or path.is_dir()
+    assert names(board) == [ORDERS]
 
 
 def test_orders_are_not_given_for_ever_where_the_lock_is_held(
@@ -701,12 +712,44 @@ def test_orders_are_not_given_for_ever_where_the_lock_is_held(
 ) -> None:
     monkeypatch.setattr(flask_mysqlpool.files, "TURN", 0.05)
     board.order("shop/default", raised)
-    with open(f"{board.path}/orders.lock") as lock:
+    with open(f"{board.path}/orders") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match=r"keeps it locked.*orders\.lock"):
+        with pytest.raises(OSError, match=r"keeps it locked.*orders"):
             board.order("shop/default", raised)
 
     assert board.order("shop/default", raised).generation == 2
+
+
+def test_who_waited_for_orders_that_were_removed_writes_to_the_new_ones(
+    board: Board,
+) -> None:
+    board.order("shop/default", raised)
+    with ThreadPoolExecutor(1) as threads, open(f"{board.path}/orders") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ordered = threads.submit(board.order, "shop/default", raised)
+        time.sleep(0.02)  # it waits, or is about to
+        os.unlink(f"{board.path}/orders")
+        lock.close()
+
+        assert ordered.result() == board.orders("shop/default") == Orders(1)
+
+
+def test_an_order_for_one_pool_leaves_those_for_others_as_they_are(
+    board: Board,
+) -> None:
+    board.order("shop/default", raised)
+    other = {"generation": "of another version", "until": 7}
+    with open(f"{board.path}/{ORDERS}", "r+b") as file:
+        write_record(file.fileno(), {"blog/default": other, "shop/default": 5})
+    with pytest.raises(ValueError, match="damaged"):
+        board.orders("shop/default")
+
+    board.order("shop/default", raised)
+
+    with board.opened() as folder:
+        content = load_record(folder, ORDERS)
+    assert content["blog/default"] == other
+    assert board.orders("shop/default") == Orders(1)
 
 
 @AS_ROOT

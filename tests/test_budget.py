@@ -80,7 +80,7 @@ CLAIMS = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 8)), min_size=1, max_size=6
 ).map(
     lambda pairs: [
-        Claim(float(since), f"w{n}", demand) for n, (since, demand) in enumerate(pairs)
+        Claim(float(since), n, demand) for n, (since, demand) in enumerate(pairs)
     ]
 )
 SIZES = st.integers(0, 20)
@@ -127,9 +127,9 @@ def test_all_workers_come_to_the_same_shares(
 
 
 def test_of_three_who_want_one_of_two_those_get_it_who_waited_longest() -> None:
-    claims = [Claim(3.0, "a", 5), Claim(1.0, "b", 5), Claim(2.0, "c", 5)]
+    claims = [Claim(3.0, 1, 5), Claim(1.0, 2, 5), Claim(2.0, 3, 5)]
 
-    assert fair_shares(2, claims) == {"a": 0, "b": 1, "c": 1}
+    assert fair_shares(2, claims) == {1: 0, 2: 1, 3: 1}
 
 
 # Within one process
@@ -298,8 +298,8 @@ def test_who_cannot_lock_the_new_file_at_first_does_so_later(
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "lockf", no_locks)
         with pytest.raises(OSError, match="No locks available"):
-            budget.come_back()
+            budget.share(0.0, 1, False)
 
-    budget.come_back()
+    budget.share(0.0, 1, False)
 
     assert other.ask("take()") == "False"

@@ -25,7 +25,7 @@ from flask import Flask
 from flask.cli import ScriptInfo
 from flask.testing import FlaskCliRunner
 from pymysql.err import MySQLError, OperationalError
-from test_fleet import complete
+from test_fleet import complete, config_of, identity_of
 
 import flask_mysqlpool.check
 import flask_mysqlpool.cli
@@ -43,6 +43,7 @@ from flask_mysqlpool.check import examine
 from flask_mysqlpool.connection import PhysicalConnection
 from flask_mysqlpool.connector import Connector
 from flask_mysqlpool.fleet import Fleet
+from flask_mysqlpool.past import identity, key_of
 from flask_mysqlpool.server import Facts, Server, connect_to
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
@@ -328,7 +329,7 @@ def heard_from(app: Flask, seconds: float, **about: Any) -> Sheet:
     """A worker that published this, and so many seconds ago was alive."""
     board = board_of(app)
     sheet = Sheet(board)
-    sheet.write(complete(**about))
+    sheet.write(complete(**identity_of(app) | about))
     path = Path(board.path, sheet.id + SHEET)
     os.utime(path, (0, path.stat().st_mtime - seconds))
     return sheet
@@ -526,18 +527,19 @@ def flask_command(server: LocalServer, tmp_path: Path) -> Callable[..., Any]:
 
 
 def test_a_command_is_no_worker_and_no_pause_is_in_its_way(
-    flask_command: Callable[..., Any], tmp_path: Path
+    flask_command: Callable[..., Any], tmp_path: Path, server: LocalServer
 ) -> None:
+    key = key_of(identity("shop", "default", config_of(server)))
     board = Board(tmp_path / "board")
     assert flask_command("mysqlpool", "pause").returncode == 0
-    assert board.orders("shop/default").paused
+    assert board.orders(key).paused
 
     status = flask_command("mysqlpool", "status")
     resume = flask_command("mysqlpool", "resume")
 
     assert status.returncode == 2 and "No worker of 'shop' is running" in status.stdout
     assert resume.returncode == 2 and "no worker is there" in resume.stdout
-    assert not board.orders("shop/default").paused
+    assert not board.orders(key).paused
 
 
 def test_output_that_cannot_be_written_is_one_line_and_no_traceback(
@@ -815,8 +817,7 @@ def test_orders_that_cannot_be_given_are_an_error_with_its_mend(
 
     assert code == 2
     assert output == (
-        f"The workers cannot be reached: {path}/orders: is a folder, and in the way of"
-        " orders; remove it\n"
+        f"The workers cannot be reached: {path}/orders: not a file -> remove it\n"
     )
 
 
@@ -927,7 +928,7 @@ def test_orders_that_nobody_confirms_are_given_and_said_to_be_unconfirmed(
     assert code == 2
     assert "default: ordered, but no worker is there to confirm it\n" in output
     assert f"none publishes in {board_of(app).path}, which belongs to " in output
-    orders = board_of(app).orders("shop/default")
+    orders = board_of(app).orders(key_of(identity_of(app)))
     assert orders == Orders(int(command == "reset"), command == "pause")
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 from conftest import until
+from flask import Flask
 from test_servers import BOARD, PATIENCE, Load, Site, good_site
 
+from flask_mysqlpool import PoolConfig
 from flask_mysqlpool.board import Board, Sheet
 from flask_mysqlpool.fleet import (
     ROUND,
@@ -25,6 +27,7 @@ from flask_mysqlpool.fleet import (
     last_failure,
     totals,
 )
+from flask_mysqlpool.past import identity
 from flask_mysqlpool.presence import QUIET
 from flask_mysqlpool.testing import LocalServer
 
@@ -89,6 +92,10 @@ class Process:
         return self._process.communicate(timeout=30)[1]
 
 
+def config_of(server: LocalServer) -> PoolConfig:
+    return PoolConfig.from_mapping({"URL": server.url})
+
+
 def open_ports(server: LocalServer) -> set[int]:
     """The ports from which clients of this host have connections to the server."""
     ports = set()
@@ -144,7 +151,7 @@ def test_a_budget_holds_over_all_processes_and_goes_to_who_needs_it(
     server: LocalServer, tmp_path: Path
 ) -> None:
     board = tmp_path / "board"
-    fleet = Fleet(Board(board), "shop")
+    fleet = Fleet(Board(board), "shop", {"default": config_of(server)})
 
     def sizes() -> dict[int, int]:
         found = fleet.workers().get("default", [])
@@ -183,7 +190,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def begin(site: Site, load: Load) -> Fleet:
     """Wait until all workers are at work."""
     until(lambda: len(load.workers) == BOARD.workers, PATIENCE)
-    fleet = Fleet(site.board, "sites")
+    fleet = site.fleet()
     until(lambda: len(fleet.workers().get("default", [])) == BOARD.workers, PATIENCE)
     return fleet
 
@@ -273,9 +280,12 @@ def test_who_waits_for_all_workers_waits_longer_than_a_round() -> None:
     assert ROUND > QUIET
 
 
+POOLS = {"default": PoolConfig.from_mapping({})}
+
+
 def complete(**about: Any) -> Worker:
     known = {"generation": 0, "outdated": 0, "updated": 0.0, "paused": False}
-    return worker(app="shop", bind="default", **known | about)
+    return worker(**identity("shop", "default", POOLS["default"]) | known | about)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +293,8 @@ def complete(**about: Any) -> Worker:
     [
         {"pid": "many"},
         {"app": None},
+        {"server": None},
+        {"user": 5},
         {"paused": None},
         {"last_timeout": "never"},
         {"connections": {}},
@@ -298,7 +310,7 @@ def test_a_worker_of_another_version_is_named_and_the_others_are_read(
     sheets = [Sheet(board) for _ in range(2)]
     sheets[0].write(complete(pid=4))
     sheets[1].write(complete() | about)
-    fleet = Fleet(board, "shop")
+    fleet = Fleet(board, "shop", POOLS)
 
     [found] = fleet.workers()["default"]
 
@@ -323,6 +335,12 @@ def make_link(path: Path) -> None:
     path.symlink_to("/dev/null")
 
 
+def identity_of(app: Flask, bind: str = "default") -> dict[str, str | None]:
+    """What a worker of this app says that its pool is."""
+    [state] = app.extensions["mysqlpool"].values()
+    return identity(app.name, bind, state.published()[bind])
+
+
 @pytest.mark.parametrize("harm", [damage, make_folder, make_link])
 def test_where_orders_cannot_be_read_a_pause_is_what_workers_say(
     tmp_path: Path, harm: Callable[[Path], None]
@@ -330,7 +348,7 @@ def test_where_orders_cannot_be_read_a_pause_is_what_workers_say(
     board = Board(tmp_path / "board")
     sheet = Sheet(board)
     sheet.write(complete(paused=True))
-    fleet = Fleet(board, "shop")
+    fleet = Fleet(board, "shop", POOLS)
     fleet.resume("default")
     workers = fleet.workers()["default"]
     assert not fleet.is_paused("default", workers)
@@ -345,7 +363,7 @@ def test_where_orders_cannot_be_read_a_pause_is_what_workers_say(
 
 
 def test_who_is_paused_and_has_somebody_waiting_has_not_resumed(tmp_path: Path) -> None:
-    has_resumed = Fleet(Board(tmp_path / "board"), "shop").resume("default")
+    has_resumed = Fleet(Board(tmp_path / "board"), "shop", POOLS).resume("default")
 
     assert has_resumed(worker(paused=False, size=1, waiting=1))
     assert has_resumed(worker(paused=True))
@@ -369,7 +387,7 @@ def test_the_oldest_holder_comes_first_over_all_workers() -> None:
 def test_a_reset_is_newer_than_what_workers_have_seen_if_orders_were_lost(
     tmp_path: Path,
 ) -> None:
-    fleet = Fleet(Board(tmp_path / "board"), "shop")
+    fleet = Fleet(Board(tmp_path / "board"), "shop", POOLS)
     for _ in range(2):
         fleet.reset("default")
     assert fleet.orders("default").generation == 2

@@ -22,7 +22,7 @@ import pytest
 from conftest import MakeApp, extension, until
 from flask import Flask, Response, abort, redirect
 from flask.testing import FlaskClient
-from test_fleet import complete
+from test_fleet import complete, identity_of
 from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
@@ -32,6 +32,7 @@ from flask_mysqlpool.board import Board, Sheet
 from flask_mysqlpool.monitor import create_monitor, is_local
 from flask_mysqlpool.monitor.asking import Asker, without_values
 from flask_mysqlpool.monitor.figures import percentile, summary
+from flask_mysqlpool.past import key_of
 from flask_mysqlpool.server import ServerReport
 from flask_mysqlpool.server import Thread as ServerThread
 from flask_mysqlpool.stats import BOUNDS
@@ -98,7 +99,7 @@ def sheet(offline: Flask, tmp_path: Path) -> Iterator[Callable[..., Sheet]]:
 
     def publish(**about: Any) -> Sheet:
         sheets.append(Sheet(board))
-        sheets[-1].write(complete(**about))
+        sheets[-1].write(complete(**identity_of(offline) | about))
         return sheets[-1]
 
     yield publish
@@ -195,7 +196,7 @@ def test_what_one_host_says_is_not_taken_for_another(
     Patient(monkeypatch, his)
     held = {"thread_id": 7, "state": "in_use", "endpoint": "e", "for": 9, "age": 9}
     sheet = Sheet(Board(tmp_path / "board"))
-    sheet.write(complete(connections=[held]))
+    sheet.write(complete(**identity_of(app), connections=[held]))
 
     found = pool(monitored(app))
     sheet.withdraw()
@@ -350,7 +351,7 @@ def test_the_line_is_sampled_by_looking(
     for moment in (0.0, 0.1, 1.0):
         monkeypatch.setattr(time, "time", lambda moment=moment: now + moment)
         assert "line" not in pool(client)
-        first.write(complete(in_use=4))
+        first.write(complete(**identity_of(offline), in_use=4))
 
     line = pool(client, "?line=1")["line"]
 
@@ -656,7 +657,7 @@ def test_html_in_names_stays_text(tmp_path: Path) -> None:
     MySQLPool(app)
     held = {"thread_id": 1, "state": "in_use", "for": 1, "endpoint": evil, "age": 1}
     sheet = Sheet(Board(tmp_path / "board"))
-    sheet.write({**complete(connections=[held]), "app": evil})
+    sheet.write(complete(**identity_of(app), connections=[held]))
     client = monitored(app)
 
     page = client.get("/mysqlpool/")
@@ -973,7 +974,7 @@ def order(
 def orders(app: Flask) -> tuple[int, bool]:
     board = Board(app.config["MYSQLPOOL_STATUS_DIR"])
     try:
-        found = board.orders("shop/default")
+        found = board.orders(key_of(identity_of(app)))
     except FileNotFoundError:
         return 0, False
     return found.generation, found.paused

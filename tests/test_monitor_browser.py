@@ -29,7 +29,7 @@ import pytest
 from conftest import MakeApp, extension, until
 from flask import Flask
 from pymysql.err import MySQLError
-from test_fleet import complete
+from test_fleet import complete, identity_of
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from flask_mysqlpool import MySQLPool
@@ -527,6 +527,7 @@ def test_at_the_width_of_a_phone_nothing_sticks_out(
     times = dict.fromkeys(("wait", "use", "create"), [8_888_888] * 16)
     sheet.write(
         complete(pid=4194304, checkouts=123_456_789, timeouts=99_999, **times)
+        | identity_of(app)
         | {"connect_error": "2003: " + "x" * 99, "last_connect_failure": time.time()}
         | {"discarded_by_reason": {"invalidated": 888_888}, "waiting": 9999}
     )

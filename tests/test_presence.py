@@ -23,7 +23,8 @@ from flask_mysqlpool.board import Board, Orders, Sheet
 from flask_mysqlpool.presence import PATIENCE, Presence
 from flask_mysqlpool.testing.fake import FakePool
 
-KEY = "shop/default"
+#: What the pools of these tests are kept under.
+KEY = "shop/default @localhost:3306"
 
 SHARER = """
 import sys, threading, time

@@ -18,9 +18,9 @@ from test_servers import BOARD, PATIENCE, Load, Site, good_site
 
 from flask_mysqlpool import PoolTimeout, get_db
 from flask_mysqlpool.board import Board, Sheet
-from flask_mysqlpool.fleet import Fleet, totals
+from flask_mysqlpool.fleet import totals
 from flask_mysqlpool.metrics.prometheus import PoolCollector
-from flask_mysqlpool.past import Past, total
+from flask_mysqlpool.past import total
 
 Samples = dict[tuple[Any, ...], float]
 
@@ -123,7 +123,7 @@ def test_one_scrape_is_the_sum_of_all_workers(site: Site) -> None:
     with load.running():
         until(lambda: len(load.workers) == BOARD.workers, PATIENCE)
         go_on(load, 100)
-    fleet = Fleet(site.board, "sites")
+    fleet = site.fleet()
 
     def at_rest() -> bool:
         workers = fleet.workers()["default"]
@@ -174,8 +174,12 @@ def board(tmp_path: Path) -> Board:
     return Board(tmp_path / "board")
 
 
+KEY = "shop/default u@db:3306"
+
+
 def sheet(**counts: Any) -> dict[str, Any]:
-    return {"app": "shop", "bind": "default", "site": "1:2", **counts}
+    about = {"app": "shop", "bind": "default", "user": "u", "server": "db:3306"}
+    return {**about, "site": "1:2", **counts}
 
 
 def test_counts_of_all_forms_are_added_up() -> None:
@@ -206,7 +210,7 @@ def test_a_sheet_is_buried_once_however_often_that_is_tried(board: Board) -> Non
         path.write_bytes(content)
         path.chmod(0o600)
 
-    assert past.counts("shop/default", ["1:2"]) == {"checkouts": 5}
+    assert past.counts(KEY, ["1:2"]) == {"checkouts": 5}
 
 
 def test_a_site_without_workers_is_forgotten_when_another_one_buries(
@@ -218,8 +222,8 @@ def test_a_site_without_workers_is_forgotten_when_another_one_buries(
         mortal.withdraw()
 
     _, past = board.read_with_past()
-    assert past.counts("shop/default", ["old"]) == {}
-    assert past.counts("shop/default", ["new"]) == {"checkouts": 1}
+    assert past.counts(KEY, ["old"]) == {}
+    assert past.counts(KEY, ["new"]) == {"checkouts": 1}
 
 
 def test_what_is_damaged_counts_nothing_and_is_in_nobodys_way(board: Board) -> None:
@@ -233,7 +237,7 @@ def test_what_is_damaged_counts_nothing_and_is_in_nobodys_way(board: Board) -> N
     reading, past = board.read_with_past()
 
     assert reading.sheets == [] and name not in os.listdir(board.path)
-    assert past.counts("shop/default", ["1:2"]) == {}
+    assert past.counts(KEY, ["1:2"]) == {}
 
 
 def test_nothing_is_kept_of_sheets_that_are_gone(board: Board) -> None:
@@ -244,5 +248,5 @@ def test_nothing_is_kept_of_sheets_that_are_gone(board: Board) -> None:
 
     _, past = board.read_with_past()
     assert len(past.content()["buried"]) <= 1
-    assert past.counts("shop/default", ["1:2"]) == {"checkouts": sum(range(20))}
-    assert Past(past.content()).pools() == {"shop/default"}
+    assert past.counts(KEY, ["1:2"]) == {"checkouts": sum(range(20))}
+    assert list(past.content()["sites"]["1:2"]) == [KEY]

@@ -29,7 +29,9 @@ from urllib.parse import urlencode
 import pytest
 from conftest import local_server, until
 
+from flask_mysqlpool import PoolConfig
 from flask_mysqlpool.board import Board
+from flask_mysqlpool.fleet import Fleet
 from flask_mysqlpool.testing import LocalServer
 
 TESTS = Path(__file__).parent
@@ -289,6 +291,7 @@ class Site:
     def __init__(self, kind: Kind, database: LocalServer, folder: Path) -> None:
         self.kind, self.database = kind, database
         self.board = Board(folder / "board")
+        self._config = PoolConfig.from_mapping({"URL": database.url})
         self._log = folder / "log"
         arguments = list(kind.arguments)
         if "gunicorn" in kind.needs and _has_control_socket():
@@ -315,6 +318,9 @@ class Site:
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def fleet(self) -> Fleet:
+        return Fleet(self.board, "sites", {"default": self._config})
 
     def port(self) -> int:
         """The port that it says it listens on; connections wait for its workers."""

@@ -118,7 +118,7 @@ def _look(
 ) -> tuple[dict[str, list[Worker]], Mapping[str, Mapping[str, Any]]]:
     if state.board is not None:
         try:
-            return Fleet(state.board, app).counts()
+            return Fleet(state.board, app, state.published()).counts()
         except OSError:
             pass  # nobody can publish, so this worker is all that can be seen
     own = {bind: _as_worker(pool.stats()) for bind, pool in state.named_pools()}

@@ -70,7 +70,7 @@ def look(app: Flask) -> Site:
     board = next(iter(states.values())).board
     fleet, blind = None, "STATUS_DIR is False"
     if board is not None:
-        fleet = Fleet(board, app.name)
+        fleet = Fleet(board, app.name, configs)
         try:
             return Site(app.name, configs, fleet, fleet.workers(), "")
         except OSError as error:
