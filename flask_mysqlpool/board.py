@@ -169,7 +169,13 @@ class Board:
             return f"{self.path}, which does not exist"
         return f"{self.path}, which belongs to {owner}"
 
-    def look_for_room(self) -> None:
+    def try_out(self) -> None:
+        """Do what workers do with a file, as far as that leaves nothing behind."""
+        self._look_for_room()
+        if os.path.lexists(self.path):
+            Sheet(self).try_out()
+
+    def _look_for_room(self) -> None:
         """Whether this user could make the folder, and write to it; makes nothing."""
         nearest = Path(self.path)
         while not nearest.exists():

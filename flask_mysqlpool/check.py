@@ -6,6 +6,7 @@ the mend.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 import socket
@@ -40,6 +41,16 @@ _MENDS = {
     2005: "correct HOST: its name cannot be resolved",
     2026: "correct SSL_CA and SSL_MODE, or the server's certificate",
     3159: "set SSL_MODE = 'REQUIRED': the server refuses connections without TLS",
+}
+
+_MENDS_OF_FILES = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room for its owner, whose quota is used up",
+    errno.EIO: "look after its disk, and set STATUS_DIR to a folder on another one",
+    errno.EAGAIN: "end the process that keeps it locked",
+    errno.ENOLCK: "set STATUS_DIR to a folder of a file system that has locks",
+    errno.ENOSYS: "set STATUS_DIR to a folder of a file system that has locks",
+    errno.EROFS: "set STATUS_DIR to a folder that can be written to",
 }
 
 #: What tells more than a number does: the first of these that is in the error's text.
@@ -107,8 +118,7 @@ def look_at_board(
         return
     try:
         workers = fleet.workers()
-        if not workers:
-            fleet.board.look_for_room()
+        fleet.board.try_out()
     except OSError as error:
         text = f"{fleet.board.path}: {error.strerror or error}"
         level = WARNING
@@ -117,7 +127,8 @@ def look_at_board(
             text += "; so this user cannot keep MAX_HOST_CONNECTIONS, nor connect"
         yield Finding(level, "workers", text, mend_of(error) or mend)
         return
-    pids = {worker["pid"] for some in workers.values() for worker in some}
+    # Containers that share the folder may have the same process ids.
+    pids = {(w.get("site"), w["pid"]) for some in workers.values() for w in some}
     place = fleet.board.path if pids else fleet.board.place()
     yield Finding(OK, "workers", f"{len(pids)} publish in {place}")
     for problem in fleet.problems:
@@ -129,9 +140,10 @@ def look_at_board(
 
 
 def mend_of(error: OSError) -> str:
-    """What helps who may not use the folder; nothing, if that is not it."""
-    denied = isinstance(error, PermissionError)
-    return getattr(error, "mend", "run this as the site's user, or as root" * denied)
+    """What helps where the folder, or a file in it, cannot be used."""
+    if isinstance(error, PermissionError):
+        return getattr(error, "mend", "run this as the site's user, or as root")
+    return _MENDS_OF_FILES.get(error.errno or 0, "")
 
 
 def _mend_of_problem(problem: str, fleet: Fleet) -> str:

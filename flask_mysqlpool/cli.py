@@ -198,7 +198,7 @@ def _pool(
 
 
 def _public(worker: Worker) -> dict[str, Any]:
-    hidden = ("id", "app", "bind")
+    hidden = ("app", "bind", "user", "server")
     return {key: value for key, value in worker.items() if key not in hidden}
 
 

@@ -208,9 +208,15 @@ def parse_record(fd: int) -> dict[str, Any]:
 
 
 def remove_left_over(folder: int, name: str) -> None:
-    about = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    if time.time() - about.st_mtime > _LEFT_OVER:
-        os.unlink(name, dir_fd=folder)
+    """Remove what was made half, unless that was just now; nothing but ours."""
+    fd = open_file(folder, name)
+    try:
+        if not is_record(fd) and not is_blank(fd):
+            raise ValueError("not ours")
+        if time.time() - os.fstat(fd).st_mtime > _LEFT_OVER:
+            os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(fd)
 
 
 @contextmanager

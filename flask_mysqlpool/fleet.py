@@ -94,6 +94,7 @@ class Fleet:
                 strangers[f"{sheet['bind']} on {place}"] += 1
         for workers in by_bind.values():
             workers.sort(key=lambda worker: (int(worker["pid"]), worker["id"]))
+            _name(workers)
         self.misorder = next(filter(None, map(self._fault_of_orders, self._keys)), "")
         others = [p for p in reading.problems if p not in reading.hidden]
         self.problems = [
@@ -192,6 +193,14 @@ class Fleet:
             time.sleep(_POLL)
 
 
+def _name(workers: list[Worker]) -> None:
+    """Name each by its process id and, where containers share that, by its file."""
+    pids = Counter(worker["pid"] for worker in workers)
+    for worker in workers:
+        pid = worker["pid"]
+        worker["name"] = f"{pid}-{worker['id'][:4]}" if pids[pid] > 1 else str(pid)
+
+
 def _stranger(pool: tuple[str, int]) -> str:
     place, number = pool
     has = "worker has" if number == 1 else "workers have"
@@ -254,7 +263,7 @@ def last_failure(workers: Iterable[Worker]) -> dict[str, Any] | None:
     if last is None or (ago := time.time() - _failed_at(last)) > RECENT:
         return None
     error = str(last.get("connect_error"))
-    return {"pid": last["pid"], "ago": round(max(ago, 0.0), 1), "error": error}
+    return {**_told(last), "ago": round(max(ago, 0.0), 1), "error": error}
 
 
 def last_timeout(workers: Iterable[Worker]) -> dict[str, Any] | None:
@@ -262,7 +271,12 @@ def last_timeout(workers: Iterable[Worker]) -> dict[str, Any] | None:
     last = max(workers, key=_timed_out_at, default=None)
     if last is None or (ago := time.time() - _timed_out_at(last)) > RECENT:
         return None
-    return {"pid": last["pid"], "ago": round(max(ago, 0.0), 1)}
+    return {**_told(last), "ago": round(max(ago, 0.0), 1)}
+
+
+def _told(worker: Worker) -> dict[str, Any]:
+    """Tell which worker it is about."""
+    return {"pid": worker["pid"], "worker": worker["name"]}
 
 
 def _timed_out_at(worker: Worker) -> float:
@@ -277,7 +291,7 @@ def _failed_at(worker: Worker) -> float:
 def holders(workers: Iterable[Worker]) -> list[dict[str, Any]]:
     """All connections in use, with their worker's pid; the oldest holder first."""
     held = [
-        {"pid": worker["pid"], **connection, "for": _until_now(worker, connection)}
+        {**_told(worker), **connection, "for": _until_now(worker, connection)}
         for worker in workers
         for connection in worker["connections"]
         if connection["state"] == "in_use"

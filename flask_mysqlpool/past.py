@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from .config import PoolConfig
@@ -43,15 +44,14 @@ def key_of(pool: Mapping[str, Any]) -> str:
 def site() -> str:
     """What the workers of one site have in common: the process that started them."""
     parent = os.getppid()
-    try:
-        # Process ids are used again; not with the same moment of the start. And each
-        # container has its own.
+    start = space = ""
+    with suppress(OSError):
+        # Each container has process ids of its own.
         space = os.readlink("/proc/self/ns/pid")
+        # They are used again; not with the same moment of the start.
         with open(f"/proc/{parent}/stat", "rb") as file:
             start = file.read().rpartition(b")")[2].split()[19].decode()
-        return f"{parent}:{start}:{space}"
-    except OSError:
-        return str(parent)
+    return f"{parent}:{start}:{space}"
 
 
 class Past:

@@ -93,7 +93,10 @@ def _workers(pool: Mapping[str, Any], width: int) -> Iterator[str]:
     while True:
         rows = [
             list(columns.values()),
-            *([worker[key] for key in columns] for worker in pool["workers"]),
+            *(
+                [worker["name" if key == "pid" else key] for key in columns]
+                for worker in pool["workers"]
+            ),
             [total[key] for key in columns],
         ]
         lines = _aligned(rows)
@@ -115,18 +118,18 @@ def _silent(workers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for worker in workers:
         silence = now - worker["heard"]
         if silence > _SILENCE and (worker["size"] or worker["waiting"]):
-            yield f"worker {worker['pid']}: last heard of {silence:.0f} s ago"
+            yield f"worker {worker['name']}: last heard of {silence:.0f} s ago"
 
 
 def _failure(failure: Mapping[str, Any], width: int) -> list[str]:
-    text = f"a connect failed {failure['ago']:.0f} s ago in worker {failure['pid']}"
+    text = f"a connect failed {failure['ago']:.0f} s ago in worker {failure['worker']}"
     lines = _fitted(f"{text}: {failure['error']}", width)
     return [click.style(line, fg="red") for line in lines]
 
 
 def _timeout(timeout: Mapping[str, Any], width: int) -> list[str]:
     text = f"a checkout timed out {timeout['ago']:.0f} s ago"
-    lines = _fitted(f"{text} in worker {timeout['pid']}", width)
+    lines = _fitted(f"{text} in worker {timeout['worker']}", width)
     return [click.style(line, fg="yellow") for line in lines]
 
 
@@ -137,7 +140,7 @@ def _holders(pool: Mapping[str, Any], width: int) -> Iterator[str]:
     yield "in use, the oldest first:"
     rows: list[Row] = [("seconds", "worker", "thread", "holder")]
     rows += [
-        (f"{one['for']:.3f}", one["pid"], one["thread_id"], one["endpoint"] or "?")
+        (f"{one['for']:.3f}", one["worker"], one["thread_id"], one["endpoint"] or "?")
         for one in held[:_LISTED]
     ]
     for line in _aligned(rows):

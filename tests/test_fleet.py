@@ -240,7 +240,8 @@ def worker(**about: Any) -> Worker:
     counts = dict.fromkeys(
         ("size", "idle", "in_use", "connecting", "waiting"), 0
     ) | dict.fromkeys(("checkouts", "timeouts", "opened", "discarded"), 0)
-    return {**counts, "pid": 1, "last_timeout": None, "connections": [], **about}
+    known = {"pid": 1, "name": "1", "last_timeout": None, "connections": []}
+    return {**counts, **known, **about}
 
 
 def test_totals_of_nobody_are_zero() -> None:
@@ -271,9 +272,11 @@ def test_a_connect_that_failed_lately_is_degraded_and_told_of() -> None:
     assert is_degraded([worker(), worker(**failed)])
     assert not is_degraded([worker(), worker(**long_ago)])
     assert last_failure([worker(), worker(**long_ago)]) is None
-    found = last_failure([worker(**older), worker(**failed, pid=7), worker()])
+    found = last_failure(
+        [worker(**older), worker(**failed, pid=7, name="7-a"), worker()]
+    )
     assert found is not None and 5 <= found.pop("ago") < 50
-    assert found == {"pid": 7, "error": "2003: down"}
+    assert found == {"pid": 7, "worker": "7-a", "error": "2003: down"}
 
 
 def test_who_waits_for_all_workers_waits_longer_than_a_round() -> None:

@@ -32,11 +32,21 @@ SILENT = 2.0
 
 #: What is told of a worker as it publishes it.
 _FIELDS = (
-    *("pid", "generation", "size", "idle", "in_use", "connecting", "waiting"),
+    *(
+        "id",
+        "name",
+        "pid",
+        "generation",
+        "size",
+        "idle",
+        "in_use",
+        "connecting",
+        "waiting",
+    ),
     *("outdated", "paused", "checkouts", "timeouts", "opened", "discarded"),
 )
 
-_COLUMNS = "thread_id", "pid", "endpoint", "for", "age"
+_COLUMNS = "thread_id", "pid", "worker", "endpoint", "for", "age"
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def _own_worker(pool: Any) -> Worker:
     return {
         **vars(stats),
         **{name: getattr(stats, f"{name}_seconds") for name in TIMES},
-        "pid": os.getpid(),
+        **{"id": "", "name": str(os.getpid()), "pid": os.getpid()},
         "updated": now,
         "heard": now,
         "connections": [{**vars(c), "for": c.since} for c in pool.connections()],
@@ -236,7 +246,7 @@ def _failure(workers: Iterable[Worker]) -> dict[str, Any] | None:
     last = max(failed, key=lambda worker: float(worker["last_connect_failure"]))
     error = str(last.get("connect_error") or "unknown")
     ago = _ago([last], "last_connect_failure")
-    return {"pid": last["pid"], "ago": ago, "error": error}
+    return {"pid": last["pid"], "worker": last["name"], "ago": ago, "error": error}
 
 
 # The server

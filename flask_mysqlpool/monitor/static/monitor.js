@@ -166,13 +166,13 @@ class Pool {
 
   // What has happened since the oldest look within the last minute
   since(workers, now) {
-    const known = Object.fromEntries(workers.map((worker) => [worker.pid, worker]));
+    const known = Object.fromEntries(workers.map((worker) => [worker.id, worker]));
     if (this.past.length && now < this.past[this.past.length - 1].time) this.past = [];
     this.past.push({ time: now, known });
     while (now - this.past[0].time > RECENT) this.past.shift();
     const then = this.past[0];
     const changes = workers.map((worker) => {
-      const before = then.known[worker.pid];
+      const before = then.known[worker.id];
       return before && before.checkouts <= worker.checkouts ? minus(worker, before) : worker;
     });
     return { seconds: now - then.time, changes };
@@ -253,7 +253,7 @@ class Pool {
       duration(holder.for),
       holder.endpoint || "?",
       doing(holder.doing),
-      holder.pid,
+      holder.worker,
       holder.thread_id,
       duration(holder.age),
     ]);
@@ -296,7 +296,7 @@ class Pool {
 
   showWorkers(pool) {
     const rows = pool.workers.map((worker) => [
-      worker.pid, count(worker.in_use), count(worker.idle), count(worker.connecting), count(worker.waiting),
+      worker.name, count(worker.in_use), count(worker.idle), count(worker.connecting), count(worker.waiting),
       count(worker.checkouts), count(worker.timeouts), count(worker.opened), count(worker.discarded),
       remarks(worker),
     ]);
@@ -310,7 +310,7 @@ class Pool {
     const seen = pool.seen_by_server;
     this.set("timeouts_all", pool.last_timeout === null ? "none"
       : `${count(pool.totals.timeouts)}, the last ${duration(pool.last_timeout)} ago`);
-    this.set("connect_failure", failure ? `${duration(failure.ago)} ago in worker ${failure.pid}: ${failure.error}` : "none");
+    this.set("connect_failure", failure ? `${duration(failure.ago)} ago in worker ${failure.worker}: ${failure.error}` : "none");
     this.set("server_error", !seen ? "–" : seen.error || "answers");
     this.set("server_note", seen && seen.version ? `· ${seen.version}` : "");
   }

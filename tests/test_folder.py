@@ -1,0 +1,304 @@
+"""Whose the files of the status folder are, and what a fault at any of them costs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import until
+from test_board import AS_ROOT, published, raised, started
+from test_fleet import complete
+
+from flask_mysqlpool import PoolConfig, PoolError
+from flask_mysqlpool.board import MARK, Board
+from flask_mysqlpool.budget import Budget
+from flask_mysqlpool.files import Unusable
+from flask_mysqlpool.fleet import Fleet
+from flask_mysqlpool.past import COUNTED
+from flask_mysqlpool.presence import Presence
+from flask_mysqlpool.stats import BOUNDS
+from flask_mysqlpool.testing.fake import FakePool
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path / "board")
+
+
+# Whose folder it is
+
+#: What each way to use a folder does to what is in it.
+USES: dict[str, Callable[[Board], object]] = {
+    "read": Board.read,
+    "counts": Board.read_with_past,
+    "orders": lambda board: board.orders("shop/default"),
+    "order": lambda board: board.order("shop/default", raised),
+    "publish": lambda board: published(board, n=1),
+    "limit": lambda board: Budget(board, "budget-0", 1).take(),
+    "try": Board.try_out,
+}
+
+#: Files of others, some with names that ours have, too.
+FOREIGN = {
+    "config.py.new": "settings",
+    "email.worker": "a worker",
+    "orders": "3 apples",
+    "past": "times",
+    "a" * 16 + ".worker": "hexadecimal",
+    "b" * 16 + ".new": "hexadecimal as well",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_folder_with_other_things_is_refused_and_left_as_it_is(
+    board: Board, name: str, use: str
+) -> None:
+    os.mkdir(board.path, 0o700)
+    path = Path(board.path, name)
+    path.write_text(FOREIGN[name])
+    os.utime(path, (0, 0))
+
+    with pytest.raises((Unusable, PoolError), match=f"holds other things.*{name}"):
+        USES[use](board)
+
+    assert os.listdir(board.path) == [name]
+    assert path.read_text() == FOREIGN[name]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_in_a_folder_of_ours_the_files_of_others_stay(board: Board, use: str) -> None:
+    board.order("shop/default", raised)
+    own = {"orders", "past"}
+    for name in FOREIGN.keys() - own:
+        Path(board.path, name).write_text(FOREIGN[name])
+        os.utime(Path(board.path, name), (0, 0))
+
+    USES[use](board)
+    problems = board.read().problems
+
+    kept = {n: Path(board.path, n).read_text() for n in FOREIGN.keys() - own}
+    assert kept == {n: FOREIGN[n] for n in kept}
+    assert sorted(p.partition(":")[0] for p in problems) == sorted(kept)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_an_older_version_left_is_no_obstacle(board: Board, use: str) -> None:
+    published(board, n=1)._close()
+    board.order("shop/default", raised)
+    Path(board.path, "orders.lock").touch()
+    Path(board.path, "past.lock").touch()
+    Path(board.path, "budget-shop%2Fdefault").write_bytes(b"10")
+    Path(board.path, ".gitkeep").touch()
+    os.unlink(Path(board.path, MARK))
+
+    USES[use](board)
+
+    assert board.read().problems == []
+
+
+def test_a_folder_that_was_empty_gets_a_mark(board: Board) -> None:
+    os.mkdir(board.path, 0o700)
+    os.mkdir(os.path.join(board.path, "lost+found"))
+
+    board.order("shop/default", raised)
+    Path(board.path, "notes.txt").touch()
+
+    assert MARK in os.listdir(board.path)
+    assert board.orders("shop/default").generation == 1
+
+
+@AS_ROOT
+@pytest.mark.parametrize("use", ["order", "counts", "limit"])
+def test_root_takes_no_file_of_others_that_has_one_of_our_names(
+    board: Board, tmp_path: Path, use: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"mysqlpool1 root's own")
+    for folder in (tmp_path, Path(board.path)):
+        folder.mkdir(exist_ok=True)
+    os.chmod(board.path, 0o700)
+    os.chown(board.path, 65534, 65534)
+    for name in ("orders", "past", "budget-0"):
+        os.link(secret, Path(board.path, name))
+
+    with pytest.raises((Unusable, PoolError), match="belongs to root"):
+        USES[use](board)
+
+    assert secret.stat().st_uid == 0
+    assert secret.read_bytes() == b"mysqlpool1 root's own"
+
+
+def test_a_limit_is_not_split_by_a_folder_that_was_moved(
+    board: Board, tmp_path: Path
+) -> None:
+    script = (
+        "import sys; from flask_mysqlpool.board import Board; held = []\n"
+        "from flask_mysqlpool.budget import Budget\n"
+        "budget = Budget(Board(sys.argv[1]), 'budget-0', 1)\n"
+        "for line in sys.stdin:\n"
+        "    held.append(budget.take()); print(held[-1] is not None, flush=True)\n"
+    )
+    with started(script, board.path) as holder, started(script, board.path) as other:
+        assert holder.ask("take") == "True"
+        os.rename(board.path, tmp_path / "moved")
+
+        assert holder.ask("take") == "False"  # and holds it in the new file, too
+        assert other.ask("take") == "False"
+
+
+# Two sites, two versions, two containers
+
+
+def make(board: Board, server: str, **settings: Any) -> FakePool:
+    pool = FakePool(HOST=server, TIMEOUT=5, **settings)
+    Presence(pool, board, app="shop")
+    return pool
+
+
+def fleet_of(board: Board, pool: FakePool) -> Fleet:
+    return Fleet(board, "shop", {"default": pool.config})
+
+
+def test_two_sites_of_one_checkout_are_two(board: Board) -> None:
+    ours, theirs = (
+        make(board, server, MAX_HOST_CONNECTIONS=1) for server in ("a", "b")
+    )
+    fleet, other = (fleet_of(board, pool) for pool in (ours, theirs))
+    with ours.connection(), theirs.connection():
+        until(lambda: len(board.read().sheets) == 2)
+
+    [worker] = fleet.workers()["default"]
+    [problem] = fleet.problems
+    assert worker["server"] == "a:3306"
+    assert problem.startswith("1 worker has default on b:3306 as ")
+    assert fleet.hidden == []
+    fleet.pause("default")
+    assert not other.orders("default").paused
+    until(lambda: ours.stats().paused)
+    theirs.connection().close()
+    theirs.close()
+
+    _, counts = fleet.counts()
+    assert counts["default"]["checkouts"] == 1
+    assert other.counts()[1]["default"]["checkouts"] == 2
+    ours.close()
+
+
+def test_another_version_is_counted_as_far_as_it_counts_alike(board: Board) -> None:
+    config = PoolConfig.from_mapping({})
+    about = complete(size=1, site="1", discarded_by_reason={"idle": 1})
+    times = [1] * (len(BOUNDS) + 2)
+    ours = published(board, **about | {"checkouts": 2, "wait": times})
+    theirs = published(board, **about | {"checkouts": 3, "wait": [1, 2], "use": None})
+    fleet = Fleet(board, "shop", {"default": config})
+
+    for dead in (False, True):
+        if dead:
+            theirs._close()
+        by_bind, counts = fleet.counts()
+        assert len(by_bind["default"]) == 2 - dead
+        assert counts["default"]["checkouts"] == 5
+        assert counts["default"]["wait"] == times
+        assert counts["default"]["discarded_by_reason"] == {"idle": 2}
+    assert "use" in COUNTED and "use" not in counts["default"]
+    ours.withdraw()
+
+
+CONTAINED = """
+import os, sys, time
+from flask_mysqlpool.board import Board
+from flask_mysqlpool.presence import Presence
+from flask_mysqlpool.testing.fake import FakePool
+pool = FakePool()
+Presence(pool, Board(sys.argv[1]), app="shop")
+for line in sys.stdin:
+    print(eval(line), flush=True)
+"""
+
+
+def may_unshare() -> bool:
+    command = ["unshare", "--pid", "--fork", "true"]
+    return shutil.which("unshare") is not None and not subprocess.call(
+        command, stderr=subprocess.DEVNULL
+    )
+
+
+def contained(board: Board) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
+            *(sys.executable, "-c", CONTAINED, board.path),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(not may_unshare(), reason="no namespaces of process ids")
+def test_workers_of_two_containers_are_told_apart(board: Board) -> None:
+    fleet = Fleet(board, "shop", {"default": PoolConfig.from_mapping({})})
+    processes = [contained(board) for _ in range(2)]
+    for checkouts, process in enumerate(processes, 1):
+        assert process.stdin is not None
+        for _ in range(checkouts):
+            process.stdin.write("pool.connection().close()\n")
+        process.stdin.flush()
+
+    def done() -> bool:
+        found = fleet.workers().get("default", [])
+        return sorted(w["checkouts"] for w in found) == [1, 2]
+
+    until(done)
+    workers = fleet.workers()["default"]
+    ids, names, sites = ({w[k] for w in workers} for k in ("id", "name", "site"))
+    for process in processes:
+        process.communicate(timeout=10)
+
+    assert [worker["pid"] for worker in workers] == [1, 1]
+    assert len(ids) == len(names) == len(sites) == 2
+    assert all(worker["name"] == f"1-{worker['id'][:4]}" for worker in workers)
+
+
+# Nobody reads everybody
+
+
+def test_a_worker_with_a_host_limit_reads_no_other_worker(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(board: Board) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Board, "read", read)
+    rich, poor = (make(board, "a", MAX_HOST_CONNECTIONS=2) for _ in range(2))
+    held = [rich.connection() for _ in range(2)]
+    for handle in held:
+        handle.close()
+
+    with poor.connection(timeout=5):  # although it has to be given up
+        assert rich.stats().size <= 1
+    for pool in (rich, poor):
+        pool.close()
+
+
+def test_what_is_no_need_in_the_file_of_a_limit_is_in_nobodys_way(
+    board: Board,
+) -> None:
+    pool = make(board, "a", MAX_HOST_CONNECTIONS=1)
+    pool.connection().close()
+    [path] = Path(board.path).glob("budget-*")
+    with path.open("r+b") as file:
+        file.seek((1 << 20) + 24)
+        file.write(b"\xff" * 24 + b"7" * 24 + b"torn")
+    other = make(board, "a", MAX_HOST_CONNECTIONS=1)
+
+    other.connection(timeout=5).close()
+    for each in (pool, other):
+        each.close()
