@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import itertools
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,8 @@ from conftest import until
 from test_board import AS_ROOT, published, raised, started
 from test_fleet import complete
 
+import flask_mysqlpool.budget
+import flask_mysqlpool.presence
 from flask_mysqlpool import PoolConfig, PoolError
 from flask_mysqlpool.board import MARK, Board
 from flask_mysqlpool.budget import Budget
@@ -302,3 +310,155 @@ def test_what_is_no_need_in_the_file_of_a_limit_is_in_nobodys_way(
     other.connection(timeout=5).close()
     for each in (pool, other):
         each.close()
+
+
+# Faults
+
+#: Every call by which the package comes to a file of the folder.
+CALLS = (
+    *("open", "stat", "fstat", "listdir", "mkdir", "rename", "unlink", "utime"),
+    *("pread", "pwrite", "posix_fallocate", "flock", "lockf"),
+)
+ERRORS = errno.ENOSPC, errno.EIO, errno.EACCES, errno.ENOLCK
+
+
+class Shim:
+    """Lets a call fail that concerns the folder: once, or until it is mended."""
+
+    def __init__(self, path: str, patch: pytest.MonkeyPatch) -> None:
+        self._path = path
+        self._call, self._number, self._left = "", 0, 0
+        self.fired, self._lock = 0, threading.Lock()
+        for name in CALLS:
+            module = fcntl if name in ("flock", "lockf") else os
+            patch.setattr(module, name, self._shim(name, getattr(module, name)))
+
+    def _shim(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._call == name and self._concerns(*args, **kwargs):
+                with self._lock:
+                    fails, self._left = self._left > 0, max(self._left - 1, 0)
+                    self.fired += fails
+                if fails:
+                    raise OSError(self._number, os.strerror(self._number))
+            return function(*args, **kwargs)
+
+        return call
+
+    def _concerns(self, *args: Any, **kwargs: Any) -> bool:
+        for place in (args[0], kwargs.get("dir_fd"), kwargs.get("src_dir_fd")):
+            with suppress(OSError):
+                if isinstance(place, int):
+                    place = os.readlink(f"/proc/self/fd/{place}")
+                if str(place).startswith(self._path):
+                    return True
+        return False
+
+    def break_(self, call: str, number: int, times: int) -> None:
+        self.fired = 0
+        self._call, self._number, self._left = call, number, times
+
+    def mend(self) -> None:
+        with self._lock:
+            self._left = 0
+
+
+@pytest.fixture
+def shim(board: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
+    with monkeypatch.context() as patch:
+        yield Shim(board.path, patch)
+
+
+class Visitors:
+    """A thread for each pool that uses it all the time, and what went wrong."""
+
+    def __init__(self, pools: list[FakePool]) -> None:
+        self.failures = list[Exception]()
+        #: Whether it may fail, because of a fault.
+        self.excused = False
+        self._done = dict.fromkeys(pools, 0)
+        self._end = False
+        self._threads = ThreadPoolExecutor(len(pools))
+        self._visits = [self._threads.submit(self._visit, pool) for pool in pools]
+
+    def _visit(self, pool: FakePool) -> None:
+        while not self._end:
+            excused = self.excused
+            try:
+                pool.connection().close()
+            except Exception as error:
+                if not (excused or self.excused):
+                    self.failures.append(error)
+            else:
+                self._done[pool] += 1
+
+    def go_on(self) -> None:
+        before = self._done.copy()
+        until(lambda: all(self._done[p] > before[p] + 1 for p in before), 20)
+
+    def leave(self) -> None:
+        self._end = True
+        for visit in self._visits:
+            visit.result()
+        self._threads.shutdown()
+
+
+def provoke(board: Board, call: str) -> None:
+    """Have done again what else is done once."""
+    with suppress(OSError):
+        if call == "mkdir":
+            shutil.rmtree(board.path)
+        elif call in ("rename", "posix_fallocate"):
+            for path in Path(board.path).glob("*.worker"):
+                path.unlink()
+        elif call == "unlink":
+            published(board, n=1)._close()
+    for use in Board.read, Board.read_with_past:
+        with suppress(OSError):
+            use(board)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("limit", [None, 2])
+def test_no_request_fails_for_what_fails_at_the_folder(
+    board: Board,
+    shim: Shim,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int | None,
+    call: str,
+) -> None:
+    for name, seconds in ("BUSY", 0.002), ("QUIET", 0.005):
+        monkeypatch.setattr(flask_mysqlpool.presence, name, seconds)
+    monkeypatch.setattr(flask_mysqlpool.budget, "AFTER_DEATH", 0.0)
+    settings: dict[str, Any] = {
+        "MAX_HOST_CONNECTIONS": limit,
+        "MAX_USAGE": 1,
+        "MAX_SIZE": 2,
+    }
+    pools = [make(board, "a", **settings) for _ in range(2)]
+    resting = make(board, "b", **settings | {"MAX_USAGE": 0})
+    resting.connection().close()
+    visitors = Visitors(pools)
+    for number, times in itertools.product(ERRORS, (1, 20)):
+        visitors.go_on()
+        visitors.excused = limit is not None
+        shim.break_(call, number, times)
+        provoke(board, call)
+        if (limit, call) != (None, "lockf"):
+            until(lambda: shim.fired > 0, 5)
+        if limit is None:
+            visitors.go_on()
+        shim.mend()
+        visitors.go_on()
+        visitors.excused = False
+    visitors.go_on()
+    visitors.leave()
+    assert visitors.failures == []
+
+    # No slot is lost.
+    held = [pools[0].connection(timeout=5) for _ in range(2)]
+    until(lambda: len(board.read().sheets) == 3, 5)
+    for handle in held:
+        handle.close()
+    for pool in (*pools, resting):
+        pool.close()
