@@ -133,7 +133,7 @@ class Presence:
             stats = pool.stats()
         before = self._published, self._obeyed
         self._try_publish(stats)
-        self._try_to_obey()
+        self._try_to_obey(stats)
         self._attended = stats.size > 0
         looked.set()
         if not stats.waiting and before == (self._published, self._obeyed):
@@ -195,11 +195,11 @@ class Presence:
             "thread_ids": [c.thread_id for c in connections],
         }
 
-    def _try_to_obey(self) -> None:
+    def _try_to_obey(self, stats: PoolStats) -> None:
         try:
             self._obey(self._board.orders(self._key))
             if self._budget is not None:
-                self._share(self._budget)
+                self._share(self._budget, stats)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._note(error)
 
@@ -216,9 +216,8 @@ class Presence:
         elif before.paused and not orders.paused:
             self._pool.resume()
 
-    def _share(self, budget: Budget) -> None:
+    def _share(self, budget: Budget, mine: PoolStats) -> None:
         """Give up what is more than a fair share, if another process needs it."""
-        mine = self._pool.stats()
         since = time.time() - mine.waited if mine.waiting else inf
         share = budget.share(since, mine.in_use + mine.waiting, mine.short)
         limit = self._pool.config.max_size if share is None else share

@@ -18,12 +18,15 @@ from typing import Any
 
 import pytest
 from conftest import until
+from flask import Flask
 from test_board import AS_ROOT, published, raised, started
-from test_fleet import complete
+from test_fleet import complete, identity_of
 
 import flask_mysqlpool.budget
+import flask_mysqlpool.cli
+import flask_mysqlpool.fleet
 import flask_mysqlpool.presence
-from flask_mysqlpool import PoolConfig, PoolError
+from flask_mysqlpool import MySQLPool, PoolConfig, PoolError
 from flask_mysqlpool.board import MARK, Board
 from flask_mysqlpool.budget import Budget
 from flask_mysqlpool.files import Unusable
@@ -462,3 +465,37 @@ def test_no_request_fails_for_what_fails_at_the_folder(
         handle.close()
     for pool in (*pools, resting):
         pool.close()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_a_command_cannot_do_at_the_folder_it_says_in_lines(
+    board: Board, shim: Shim, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    app = Flask("shop")
+    app.config["MYSQLPOOL_URL"] = "mysql://u@127.0.0.1:1/shop"
+    app.config["MYSQLPOOL_STATUS_DIR"] = board.path
+    MySQLPool(app)
+    monkeypatch.setattr(flask_mysqlpool.cli, "SOON", 0.0)
+    monkeypatch.setattr(flask_mysqlpool.fleet, "ROUND", 0.0)
+    worker = published(board, **complete(**identity_of(app)))
+    board.order("blog/default", raised)
+
+    def run(command: str) -> str:
+        result = app.test_cli_runner().invoke(args=["mysqlpool", command])
+        assert isinstance(result.exception, (SystemExit, type(None)))
+        return result.output
+
+    for command, number in itertools.product(COMMANDS, ERRORS):
+        shim.break_(call, number, 10**9)
+        output = run(command)
+        shim.mend()
+        if shim.fired and call not in HARMLESS:
+            assert os.strerror(number) in output, (command, output)
+        assert worker.id in {sheet["id"] for sheet in board.read().sheets}
+    assert "workers" in run("check") and os.strerror(number) not in run("check")
+
+
+COMMANDS = "status", "pause", "resume", "reset", "check"
+
+#: What can fail without anything being left undone that was asked for.
+HARMLESS = {"unlink", "posix_fallocate"}
