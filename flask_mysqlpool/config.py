@@ -200,7 +200,7 @@ class PoolConfig:
         False,
         convert.flag,
         "Whether a server that is not verified may ask for the password in clear text,"
-        " or without TLS encrypted with a key of its own.",
+        " or, if it offers no TLS, encrypted with a key of its own.",
     )
     connect_args: Mapping[str, Any] = _setting(
         dict,

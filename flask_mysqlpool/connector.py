@@ -90,17 +90,15 @@ class HashedOnly(bytes):
     """
 
     _raw: Callable[[], Any]
-    _known_key: Any
 
     @classmethod
     def of(cls, raw: Any) -> HashedOnly:
         made = cls(raw.password)
-        made._raw, made._known_key = weakref.ref(raw), raw.server_public_key
+        made._raw = weakref.ref(raw)
         return made
 
     def __add__(self, more: Any) -> bytes:
-        raw, known = self._raw(), self._known_key
-        if raw._secure or known and known == raw.server_public_key:
+        if self._raw()._secure:
             return super().__add__(more)
         raise _unverified("without TLS, with a key of its own,")
 
@@ -280,7 +278,7 @@ class Connector:
         is_verified = config.ssl_mode in ("VERIFY_CA", "VERIFY_IDENTITY")
         if not (is_verified or raw.unix_socket or config.cleartext_plugin):
             raw._auth_plugin_map = IN_CLEAR | raw._auth_plugin_map
-            if raw.password:
+            if raw.password and config.ssl_mode != "DISABLED":
                 raw.password = HashedOnly.of(raw)
         if self._wants_tls():
             raw.ssl, raw.ctx = True, self._certificates.context(deadline)

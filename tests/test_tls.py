@@ -598,19 +598,11 @@ def test_a_password_that_the_server_has_seen_needs_no_tls(
 
 
 @ON_MYSQL
-def test_a_password_goes_encrypted_by_the_known_key_where_there_is_no_tls(
-    make_pool: MakePool, newcomer: str, with_tls: LocalServer
+def test_a_password_goes_encrypted_by_rsa_where_there_is_no_tls(
+    make_pool: MakePool, newcomer: str
 ) -> None:
     pytest.importorskip("cryptography")
-    settings = {"URL": newcomer, "SSL_MODE": "DISABLED"}
-    with pytest.raises(OperationalError, match="2059.*CLEARTEXT_PLUGIN"):
-        make_pool(**settings).connection()
-    with closing(with_tls.connect()) as root, root.cursor() as cursor:
-        cursor.execute("SHOW STATUS LIKE 'Caching_sha2_password_rsa_public_key'")
-        [(_, key)] = cursor.fetchall()
-    known = {"server_public_key": key.encode()}
-
-    assert cipher(make_pool(**settings, CONNECT_ARGS=known)) == ""
+    assert cipher(make_pool(URL=newcomer, SSL_MODE="DISABLED")) == ""
 
 
 @ON_MYSQL
@@ -618,7 +610,7 @@ def test_what_rsa_needs_is_said_where_it_is_missing(
     make_pool: MakePool, newcomer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pymysql._auth._have_cryptography", False)
-    pool = make_pool(URL=newcomer, SSL_MODE="DISABLED", CLEARTEXT_PLUGIN=True)
+    pool = make_pool(URL=newcomer, SSL_MODE="DISABLED")
 
     expected = "2059.*'cryptography' package is required"
     with pytest.raises(pymysql.err.OperationalError, match=expected):
