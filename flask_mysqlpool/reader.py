@@ -193,10 +193,7 @@ class Reader:
     def url(self, given: Mapping[str, Any]) -> dict[str, str]:
         """The parts of the URL, if it is given and right."""
         values = self.convert(given, {"url": self.settings["url"]})
-        parts: dict[str, str] = {}
-        for name, text in values.get("url", {}).items():
-            plain = name.replace("-", "_")
-            parts[plain if plain in self.settings else name] = text
+        parts: dict[str, str] = values.get("url", {})
         return parts
 
     def pool(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -204,8 +201,9 @@ class Reader:
         known = {k: f for k, f in self.settings.items() if k != "url"}
         for name, text in self.url(given).items():
             label = f"{self.key('url')} ({name})"
+            name = name.replace("-", "_")  # noqa: PLW2901
             if name not in known:
-                self.unknown(label, name.replace("-", "_").lower(), known)
+                self.unknown(label, name.lower(), known)
             elif name not in given:
                 given[name] = text
                 self.written[name] = label
@@ -278,7 +276,7 @@ class Reader:
             # A variable that is missing is not to weaken what the bind would inherit.
             if name in reader.written and name not in given:
                 reader.fault(name, f"must be a {what}, or be left out", "None")
-        parts = reader.url(given)
+        parts = {k.replace("-", "_"): text for k, text in reader.url(given).items()}
         reader.option_file(given, parts)
         own = {*reader.written, *parts} | _unused(parts | given)
         if "unix_socket" in given:
