@@ -234,19 +234,18 @@ for line in sys.stdin:
 """
 
 
+IN_A_CONTAINER = "unshare", "--pid", "--fork", "--mount-proc", "--kill-child"
+
+
 def may_unshare() -> bool:
-    command = ["unshare", "--pid", "--fork", "true"]
     return shutil.which("unshare") is not None and not subprocess.call(
-        command, stderr=subprocess.DEVNULL
+        [*IN_A_CONTAINER, "true"], stderr=subprocess.DEVNULL
     )
 
 
 def contained(board: Board) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [
-            *("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
-            *(sys.executable, "-c", CONTAINED, board.path),
-        ],
+        [*IN_A_CONTAINER, sys.executable, "-c", CONTAINED, board.path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
