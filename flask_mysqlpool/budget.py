@@ -126,30 +126,34 @@ class _File:
         try:
             for fd in self._fds:
                 fcntl.lockf(fd, fcntl.LOCK_UN, 1, number)
-        except OSError:
+        except BaseException as error:
             self._owed.append(number)
+            if not isinstance(error, OSError):
+                raise
         else:
             del self._locked[number]
 
-    def take(self, number: int) -> bool:
+    def take(self, number: int) -> Slot | None:
         """Lock the byte of a connection, once that of its last owner has ended."""
         if not self.lock(number):
-            return False
+            return None
         try:
             if os.pread(self._fds[-1], 1, number) == _TAKEN:
                 time.sleep(AFTER_DEATH)
             os.pwrite(self._fds[-1], _TAKEN, number)
+            return Slot(self, number)
         except BaseException:
             self.unlock(number)
             raise
-        return True
 
     def give_back(self, number: int) -> None:
         """Unlock it after its connection was closed."""
         if self._pid == process():
-            with suppress(OSError):
-                os.pwrite(self._fds[-1], _GIVEN_BACK, number)
-            self.unlock(number)
+            try:
+                with suppress(OSError):
+                    os.pwrite(self._fds[-1], _GIVEN_BACK, number)
+            finally:
+                self.unlock(number)
 
     def find_place(self) -> int:
         """Lock a place for the needs of a pool."""
@@ -194,8 +198,8 @@ class Budget:
             file = self._file()
             file.come_back()
             for number in range(self.size):
-                if file.take(number):
-                    return Slot(file, number)
+                if (slot := file.take(number)) is not None:
+                    return slot
         except OSError as error:
             raise PoolError(f"MAX_HOST_CONNECTIONS cannot be kept: {error}") from error
         return None

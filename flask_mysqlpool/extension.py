@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from logging import ERROR
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
@@ -19,6 +20,7 @@ from .config import AppConfig
 from .errors import ConfigError, PoolFull, PoolTimeout
 from .handle import PooledConnection
 from .health import Health, examine
+from .logs import log
 from .pool import Pool
 from .recording import RecordedQuery
 from .state import QUERIES_IN_G, State, app_context
@@ -305,7 +307,7 @@ def _unavailable(error: PoolTimeout | PoolFull) -> Any:
     for parent in _ancestors(type(error)):
         if parent in handlers:
             return app.ensure_sync(handlers[parent])(error)
-    app.logger.error("%s", error)
+    log(app.logger, ERROR, "%s", error)
     return app.handle_http_exception(ServiceUnavailable(retry_after=RETRY_AFTER))
 
 

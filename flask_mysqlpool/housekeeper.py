@@ -7,19 +7,19 @@ has a ``housekeep()``.
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
+from contextlib import suppress
+from logging import ERROR, WARNING
 from typing import Protocol
 from weakref import ref
 
+from .logs import log
 from .process import process
 
 #: Seconds until the next round after one that failed.
 RECOVERY = 1.0
-
-log = logging.getLogger(__name__)
 
 
 class Kept(Protocol):
@@ -45,8 +45,12 @@ class Housekeeper:
         """Look after this, from now on, until it says that nothing is left to do."""
         self._mail.put(ref(kept))
         if self._thread is None or not self._thread.is_alive():
-            with self._starting:
-                self._start()
+            try:
+                with self._starting:
+                    self._start()
+            except RuntimeError as error:
+                text = "nobody looks after %s until later: %s"
+                log(__name__, WARNING, text, self._kind, error)
 
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive():
@@ -56,12 +60,8 @@ class Housekeeper:
             name=f"mysqlpool-{self._kind}",
             daemon=True,
         )
-        try:
-            thread.start()
-        except RuntimeError as error:
-            log.warning("nobody looks after %s until later: %s", self._kind, error)
-        else:
-            self._thread = thread
+        thread.start()
+        self._thread = thread
 
     def nudge(self, kept: Kept | None = None) -> None:
         """Make a round now, with this one in it. Starts no thread.
@@ -73,13 +73,16 @@ class Housekeeper:
     def _run(self) -> None:
         due: _Due = {}
         while True:
-            soonest = min(due.values(), default=None)
-            left = None if soonest is None else max(soonest - time.monotonic(), 0.0)
-            try:
-                _admit(due, self._mail.get(timeout=left))
-            except queue.Empty:
-                pass
-            _make_round(due)
+            # All pools depend on this thread: not even a SystemExit may end it.
+            with suppress(BaseException):
+                self._wait(due)
+                _make_round(due)
+
+    def _wait(self, due: _Due) -> None:
+        soonest = min(due.values(), default=None)
+        left = None if soonest is None else max(soonest - time.monotonic(), 0.0)
+        with suppress(queue.Empty):
+            _admit(due, self._mail.get(timeout=left))
 
 
 # Functions, as the thread must not be what keeps anything alive while it sleeps.
@@ -96,6 +99,7 @@ def _admit(due: _Due, newcomer: ref[Kept] | None) -> None:
 def _make_round(due: _Due) -> None:
     now = time.monotonic()
     for reference in [one for one, moment in due.items() if moment <= now]:
+        due[reference] = now + RECOVERY  # if the next line does not end well
         pause = _housekeep(reference())
         if pause is None:
             del due[reference]
@@ -106,8 +110,9 @@ def _make_round(due: _Due) -> None:
 def _housekeep(kept: Kept | None) -> float | None:
     try:
         return kept.housekeep() if kept is not None else None
-    except Exception:
-        log.exception("housekeeping failed; trying again in %s s", RECOVERY)
+    except Exception as error:
+        text = "housekeeping failed; trying again in %s s"
+        log(__name__, ERROR, text, RECOVERY, error=error)
         return RECOVERY
 
 

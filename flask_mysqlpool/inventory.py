@@ -25,8 +25,11 @@ from .waiters import Waiter, WaiterQueue
 PATIENCE = 0.05
 
 
-class Errand:
-    """Holds connections that are about to be closed, for as long as that takes."""
+class Errand(dict[PhysicalConnection, str]):
+    """Connections that are about to be closed, and why; in use for as long as it lives.
+
+    What is interrupted on an errand is found to be held by nobody, and closed then.
+    """
 
 
 class Inventory:
@@ -57,6 +60,8 @@ class Inventory:
         #: The last one that came back with an error which may mean that the server was
         #: demoted. The next checkout takes it first, for the answer concerns all.
         self.suspect: PhysicalConnection | None = None
+        #: Raised by all that outdates the connections that there are: a reset, a pause,
+        #: the end of the pool, and a server that went away.
         self.generation = 0
         self.closed = self.paused = self.short = False
         #: The most connections at present; never more than MAX_SIZE.
@@ -112,12 +117,13 @@ class Inventory:
 
         Raises :exc:`~.errors.PoolClosed` or :exc:`~.errors.PoolFull`.
         """
-        if self.closed:
-            raise PoolClosed(f"{self.config.name}: the pool has been closed")
         limit = self.config.max_waiting
         if limit and len(self.waiters) >= limit and not been_served:
             raise PoolFull(f"{self.config.name}: {limit} checkouts are waiting already")
         self.waiters.join(waiter)
+        if self.closed:  # perhaps by a signal handler, just now
+            self.waiters.leave(waiter)
+            raise PoolClosed(f"{self.config.name}: the pool has been closed")
 
     def leave(self, waiter: Waiter[PhysicalConnection]) -> None:
         """Give up; and hand on the ring that may have come for this one."""
@@ -139,19 +145,19 @@ class Inventory:
 
     def due_connect(
         self, waiter: Waiter[PhysicalConnection], now: float
-    ) -> Connect | None:
+    ) -> list[Connect]:
         """A place for a connect, if this waiter should have one made."""
         if waiter.served or waiter.connecting or not self.has_room():
-            return None
+            return []
         may_be_served_soon = waiter.waits and self.connects and self.in_use
         if may_be_served_soon and now < waiter.since + PATIENCE:
-            return None
+            return []
         if not self.connects.may_begin(now):
-            return None
+            return []
         connect = self.connects.begin(self.generation, now, waiter)
         # Whoever takes a chance passes the word on, so that no chance is missed.
         self.ring_next()
-        return connect
+        return [connect]
 
     def look_again(self, waiter: Waiter[PhysicalConnection], now: float) -> float:
         """When this waiter has to wake by itself."""
@@ -163,23 +169,29 @@ class Inventory:
 
     # Return
 
-    def put_back(self, con: PhysicalConnection, now: float) -> bool:
+    def put_back(self, con: PhysicalConnection, now: float) -> str | None:
         """Hand a connection that is in use to the first in line, or keep it.
 
-        False if it is to be closed instead, since the pool has been.
+        Why not, if it has to be closed instead: by what was decided up to now.
         """
         if con not in self.in_use:
-            return True
+            return None
+        if con.retired or con.generation != self.generation:
+            return self.fault(con)
         con.since = now
         if con.is_suspect:
             self.suspect = con
         if self.waiters and self.waiters.hand_over(con, self.in_use):
-            return True
-        if self.closed:
-            return False
+            return None
         del self.in_use[con]
         self.idle.append(con)
-        return True
+        return None
+
+    def fault(self, con: PhysicalConnection) -> str | None:
+        """Why a connection has to go although it works, if it has to."""
+        if con.generation != self.generation:
+            return "closed" if self.closed else con.retired or "invalidated"
+        return con.retired or None
 
     def free(self, con: PhysicalConnection, reason: str) -> bool:
         """Free the place of a connection that has been closed; False if it had none."""
@@ -207,17 +219,17 @@ class Inventory:
         self.connects.succeeded(connect)
         self.opened += 1
         self.short = False
-        if con.generation != self.generation:
-            return "invalidated"
+        if self.places() > self.limit:
+            con.retired = "surplus"
         # In one step, or who waits for it could find that nobody connects for him.
-        if not self.put_back(con, now):
-            return "closed"
-        self.ring_next()
-        return None
+        fault = self.put_back(con, now)
+        if fault is None:
+            self.ring_next()
+        return fault
 
     def postpone(self, connect: Connect, now: float) -> None:
         """Give up a connect that may not be made now, for the time being."""
-        self.short = not self.paused
+        self.short = not (self.paused or self.closed)
         self.connects.postponed(connect, now)
         if connect.waiter is not None:
             connect.waiter.ring()
@@ -251,43 +263,35 @@ class Inventory:
         missing = min(self.config.min_size, self.limit) - self.places()
         return [self.connects.begin(self.generation, now) for _ in range(missing)]
 
-    def probe(self, now: float) -> Connect | None:
+    def probe(self, now: float) -> list[Connect]:
         """A place for a connect that is for nobody, if none is under way."""
         if self.closed or self.connects or not self.has_room():
-            return None
+            return []
         if not self.connects.may_begin(now):
-            return None
-        return self.connects.begin(self.generation, now)
+            return []
+        return [self.connects.begin(self.generation, now)]
 
     # What goes
 
-    def take_idlest(
-        self, errand: Errand, count: int | None = None
-    ) -> list[PhysicalConnection]:
-        """So many of the idle ones, or all: those first that were idle longest.
+    def outdate(self, reason: str = "invalidated") -> Errand:
+        """Have all connections replaced: the idle ones, and the others in time."""
+        self.generation += 1
+        return self._take(dict.fromkeys(self.idle, reason))
 
-        Like all that is taken to be closed, they count as in use by an errand, for as
-        long as that lives.
-        """
-        entries = dict.fromkeys(self.idle[:count], ref(errand))
-        del self.idle[:count]
-        self.in_use.update(entries)
-        return [*entries]
-
-    def take(
-        self, errand: Errand, cons: Mapping[PhysicalConnection, int]
-    ) -> list[PhysicalConnection]:
+    def take_dead(self, dead: Mapping[PhysicalConnection, int]) -> Errand:
         """Those of these that are idle still, and were lent no more than so often."""
-        entries = {con: ref(errand) for con in self.idle if cons.get(con) == con.uses}
-        self.idle[:] = [con for con in self.idle if con not in entries]
-        self.in_use.update(entries)
-        return [*entries]
+        return self._take({c: "dead" for c in self.idle if dead.get(c) == c.uses})
 
-    def take_stale(self, errand: Errand, now: float) -> dict[PhysicalConnection, str]:
+    def take_stale(self, now: float) -> Errand:
         """What nobody holds any more, and what has become too old; and why it goes."""
-        stale = self.take_abandoned() | self.take_old(now)
-        self.in_use.update(dict.fromkeys(stale, ref(errand)))
-        return stale
+        return self._take(self.take_abandoned() | self.old(now))
+
+    def _take(self, going: Mapping[PhysicalConnection, str]) -> Errand:
+        errand = Errand(going)
+        entries = dict.fromkeys(errand, ref(errand))
+        self.idle[:] = [con for con in self.idle if con not in errand]
+        self.in_use.update(entries)
+        return errand
 
     def take_abandoned(self) -> dict[PhysicalConnection, str]:
         """What was dropped, or is held by nobody.
@@ -305,21 +309,22 @@ class Inventory:
             self.idle.remove(con)
         return {con: "invalidated" for con in abandoned if con in self.in_use}
 
-    def take_old(self, now: float) -> dict[PhysicalConnection, str]:
-        """What has been idle, or alive, for too long."""
+    def old(self, now: float) -> dict[PhysicalConnection, str]:
+        """What is idle and outdated, or has been idle, or alive, for too long."""
         max_idle = self.config.max_idle or float("inf")
         spare = self.places() - self.config.min_size
         old: dict[PhysicalConnection, str] = {}
         for con in self.idle:
-            if now >= con.expires:
+            if con.generation != self.generation:
+                old[con] = "invalidated"
+            elif now >= con.expires:
                 old[con] = "expired"
             elif now - con.since >= max_idle and len(old) < spare:
                 old[con] = "idle"
-        self.idle[:] = [con for con in self.idle if con not in old]
         return old
 
-    def shrink(self, size: int) -> int:
-        """Have at most so many from now on; how many there are too many.
+    def shrink(self, size: int) -> Errand:
+        """Have at most so many from now on; those idle ones that are too many.
 
         Those that are not idle go when they come back.
         """
@@ -330,14 +335,15 @@ class Inventory:
         for con in sorted(self.in_use, key=_stays)[:to_return]:
             con.retired = con.retired or "surplus"
         self.ring_next()
-        return excess
+        return self._take(dict.fromkeys(self.idle[:excess], "surplus"))
 
-    def close(self) -> None:
+    def close(self) -> Errand:
         """Send everybody in line away, and let nobody join it any more."""
         self.closed = True
         while (waiter := self.waiters.next()) is not None:
             waiter.error = PoolClosed(f"{self.config.name}: the pool has been closed")
             waiter.ring()
+        return self.outdate("closed")
 
 
 def _stays(con: PhysicalConnection) -> bool:

@@ -17,11 +17,11 @@ waiter, and serves whoever is first in line when it is done.
 from __future__ import annotations
 
 import _thread
-import logging
 import random
 import threading
 import time
 from contextvars import copy_context
+from logging import ERROR, WARNING
 from typing import Any
 from weakref import ref
 
@@ -33,9 +33,10 @@ from .connects import Connect
 from .errors import PoolError, PoolTimeout
 from .handle import PooledConnection
 from .housekeeper import housekeeper
-from .inventory import Inventory
+from .inventory import Errand, Inventory
 from .liaison import Alone, Liaison
 from .link import SILENCE, NotAnswered, without_traceback
+from .logs import log
 from .process import process
 from .recording import Recorder, make_recorder
 from .stats import Observer
@@ -51,7 +52,6 @@ LAG_CHECKED = 1.0
 SECOND_BEST = 10.0
 
 monotonic = time.monotonic
-log = logging.getLogger(__name__)
 
 _Waiter = Waiter[PhysicalConnection]
 
@@ -74,7 +74,9 @@ class Lender:
         self._max_usage = config.max_usage or float("inf")
         self._connector = Connector(config)
         self._observers: tuple[Observer, ...] = ()
-        self._told_of_refusal = False
+        #: What the server said when it first refused to clean a session; until told.
+        self._refusal: object | None = None
+        self._was_refused = False
         self._births: dict[int, threading.Lock] = {}
         self._begin()
 
@@ -108,9 +110,10 @@ class Lender:
         for observer in self._observers:
             try:
                 getattr(observer, event)(self, *about)
-            except Exception:
-                log.exception("%s: %r is told nothing any more", self.name, observer)
+            except Exception as error:
                 self._observers = tuple(o for o in self._observers if o is not observer)
+                text = "%s: %r is told nothing any more"
+                log(__name__, ERROR, text, self.name, observer, error=error)
 
     def tell(self) -> None:
         """Tell the liaison that something changed; not again until it asks."""
@@ -137,38 +140,56 @@ class Lender:
                 f"{self.name}: a signal handler or a finalizer that has interrupted the"
                 " pool itself cannot take a connection; let it note what is to be done"
             )
-        with inventory.lock:
-            con = inventory.take_idle(owner)
-            if con is None:
-                waiter: _Waiter = Waiter(started, deadline, owner, waits)
-                inventory.join(waiter)
-        waited = False
-        while True:
-            if con is None:
-                waited = True
-                con = self._wait(waiter)
-            elif con.unanswered:
-                con = self._one_that_is_answered(con, owner)
-            at_once = (
-                started < con.fresh_until
-                and con.generation == inventory.generation
-                and not con.unanswered
-                and con.is_alive()
-            )
-            fault = None if at_once else self._fault_of(con, started, deadline)
-            if fault is None:
-                break
-            waiter = Waiter(started, deadline, owner, waits)
-            con = self._replace(con, fault, waiter)
-        con.uses += 1
-        con.since = max(con.since, started)
-        con.holder = threading.get_ident()
-        con.writes = handle.writes
-        handle._con = con
-        if started >= self.news_from:
-            self.tell()
-        if self._observers or waited or not at_once:
-            self._took_time(handle, monotonic() - started)
+        waiter: _Waiter | None = None
+        try:
+            with inventory.lock:
+                con = inventory.take_idle(owner)
+                if con is None:
+                    waiter = Waiter(started, deadline, owner, waits)
+                    inventory.join(waiter)
+            while True:
+                if con is None:
+                    assert waiter is not None
+                    con = self._wait(waiter)
+                elif con.unanswered:
+                    con = self._one_that_is_answered(con, owner)
+                at_once = (
+                    started < con.fresh_until
+                    and con.generation == inventory.generation
+                    and not con.unanswered
+                    and con.is_alive()
+                )
+                fault = None if at_once else self._fault_of(con, started, deadline)
+                if fault is None:
+                    break
+                waiter = Waiter(started, deadline, owner, waits)
+                con = self._replace(con, fault, waiter)
+            con.uses += 1
+            if con.since < started:
+                con.since = started
+            con.holder = threading.get_ident()
+            con.writes = handle.writes
+            handle._con = con
+            if started >= self.news_from:
+                self.tell()
+            if self._observers or waiter is not None or not at_once:
+                self._took_time(handle, monotonic() - started)
+        except BaseException:
+            handle._con = None
+            self._withdraw(owner, waiter)
+            raise
+
+    def _withdraw(self, owner: ref[Any], waiter: _Waiter | None) -> None:
+        """Leave the line, and give up what a checkout that ends has come to have."""
+        with self._inventory.lock:
+            if waiter is not None:
+                self._inventory.leave(waiter)
+            held = [c for c, who in self._inventory.in_use.items() if who is owner]
+        for con in held:
+            if waiter is not None and con is waiter.item:
+                self.cache(con)
+            else:  # what it was asked, or has answered, may not have been judged
+                self._discard(con, "reset_failed")
 
     def _took_time(self, handle: PooledConnection, seconds: float) -> None:
         with self._inventory.lock:
@@ -178,32 +199,25 @@ class Lender:
     def _wait(self, waiter: _Waiter) -> PhysicalConnection:
         """Sleep until served; start a connect whenever that is due."""
         inventory = self._inventory
-        try:
-            if waiter.since >= self.news_from:
-                self.tell()
-            while not waiter.served:
-                with inventory.lock:
-                    now = monotonic()
-                    connect = inventory.due_connect(waiter, now)
-                    if connect is None and waiter.is_over(now):
-                        inventory.leave(waiter)
-                        break
-                    sleep = inventory.look_again(waiter, now) - now
-                if connect is not None:
-                    self._start(connect)
-                waiter.wait(sleep)
-        except BaseException:
+        if waiter.since >= self.news_from:
+            self.tell()
+        while not waiter.served:
             with inventory.lock:
-                inventory.leave(waiter)
-            if waiter.item is not None:
-                self.cache(waiter.item)
-            raise
+                now = monotonic()
+                due = inventory.due_connect(waiter, now)
+                if not due and waiter.is_over(now):
+                    inventory.leave(waiter)
+                    break
+                sleep = inventory.look_again(waiter, now) - now
+            self._start(due)
+            waiter.wait(sleep)
         if inventory.waiters and inventory.places() < inventory.limit:
             # It may have been told of a place before it was served otherwise.
             with inventory.lock:
                 inventory.ring_next()
-        if waiter.item is not None:
-            return waiter.item
+        con, waiter.item = waiter.item, None
+        if con is not None:
+            return con
         if waiter.error is not None:
             raise waiter.error
         raise self._timed_out(waiter.since)
@@ -249,8 +263,8 @@ class Lender:
         """
         cleaning = False
         try:
-            if con.generation != self._inventory.generation:
-                return "invalidated"
+            if fault := self._inventory.fault(con):
+                return fault
             if started >= con.expires:
                 return "expired"
             if con.unanswered:
@@ -263,7 +277,8 @@ class Lender:
                 con.check_lag(_give_up_at(deadline, monotonic()))
             elif started - max(con.since, con.asked) > self._ping_after:
                 con.ping(_give_up_at(deadline, monotonic()))
-            return None
+            # Again, for it may have taken the server its time to answer.
+            return self._inventory.fault(con)
         except NotAnswered as error:
             self._put_back(con, con.since)
             raise self._timed_out(started) from error
@@ -275,9 +290,6 @@ class Lender:
             if cleaning and con.lost is None:
                 self._note_refusal(error)
             return "reset_failed"
-        except BaseException:
-            self._discard(con, "reset_failed")
-            raise
 
     def _replace(
         self, con: PhysicalConnection, reason: str, waiter: _Waiter
@@ -287,29 +299,32 @@ class Lender:
         If none is, whoever had got it stands in line again, and in front of all that
         came later: only then are they told that a place is free.
         """
+        con.close()
         try:
-            con.close()
-            if self._observers:
-                self._notify("discarded", con.raw.thread_id(), reason)
-        except BaseException:
             with self._inventory.lock:
                 self._inventory.free(con, reason)
+                another = self._inventory.take_idle(waiter.owner)
+                if another is None:
+                    self._inventory.join(waiter, been_served=True)
                 self._inventory.ring_next()
-            raise
-        with self._inventory.lock:
-            self._inventory.free(con, reason)
-            another = self._inventory.take_idle(waiter.owner)
-            if another is None:
-                self._inventory.join(waiter, been_served=True)
-            self._inventory.ring_next()
-        return another
+            return another
+        finally:
+            self._tell_of_end(con, reason)
 
     def _note_refusal(self, error: object) -> None:
-        """Say once that the server refuses to clean sessions: connects are dear."""
+        """Note the first answer of a server that refuses to clean a session."""
         with self._inventory.lock:
-            told, self._told_of_refusal = self._told_of_refusal, True
-        if not told:
-            log.warning("%s: a session could not be cleaned: %s", self.name, error)
+            if not self._was_refused:
+                self._was_refused, self._refusal = True, error
+
+    def _tell_of_end(self, con: PhysicalConnection, reason: str) -> None:
+        """Tell that a connection was closed; once, if clean-ups are refused, too."""
+        error, self._refusal = self._refusal, None
+        if error is not None:  # connects are dear
+            text = "%s: a session could not be cleaned: %s"
+            log(__name__, WARNING, text, self.name, error)
+        if self._observers:
+            self._notify("discarded", con.raw.thread_id(), reason)
 
     # Return
 
@@ -340,10 +355,8 @@ class Lender:
         """Why a connection that comes back cannot stay; None if it can."""
         if con.lost is not None:
             return "dead"
-        if self._inventory.closed:
-            return "closed"
-        if con.retired or con.generation != self._inventory.generation:
-            return con.retired or "invalidated"
+        if con.generation != self._inventory.generation:
+            return self._inventory.fault(con)
         if now >= con.expires or con.uses >= self._max_usage:
             return "expired"
         try:
@@ -357,13 +370,16 @@ class Lender:
             return "reset_failed"
         except Exception:
             return "reset_failed"
+        except BaseException:
+            self._discard(con, "reset_failed")
+            raise
 
     def _put_back(self, con: PhysicalConnection, now: float) -> None:
         """Hand a connection to the first in line, or keep it."""
         with self._inventory.lock:
-            kept = self._inventory.put_back(con, now)
-        if not kept:
-            self._discard(con, "closed")
+            fault = self._inventory.put_back(con, now)
+        if fault is not None:
+            self._discard(con, fault)
         elif now >= self.news_from:
             self.tell()
 
@@ -373,12 +389,25 @@ class Lender:
             # A signal handler, in the middle of something that this thread does here.
             self.dropped(con)
             return
-        con.close()
+        try:
+            con.close()
+        except BaseException:
+            self._inventory.dropped.append(con)  # the housekeeper closes it
+            raise
         with self._inventory.lock:
             had_place = self._inventory.free(con, reason)
             self._inventory.ring_next()
-        if had_place and self._observers:
-            self._notify("discarded", con.raw.thread_id(), reason)
+        if had_place:
+            self._tell_of_end(con, reason)
+
+    def _discard_all(self, errand: Errand) -> None:
+        """Close what was taken to be closed, by the housekeeper if this is ended."""
+        try:
+            while errand:
+                self._discard(*errand.popitem())
+        except BaseException:
+            self._inventory.dropped.extend(errand)
+            raise
 
     def dropped(self, con: PhysicalConnection) -> None:
         """Note, from a finalizer, that a handle vanished without being returned."""
@@ -387,47 +416,56 @@ class Lender:
 
     # Connecting
 
-    def _start(self, connect: Connect) -> None:
-        """Open a connection on a thread of its own; its place is taken already."""
-        try:
-            # Not a Thread: one whose start is interrupted is never forgotten by the
-            # threading module, nor is what it was to work on.
-            if callable(self.config.password):
-                # For current_app in it, where a view asks for a connection.
-                run = copy_context().run
-                _thread.start_new_thread(run, (self._connect, connect))
-            else:
-                _thread.start_new_thread(self._connect, (connect,))
-        except RuntimeError as error:
-            self._connect_failed(connect, error)
+    def _start(self, due: list[Connect]) -> None:
+        """Open connections on threads of their own; their places are taken already."""
+        while due:
+            connect = due.pop()
+            try:
+                # Not a Thread: one whose start is interrupted is never forgotten by the
+                # threading module, nor is what it was to work on.
+                if callable(self.config.password):
+                    # For current_app in it, where a view asks for a connection.
+                    run = copy_context().run
+                    _thread.start_new_thread(run, (self._connect, connect))
+                else:
+                    _thread.start_new_thread(self._connect, (connect,))
+            except Exception as error:
+                self._connect_failed(connect, error)
+            except BaseException:
+                del connect, due[:]  # or who keeps the interrupt keeps their places
+                raise
 
     def _connect(self, connect: Connect) -> None:
+        con: PhysicalConnection | None = None
         slot: object | None = None
         try:
             self.liaison.before_connect()
             # Whatever was ordered so far does not concern what does not exist yet.
             connect.generation = self._inventory.generation
-            slot = None if self._inventory.paused else self.liaison.take_slot()
+            if not (self._inventory.paused or self._inventory.closed):
+                slot = self.liaison.take_slot()
             if slot is None:
                 self._postpone(connect)
                 return
             begun = monotonic()
             con = self.steady_connection()
+            con.slot, slot = slot, None
+            con.generation = connect.generation
+            if lifetime := self.config.max_lifetime:
+                con.expires = con.opened + lifetime * random.uniform(0.9, 1.1)
+            if self.config.target == "prefer-replica" and not con.is_replica:
+                con.expires = min(con.expires, con.opened + SECOND_BEST)
+            number, took = con.raw.thread_id(), monotonic() - begun
+            # Before anybody has it: who gets it may end the process at once, and up to
+            # Python 3.11 a thread that is starting then would crash it.
+            housekeeper().watch(self)
         except BaseException as error:
             slot = None  # whoever keeps the error keeps this frame
+            if con is not None:
+                con.abandon()
             self._connect_failed(connect, error)
             return
-        con.slot = slot
-        con.generation = connect.generation
-        if lifetime := self.config.max_lifetime:
-            con.expires = con.opened + lifetime * random.uniform(0.9, 1.1)
-        if self.config.target == "prefer-replica" and not con.is_replica:
-            con.expires = min(con.expires, con.opened + SECOND_BEST)
-        took = monotonic() - begun
-        # Before anybody has it: who gets it may end the process at once, and up to
-        # Python 3.11 a thread that is starting then would crash it.
-        housekeeper().watch(self)
-        number, now = con.raw.thread_id(), monotonic()
+        now = monotonic()
         with self._inventory.lock:
             fault = self._inventory.opened_by(connect, con, took, now)
         if fault is not None:

@@ -6,9 +6,10 @@ How one of them goes out and comes back is in :mod:`.lending`.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import time
+from contextlib import ExitStack
+from logging import WARNING
 from weakref import WeakSet
 
 from dbutils.pooled_db import PooledDB
@@ -17,15 +18,14 @@ from . import reports
 from .config import PoolConfig
 from .connection import PhysicalConnection
 from .handle import PooledConnection
-from .inventory import Errand
 from .leaks import stack
 from .lending import Lender
 from .link import DRIVER
+from .logs import log
 from .process import process
 from .stats import ConnectionStats, PoolStats
 
 monotonic = time.monotonic
-log = logging.getLogger(__name__)
 
 #: Seconds between two rounds of the housekeeper; and where a LEAK_THRESHOLD is short.
 INTERVAL, SHORTEST = 1.0, 0.02
@@ -94,8 +94,8 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
         """Replace all connections: idle ones now, the others as they come back."""
         self._begin_in_child()
         with self._inventory.lock:
-            self._inventory.generation += 1
-        self._discard_idle("invalidated")
+            stale = self._inventory.outdate()
+        self._discard_all(stale)
         self._notify("was_reset")
 
     def pause(self) -> None:
@@ -107,8 +107,8 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
         self._begin_in_child()
         with self._inventory.lock:
             self._inventory.paused = True
-            self._inventory.generation += 1
-        self._discard_idle("invalidated")
+            stale = self._inventory.outdate()
+        self._discard_all(stale)
 
     def resume(self) -> None:
         """End :meth:`pause`: serve those who wait, in order."""
@@ -124,8 +124,8 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
         """
         self._begin_in_child()
         with self._inventory.lock:
-            excess = self._inventory.shrink(size)
-        self._discard_idle("surplus", excess)
+            surplus = self._inventory.shrink(size)
+        self._discard_all(surplus)
 
     def close(self) -> None:
         """Close the pool for good.
@@ -135,17 +135,9 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
         """
         self._begin_in_child()
         with self._inventory.lock:
-            self._inventory.close()
-        self._discard_idle("closed")
+            idle = self._inventory.close()
+        self._discard_all(idle)
         self.liaison.closed()
-
-    def _discard_idle(self, reason: str, count: int | None = None) -> None:
-        """Close so many of the idle connections, those first that were idle longest."""
-        errand = Errand()
-        with self._inventory.lock:
-            idle = self._inventory.take_idlest(errand, count)
-        for con in idle:
-            self._discard(con, reason)
 
     def stats(self) -> PoolStats:
         """The pool at this instant."""
@@ -161,46 +153,43 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
     def discard_dead(self) -> None:
         """Close idle connections that the server has closed; costs no round trip."""
         self._begin_in_child()
-        errand = Errand()
         with self._inventory.lock:
             uses = {con: con.uses for con in self._inventory.idle}
         # One that is borrowed meanwhile has something to read, too.
         dead = {c: n for c, n in uses.items() if not c.unanswered and not c.is_alive()}
         with self._inventory.lock:
-            taken = self._inventory.take(errand, dead)
-        for con in taken:
-            self._discard(con, "dead")
+            taken = self._inventory.take_dead(dead)
+        self._discard_all(taken)
 
     def probe(self) -> None:
         """Open a connection for nobody, if there is room, to see whether that works."""
         self._begin_in_child()
         with self._inventory.lock:
-            connect = self._inventory.probe(monotonic())
-        if connect is not None:
-            self._start(connect)
+            due = self._inventory.probe(monotonic())
+        self._start(due)
 
     def housekeep(self) -> float | None:
         """Do what is due without anybody asking, on the housekeeper's thread.
 
         The seconds until it wants to be called again; None if not before a connect.
         """
-        inventory, now, errand = self._inventory, monotonic(), Errand()
+        inventory, now = self._inventory, monotonic()
         threshold = self.config.leak_threshold
         with inventory.lock:
-            stale = inventory.take_stale(errand, now)
+            stale = inventory.take_stale(now)
+            dropped = [(con, con.dropped_by) for con in stale if con.dropped_by]
             held = [*inventory.in_use.items()] if threshold else []
-        for con, reason in stale.items():
-            if con.dropped_by is not None:
-                self._report_leak(con.dropped_by[0], reports.drop(self.name, con))
-            self._discard(con, reason)
-        for con, owner in held:
-            self._look_for_leak(con, owner(), now - con.since)
+        self._discard_all(stale)
         with inventory.lock:
-            connects = inventory.missing(now)
+            due = inventory.missing(now)
             inventory.ring_next()  # an interrupt may have swallowed a ring
             more_to_do = inventory.places() > 0 or bool(inventory.waiters)
-        for connect in connects:
-            self._start(connect)
+        self._start(due)
+        # What is told may take its time, or fail: all the rest is done by now.
+        for con, by in dropped:
+            self._report_leak(by[0], reports.drop(self.name, con))
+        for con, owner in held:
+            self._look_for_leak(con, owner(), now - con.since)
         pause = max(min(INTERVAL, threshold or INTERVAL), SHORTEST)
         return pause if more_to_do else None
 
@@ -216,7 +205,7 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
             self._report_leak(handle.endpoint, report)
 
     def _report_leak(self, endpoint: str | None, report: str) -> None:
-        log.warning("%s", report)
+        log(__name__, WARNING, "%s", report)
         self._notify("leaked", endpoint, report)
 
     def __repr__(self) -> str:
@@ -238,9 +227,10 @@ def _after_fork() -> None:
 
 def _at_exit() -> None:
     """Say goodbye to the server, where the process ends in a way that allows it."""
-    for pool in list(_POOLS):
-        if pool._pid == process():
-            pool.close()
+    with ExitStack() as all_of_them:  # whatever one of them raises
+        for pool in list(_POOLS):
+            if pool._pid == process():
+                all_of_them.callback(pool.close)
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,9 +8,10 @@ much does, it publishes ten times a second.
 from __future__ import annotations
 
 import atexit
-import logging
 import time
+from contextlib import ExitStack
 from hashlib import sha256
+from logging import DEBUG
 from math import inf
 from os import getpid
 from threading import Event
@@ -20,6 +21,7 @@ from weakref import WeakSet
 from .board import BUDGET, Board, Orders, Sheet
 from .budget import Budget
 from .housekeeper import housekeeper
+from .logs import log
 from .past import identity, key_of, site
 from .pool import Pool
 from .process import process
@@ -31,8 +33,6 @@ BUSY, QUIET = 0.1, 0.4
 PATIENCE = 0.25
 #: Connections that are listed one by one.
 LISTED = 100
-
-log = logging.getLogger(__name__)
 
 _PRESENCES: WeakSet[Presence] = WeakSet()
 
@@ -132,10 +132,12 @@ class Presence:
             self._attended = False
             stats = pool.stats()
         before = self._published, self._obeyed
-        self._try_publish(stats)
-        self._try_to_obey(stats)
-        self._attended = stats.size > 0
-        looked.set()
+        try:
+            self._try_publish(stats)
+            self._try_to_obey(stats)
+            self._attended = stats.size > 0
+        finally:
+            looked.set()
         if not stats.waiting and before == (self._published, self._obeyed):
             # From here on every change is told; and the last one before is seen here.
             pool.news_from = 0.0
@@ -161,9 +163,10 @@ class Presence:
         """Say once why the board is of no use."""
         # Not the file: that has another name each time.
         text = getattr(error, "strerror", None) or str(error)
-        if text != self._problem:
-            log.debug("%s: nothing is published: %r", self._pool.name, error)
-        self._problem = text
+        before, self._problem = self._problem, text
+        if text != before:
+            name = self._pool.name
+            log(__name__, DEBUG, "%s: nothing is published: %r", name, error)
 
     def _content(self, stats: PoolStats, obeyed: Orders) -> dict[str, Any]:
         now, connections = time.time(), self._pool.connections()
@@ -237,8 +240,9 @@ class Presence:
 
 
 def _at_exit() -> None:
-    for presence in list(_PRESENCES):
-        presence.closed()
+    with ExitStack() as all_of_them:  # whatever one of them raises
+        for presence in list(_PRESENCES):
+            all_of_them.callback(presence.closed)
 
 
 atexit.register(_at_exit)

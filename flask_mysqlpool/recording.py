@@ -6,10 +6,10 @@ classes of their own.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from logging import ERROR, WARNING
 from time import perf_counter
 from typing import Any
 
@@ -17,8 +17,7 @@ import pymysql
 
 from .config import PoolConfig
 from .leaks import caller
-
-log = logging.getLogger(__name__)
+from .logs import log
 
 _PYMYSQL = os.path.dirname(pymysql.__file__) + os.sep
 
@@ -63,26 +62,33 @@ class Recorder:
         endpoint: str | None,
         rows: int | None,
     ) -> None:
+        """Note a statement, which the server has executed: nothing may fail here."""
         duration = perf_counter() - started
         if duration < self._slow and self._keep is None:
             return
-        frame = caller(_PYMYSQL)
-        query = RecordedQuery(
-            statement if isinstance(statement, str) else repr(bytes(statement)),
-            parameters if self._with_parameters else None,
-            duration,
-            endpoint,
-            rows,
-            f"{frame.f_code.co_filename}:{frame.f_lineno}",
-        )
-        if self._keep is not None:
-            self._keep(query)
-        if duration >= self._slow:
-            self._log(query)
+        try:
+            frame = caller(_PYMYSQL)
+            query = RecordedQuery(
+                statement if isinstance(statement, str) else repr(bytes(statement)),
+                parameters if self._with_parameters else None,
+                duration,
+                endpoint,
+                rows,
+                f"{frame.f_code.co_filename}:{frame.f_lineno}",
+            )
+            if self._keep is not None:
+                self._keep(query)
+            if duration >= self._slow:
+                self._log(query)
+        except Exception as error:
+            text = "%s: a statement could not be recorded"
+            log(__name__, ERROR, text, self._name, error=error)
 
     def _log(self, query: RecordedQuery) -> None:
         text = " ".join(query.statement.split())
-        log.warning(
+        log(
+            __name__,
+            WARNING,
             "%s: slow statement: %.3f s, %s rows, for %s, at %s: %s%s",
             self._name,
             query.duration,

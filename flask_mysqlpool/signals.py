@@ -7,16 +7,15 @@ returns. One that raises is disconnected, and that is logged; the request goes o
 
 from __future__ import annotations
 
-import logging
+from logging import ERROR
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from blinker import NamedSignal, Namespace
 from flask import Flask
 
+from .logs import log
 from .stats import Observer
-
-log = logging.getLogger(__name__)
 
 _signals = Namespace()
 
@@ -58,9 +57,10 @@ class _Signaller(Observer):
         for receiver in list(signal.receivers_for(app)) if app is not None else ():
             try:
                 receiver(app, pool=pool, bind=self._bind, **about)
-            except Exception:
-                log.exception("%s: %r is not called any more", signal.name, receiver)
+            except Exception as error:
                 signal.disconnect(receiver)
+                text = "%s: %r is not called any more"
+                log(__name__, ERROR, text, signal.name, receiver, error=error)
 
     def created(self, pool: Any, thread_id: int, seconds: float) -> None:
         self._send(connection_created, pool, thread_id=thread_id, seconds=seconds)

@@ -8,13 +8,13 @@ the same thread. Each must get, and give back, a connection of its own.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from logging import WARNING
 from typing import Any
 
 import flask.globals
@@ -30,12 +30,11 @@ from .config import AppConfig, PoolConfig
 from .connection import Writes
 from .errors import ConfigError
 from .handle import PooledConnection
+from .logs import log
 from .pool import Pool
 from .presence import Presence
 from .recording import RecordedQuery, make_recorder
 from .stats import Observer
-
-log = logging.getLogger(__name__)
 
 #: Under this key in ``g``: what each of the app's states has checked out.
 KEY_IN_G = "_mysqlpool"
@@ -254,23 +253,30 @@ def _keep(query: RecordedQuery) -> None:
 def _release(
     held: Iterable[PooledConnection], error: BaseException | None = None
 ) -> None:
+    held = iter(held)
     for connection in held:
+        forgotten = error is None and connection.has_uncommitted_writes
+        rows = connection.changed if forgotten else 0
         try:
-            if connection.has_uncommitted_writes and error is None:
-                _warn_of_rollback(connection)
             connection.close()
         except Exception as refused:
-            log.warning("a connection was discarded instead of returned: %s", refused)
+            text = "a connection was discarded instead of returned: %s"
+            log(__name__, WARNING, text, refused)
+        except BaseException:
+            _release(held, error)  # an interrupt: the others are returned all the same
+            raise
+        if forgotten:
+            _warn_of_rollback(connection.endpoint, rows)
 
 
-def _warn_of_rollback(connection: PooledConnection) -> None:
-    app = app_context().app
-    if app.debug:
-        rows = connection.changed
-        app.logger.warning(
+def _warn_of_rollback(endpoint: str | None, rows: int) -> None:
+    if app_ctx and app_ctx.app.debug:
+        log(
+            app_ctx.app.logger,
+            WARNING,
             "%s %s and did not commit: they are rolled back; call commit(), or use"
             " 'with db.transaction():'",
-            connection.endpoint or "outside of a request, something",
+            endpoint or "outside of a request, something",
             f"changed {rows} rows" if rows else "may have changed rows",
         )
 

@@ -15,7 +15,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "process": set(),
     "errors": set(),
     "stats": set(),
-    "housekeeper": {"process"},
+    "logs": set(),
+    "housekeeper": {"logs", "process"},
     "waiters": {"errors"},
     "convert": set(),
     "hints": set(),
@@ -24,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reader": {"errors", "convert", "hints", "optionfile"},
     "config": {"convert", "hints", "hosts", "optionfile", "reader"},
     "leaks": set(),
-    "recording": {"config", "leaks"},
+    "recording": {"config", "leaks", "logs"},
     "lexer": set(),
     "residue": {"lexer"},
     "names": {"process"},
@@ -62,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "inventory",
         "liaison",
         "link",
+        "logs",
         "recording",
         "reports",
         "stats",
@@ -76,18 +78,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         "leaks",
         "lending",
         "link",
+        "logs",
         "reports",
         "stats",
     },
     "backends": {"config", "connection", "pool"},
-    "signals": {"stats"},
+    "signals": {"logs", "stats"},
     "health": {"pool", "stats"},
     "transaction": {"connection", "errors", "handle"},
     "files": set(),
     "past": {"config", "stats"},
     "board": {"files", "past"},
     "budget": {"process", "errors", "board", "files"},
-    "presence": {"process", "board", "budget", "housekeeper", "past", "pool", "stats"},
+    "presence": {
+        *("process", "board", "budget", "housekeeper", "logs", "past", "pool", "stats")
+    },
     "fleet": {"board", "config", "past"},
     "server": {"config", "connection", "connector"},
     "check": {"config", "fleet", "server"},
@@ -104,6 +109,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "board",
         "presence",
         "signals",
+        "logs",
         "recording",
     },
     "extension": {
@@ -114,6 +120,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "pool",
         "cli",
         "health",
+        "logs",
         "recording",
         "state",
         "transaction",
@@ -215,7 +222,7 @@ def test_the_monitor_knows_what_is_published_and_no_pool() -> None:
     modules = {path.stem for path in (PACKAGE / "monitor").glob("*.py")}
     ours = {name for module in modules for name in imports(f"monitor/{module}")[0]}
 
-    assert ours - modules <= {"config", "fleet", "process", "server", "stats"}
+    assert ours - modules <= {"config", "fleet", "logs", "process", "server", "stats"}
 
 
 def test_nothing_imports_the_monitor() -> None:
@@ -224,3 +231,27 @@ def test_nothing_imports_the_monitor() -> None:
 
     assert len(names) > len(MAY_IMPORT)
     assert not any("monitor" in imports(name)[0] for name in names)
+
+
+#: What the standard library may be asked for without its loggers being touched.
+LEVELS = {"DEBUG", "INFO", "WARNING", "ERROR"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_nothing_is_logged_but_by_the_one_function_that_cannot_raise(
+    path: Path,
+) -> None:
+    if path.stem == "logs":
+        return
+    tree = ast.parse(path.read_text("utf-8"))
+    given = set[ast.AST]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            given |= set(node.args[:1]) if node.func.id == "log" else set()
+        elif isinstance(node, ast.Import):
+            assert not any(a.name.startswith("logging") for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "logging":
+            assert {alias.name for alias in node.names} <= LEVELS
+    loggers = [n for n in ast.walk(tree) if getattr(n, "attr", "") == "logger"]
+
+    assert set(loggers) <= given

@@ -63,6 +63,8 @@ class Signals:
 
     def __init__(self, act: Callable[[], object]) -> None:
         self._act = act
+        # Always the same object: CPython 3.11 uses one that settrace() has let go of.
+        self._trace: Callable[..., Any] = self._called
         self._points: dict[CodeType, frozenset[int]] = {}
         self._left = 0
         self.where = ""
@@ -71,7 +73,7 @@ class Signals:
         """Run the call; False if it was over before that moment came."""
         self._left = moment
         before = sys.gettrace()
-        sys.settrace(self._called)
+        sys.settrace(self._trace)
         try:
             call()
         except Interrupt:
@@ -88,7 +90,7 @@ class Signals:
             # with the next call of the function.
             frame.f_trace = self._at_instruction
             frame.f_trace_lines, frame.f_trace_opcodes = False, True
-            sys.settrace(self._called)
+            sys.settrace(self._trace)
             return self._at_instruction
         return None
 

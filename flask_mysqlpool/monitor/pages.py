@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from logging import INFO
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -12,6 +13,7 @@ from flask.blueprints import BlueprintSetupState
 from jinja2 import Environment, PackageLoader
 
 from ..config import PoolConfig
+from ..logs import log
 from . import report
 from .gate import Authorize, Gate, Refusal, Visit
 
@@ -171,7 +173,7 @@ class _Monitor:
         except OSError as error:
             text = f"The workers cannot be reached: {report.reason(error)}"
             return _refused(Refusal(503, text))
-        current_app.logger.info("the monitor was told: %s %s", action, bind)
+        log(current_app.logger, INFO, "the monitor was told: %s %s", action, bind)
         return _json({"action": action, "bind": bind})
 
 

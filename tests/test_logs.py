@@ -1,0 +1,274 @@
+"""A handler, or a filter, that raises on every line of ours fails nothing of ours."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeApp, extension, until
+from test_monitor import csrf, monitored, order
+
+import flask_mysqlpool
+from flask_mysqlpool import ConnectionShared, PooledConnection, get_db, signals
+from flask_mysqlpool.housekeeper import RECOVERY, Housekeeper, _housekeep
+from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.testing.fake import FakePool
+
+PACKAGE = Path(flask_mysqlpool.__file__).parent
+
+pytestmark = pytest.mark.one_engine
+
+
+class Raising:
+    """Raises on every line, in every thread, and remembers which it was."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        self.seen.add(f"{record.module}.{record.funcName}")
+        raise LookupError("working outside of request context")
+
+
+@pytest.fixture(params=["handler", "filter"])
+def raising(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Raising]:
+    raising, handler = Raising(), logging.StreamHandler()
+    if request.param == "filter":
+        handler.addFilter(raising)
+    else:
+        handler.emit = raising  # type: ignore[assignment, method-assign]
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setattr(logging.getLogger("flask_mysqlpool"), "level", logging.DEBUG)
+    monkeypatch.setattr(logging.getLogger("shop"), "level", logging.DEBUG)
+    logging.getLogger().addHandler(handler)
+    yield raising
+    logging.getLogger().removeHandler(handler)
+
+
+class Broken:
+    """Raises whatever is asked of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(name)
+
+
+def observer_that_raises(make_app: MakeApp) -> None:
+    pool = FakePool(MAX_SIZE=1)
+    pool.add_observer(Broken())  # type: ignore[arg-type]
+    for _ in range(2):
+        pool.connection().close()
+
+
+def session_that_cannot_be_cleaned(make_app: MakeApp) -> None:
+    pool = FakePool(MAX_SIZE=1)
+    connection: Any = pool.connection()
+    connection._con.clean = False
+    connection._con.login.obstacle = "refused"
+    connection.close()
+    assert pool.stats().size == 0
+
+
+def connection_that_is_dropped(make_app: MakeApp) -> None:
+    pool = FakePool(MAX_SIZE=1)
+    connection = pool.connection()
+    connection.thread_id()
+    with pytest.warns(ResourceWarning):
+        del connection
+        gc.collect()
+    until(lambda: pool.stats().size == 0)  # by the housekeeper
+
+
+def receiver_that_raises(make_app: MakeApp) -> None:
+    def hear(sender: Any, **about: Any) -> None:
+        raise ValueError
+
+    with signals.connection_checked_out.connected_to(hear), make_app().app_context():
+        get_db().close()
+
+
+def slow_statement(make_app: MakeApp) -> None:
+    with make_app(SLOW_QUERY=1e-9).app_context():
+        assert get_db().cursor().execute("SELECT 1") == 1
+
+
+def statement_that_cannot_be_recorded(make_app: MakeApp) -> None:
+    app = make_app(RECORD_QUERIES=True)
+    with app.app_context():
+        recorder: Any = extension(app).pool().recorder
+        recorder._keep = Broken()
+        assert get_db().cursor().execute("SELECT 1") == 1
+
+
+def board_that_cannot_be_used(make_app: MakeApp) -> None:
+    app = make_app(STATUS_DIR="/dev/null/board")
+    with app.app_context():
+        get_db().ping()
+
+
+def connection_that_cannot_be_returned(make_app: MakeApp) -> None:
+    app = make_app()
+    close = PooledConnection.close
+
+    def refuse(connection: PooledConnection) -> None:
+        close(connection)
+        raise ConnectionShared("in use")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PooledConnection, "close", refuse)
+        with app.app_context():
+            get_db().ping()
+
+
+def changes_that_are_not_committed(make_app: MakeApp) -> None:
+    app = make_app(MAX_SIZE=1)
+    app.debug = True
+    for _ in range(2):
+        with app.app_context():
+            get_db().cursor().execute("CREATE TEMPORARY TABLE x SELECT 1 AS n")
+            get_db().cursor().execute("UPDATE x SET n = n + 1")
+
+
+def request_that_gets_no_connection(make_app: MakeApp) -> None:
+    app = make_app(MAX_SIZE=1, TIMEOUT=0)
+
+    @app.get("/")
+    def view() -> str:
+        with extension(app).connection(), extension(app).connection():
+            return "both"
+
+    assert app.test_client().get("/").status_code == 503
+
+
+def housekeeper_that_cannot_start(make_app: MakeApp) -> None:
+    keeper = Housekeeper()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Housekeeper, "_start", no_threads)
+        keeper.watch(FakePool())
+
+
+def no_threads(_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def housekeeping_that_fails(make_app: MakeApp) -> None:
+    assert _housekeep(Broken()) == RECOVERY
+
+
+def order_of_the_monitor(make_app: MakeApp) -> None:
+    app = make_app()
+    client = monitored(app, control=True)
+    with app.app_context():
+        extension(app).connection().close()
+    assert order(client, csrf(client)).status_code == 200
+
+
+PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
+    "lending._notify": observer_that_raises,
+    "lending._tell_of_end": session_that_cannot_be_cleaned,
+    "pool._report_leak": connection_that_is_dropped,
+    "signals._send": receiver_that_raises,
+    "recording._log": slow_statement,
+    "recording.note": statement_that_cannot_be_recorded,
+    "presence._note": board_that_cannot_be_used,
+    "state._release": connection_that_cannot_be_returned,
+    "state._warn_of_rollback": changes_that_are_not_committed,
+    "extension._unavailable": request_that_gets_no_connection,
+    "housekeeper.watch": housekeeper_that_cannot_start,
+    "housekeeper._housekeep": housekeeping_that_fails,
+    "pages.steer": order_of_the_monitor,
+}
+
+
+def test_these_are_all_the_functions_that_log() -> None:
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(function, ast.FunctionDef):
+                calls = [n.func for n in ast.walk(function) if isinstance(n, ast.Call)]
+                if any(isinstance(f, ast.Name) and f.id == "log" for f in calls):
+                    found.add(f"{path.stem}.{function.name}")
+
+    assert found == set(PROVOKED_BY)
+
+
+@pytest.mark.parametrize("line", PROVOKED_BY)
+def test_logging_that_raises_fails_nothing(
+    make_app: MakeApp, raising: Raising, line: str
+) -> None:
+    PROVOKED_BY[line](make_app)
+
+    until(lambda: line in raising.seen)
+
+
+AT_EXIT = """
+import gc, logging, sys, time, warnings
+from flask_mysqlpool import Pool, PoolConfig
+from flask_mysqlpool.stats import Observer
+warnings.simplefilter("ignore")
+logging.raiseExceptions = False
+lines = []
+class Raising(logging.Handler):
+    def emit(self, record):
+        lines.append(record.funcName)
+        raise LookupError
+logging.getLogger().addHandler(Raising())
+class Failing(Observer):
+    def discarded(self, pool, thread_id, reason):
+        print(reason, pool.stats().size)
+        raise ValueError
+pools = [Pool(PoolConfig.from_mapping({"URL": sys.argv[1]})) for _ in range(2)]
+pool = pools[0]
+connection = pool.connection()
+connection.ping()
+del connection
+gc.collect()
+while pool.stats().size:
+    time.sleep(0.01)
+assert lines, lines
+for pool in pools:
+    pool.add_observer(Failing())
+    pool.connection().close()
+"""
+
+
+def test_at_exit_every_pool_is_closed_whatever_is_raised(server: LocalServer) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, server.url],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "closed 0\n" * 2
+
+
+def test_what_ends_a_round_of_housekeeping_ends_not_its_thread() -> None:
+    rounds = list[int]()
+    again = threading.Event()
+
+    class Kept:
+        def housekeep(self) -> float | None:
+            rounds.append(threading.get_ident())
+            if len(rounds) == 1:
+                raise SystemExit
+            again.set()
+            return None
+
+    keeper, kept = Housekeeper("test"), Kept()
+    keeper.watch(kept)
+    until(lambda: rounds)
+    keeper.nudge()
+
+    assert again.wait(5)
+    assert len(set(rounds)) == 1
