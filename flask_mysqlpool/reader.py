@@ -47,7 +47,8 @@ _FILES = {"ssl_ca", "ssl_cert", "ssl_key"}
 _WITHOUT_EFFECT = {"DISABLED": _FILES, "PREFERRED": _FILES, "REQUIRED": {"ssl_ca"}}
 """What each mode of TLS, once it is chosen, need not look at."""
 
-_NOT_NONE = {"url": "URL", "user": "name", **dict.fromkeys(sorted(_FILES), "file")}
+_NOT_NONE = {"url": "URL", "user": "name", "unix_socket": "path"}
+_NOT_NONE |= dict.fromkeys(sorted(_FILES), "file")
 """What a bind can only have or inherit, for None would weaken it."""
 
 Known = Mapping[str, Field[Any]]
@@ -273,7 +274,10 @@ class Reader:
         reader.faults = self.faults
         given = reader.take(settings, self.settings)
         for name, what in _NOT_NONE.items():
-            # A variable that is missing is not to weaken what the bind would inherit.
+            # A variable that is missing is not to weaken what the bind would inherit;
+            # None for a socket leaves the host, if there is one.
+            if name == "unix_socket" and {*given, *default} & {"url", "host"}:
+                continue
             if name in reader.written and name not in given:
                 reader.fault(name, f"must be a {what}, or be left out", "None")
         parts = {k.replace("-", "_"): text for k, text in reader.url(given).items()}

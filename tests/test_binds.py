@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import pymysql.err
@@ -140,13 +142,21 @@ def test_none_in_a_bind_weakens_nothing_that_it_would_inherit(key: str) -> None:
     assert fault.startswith(f'MYSQLPOOL_BINDS["b"]["{key}"] must be a ')
 
 
+def test_none_for_a_socket_sends_no_bind_to_a_host_that_nothing_names() -> None:
+    default = {"UNIX_SOCKET": "/s", "USER": "u", "PASSWORD": SECRET}
+
+    [fault] = faults(**default, BINDS={"b": {"UNIX_SOCKET": None}})
+
+    assert fault.startswith('MYSQLPOOL_BINDS["b"]["UNIX_SOCKET"] must be a path')
+
+
 @pytest.mark.parametrize(
     "url", ["mysql:///x", "mysql://", "mysql://:@db2/x", "mysql://@/", "mysql://u:p@/x"]
 )
 def test_a_url_of_empty_variables_sends_no_bind_elsewhere(url: str) -> None:
-    default = f"mysql://shop:{SECRET}@db:3307/shop"
+    default = {"HOST": "db", "USER": "shop", "PASSWORD": SECRET}
 
-    [fault] = faults(URL=default, BINDS={"b": {"URL": url}})
+    [fault] = faults(**default, BINDS={"b": {"URL": url}})
 
     assert fault.startswith('MYSQLPOOL_BINDS["b"]["URL"] must name a server')
 
@@ -186,6 +196,66 @@ def test_an_authority_in_a_bind_is_a_fault_where_the_inherited_mode_is_lower() -
 
     assert fault.startswith('MYSQLPOOL_BINDS["b"]["SSL_CA"] must be left out where')
     assert "set VERIFY_CA" in fault
+
+
+#: What a bind may be given, None and the texts of empty variables included.
+GIVEN: dict[str, list[Any]] = {
+    "URL": [None, "", "mysql://", "mysql:///x", "mysql://db2/x", "mysql://u@/x"],
+    "HOST": [None, "", "db2"],
+    "UNIX_SOCKET": [None, "", "/s"],
+    "USER": [None, "", "u"],
+    "PASSWORD": [None, "", "p"],
+}
+DEFAULTS = [
+    {"URL": f"mysql://shop:{SECRET}@db:3307/shop"},
+    {"UNIX_SOCKET": "/d", "USER": "shop", "PASSWORD": SECRET},
+    {"URL": f"mysql://shop:{SECRET}@db:3307/shop", "UNIX_SOCKET": "/d"},
+]
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+def test_a_bind_goes_nowhere_that_neither_it_nor_the_default_names(
+    default: dict[str, Any],
+) -> None:
+    places, accepted = {"/s", "/d", "db:3307", "db2:3306", "db2:3307"}, 0
+    for values in product(*[[..., *values] for values in GIVEN.values()]):
+        pairs = zip(GIVEN, values, strict=True)
+        bind = {key: value for key, value in pairs if value is not ...}
+        with suppress(ConfigError):
+            found = read(**default, BINDS={"b": bind})["b"]
+            assert found.server.rpartition("/")[0] in places or (
+                found.server in places
+            ), bind
+            assert found.password != SECRET or found.user == "shop", bind
+            accepted += 1
+    assert accepted > 50
+
+
+#: How much is asked of a server, from nothing on.
+MODES = ["DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"]
+
+
+def test_each_file_for_tls_that_is_accepted_is_used() -> None:
+    needs, accepted = {"SSL_CA": 3, "SSL_CERT": 2}, 0
+    either = [{}, *({"SSL_MODE": mode} for mode in MODES)]
+    either = [
+        mode | dict.fromkeys(files, __file__)
+        for mode in either
+        for files in ([], ["SSL_CA"], ["SSL_CERT"], [*needs])
+    ]
+    for default, bind, where in product(
+        either, either, [{"HOST": "db2"}, {"UNIX_SOCKET": "/s"}]
+    ):
+        with suppress(ConfigError):
+            pools = read(HOST="db", **default, BINDS={"b": bind | where})
+            ranks = {name: MODES.index(pools[name].ssl_mode) for name in pools}
+            for name, given in ("default", default), ("b", bind):
+                for key, rank in needs.items():
+                    assert key not in given or ranks[name] >= rank, (default, bind)
+            # Only a mode that was written is less than what the default pool has.
+            assert "SSL_MODE" in bind or ranks["b"] >= ranks["default"], (default, bind)
+            accepted += bool(default.keys() & needs and bind.keys() & needs)
+    assert accepted > 100
 
 
 def test_binds_alone_are_enough() -> None:

@@ -30,7 +30,11 @@ from flask_mysqlpool import (
     PooledConnection,
     TransactionError,
 )
-from flask_mysqlpool.transaction import run_in_transaction, transaction
+from flask_mysqlpool.transaction import (
+    TransactionBlock,
+    run_in_transaction,
+    transaction,
+)
 
 Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 Stored = Callable[[], tuple[int, ...]]
@@ -201,6 +205,38 @@ def test_a_block_whose_generator_is_dropped_is_rolled_back(
     del generator
     with transaction(connection):
         insert(connection, 2)
+
+    assert stored() == (2,)
+
+
+@pytest.mark.parametrize("use", ["a statement", "a block"])
+@pytest.mark.parametrize("by_a_stack", [False, True])
+def test_a_block_whose_end_was_interrupted_is_rolled_back_before_all_else(
+    connection: PooledConnection,
+    stored: Stored,
+    monkeypatch: pytest.MonkeyPatch,
+    by_a_stack: bool,
+    use: str,
+) -> None:
+    def interrupted(block: TransactionBlock) -> None:
+        raise Interrupt
+
+    block = transaction(connection)  # a stack, and a traceback, would keep it
+    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+        patch.setattr(TransactionBlock, "_finish", interrupted)
+        with contextlib.ExitStack() as stack:
+            if by_a_stack:
+                stack.enter_context(block)
+                insert(connection, 1)
+            else:
+                with block:
+                    insert(connection, 1)
+    if use == "a block":
+        with transaction(connection):
+            insert(connection, 2)
+    else:
+        insert(connection, 2)
+        connection.commit()
 
     assert stored() == (2,)
 

@@ -56,6 +56,11 @@ INIT_CONNECTS = {
     "temporary table": ("CREATE TEMPORARY TABLE seen (a INT)", False),
     "elsewhere": ("USE other_login", False),
     "log": ("INSERT INTO logins_log () VALUES ()", False),
+    "view": ("SET sort_buffer_size = (SELECT a FROM sees)", False),
+    "in a comment": ("SET /* ' */ @login = 1, /* ' */ sql_warnings = 1", False),
+    "after dashes": ("SET sql_warnings = 1, -- '\n @login = 'x'", False),
+    "after a hash": ("SET sql_warnings = 1, # '\n @login = 'x'", False),
+    "backslash": (r"SET sql_warnings = '\\' = (@login := 'x')", False),
     "comment": ("SET /*! @login = 1, */ time_zone = '+03:00'", False),
     "long": ("SET time_zone = '+05:00'" + " " * 2500 + ", @login = 'x'", False),
 }
@@ -71,6 +76,7 @@ LIMITING = {
 GLOBALS = (
     *("init_connect", "interactive_timeout", "wait_timeout", "sql_mode", "time_zone"),
     *("character_set_server", "collation_server", "max_connections", "autocommit"),
+    "character_set_client",
 )
 
 
@@ -113,6 +119,7 @@ def furniture(engine: str) -> Iterator[str]:
         "CREATE FUNCTION lögins.sets_login() RETURNS INT NO SQL"
         " BEGIN SET @login = 'function'; RETURN 1; END"
     )
+    yield "CREATE VIEW lögins.sees AS SELECT 100000 + lögins.sets_login() AS a"
 
 
 def picture(connection: Any) -> Picture:
@@ -147,18 +154,23 @@ def as_after_a_login(url: str, **settings: Any) -> Picture:
         connection.close()
 
 
-def differences(pool: Pool, expected: Picture) -> tuple[dict[str, Any], bool]:
-    """How a cleaned session differs from what is expected; whether it was reused."""
+TRACES = (
+    "SET @login = 'x', time_zone = '+09:00', sql_mode = '', @é = 2",
+    "CALL lögins.nothing()",
+    "SELECT 1 UNION SELECT 2",
+    "SELECT 'card' FROM logins_log",
+    "USE other_login",
+    "SET ROLE NONE",
+)
+
+
+def differences(
+    pool: Pool, expected: Picture, traces: tuple[str, ...] = TRACES
+) -> tuple[dict[str, Any], bool]:
+    """How a session, cleaned of ``traces``, differs; and whether it was reused."""
     with pool.connection() as connection:
         number = connection.thread_id()
-        for statement in (
-            "SET @login = 'x', time_zone = '+09:00', sql_mode = '', @é = 2",
-            "CALL lögins.nothing()",
-            "SELECT 1 UNION SELECT 2",
-            "SELECT 'card' FROM logins_log",
-            "USE other_login",
-            "SET ROLE NONE",
-        ):
+        for statement in traces:
             answer(connection, statement)
     with pool.connection() as connection:
         reused = connection.thread_id() == number
@@ -203,6 +215,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ignore space": ({}, {"client_flag": CLIENT.IGNORE_SPACE}),
     "found rows": ({}, {"client_flag": CLIENT.FOUND_ROWS | CLIENT.MULTI_STATEMENTS}),
     "latin1": ({"character_set_server": "latin1"}, {}),
+    "client": ({"character_set_client": "latin1"}, {}),
     "utf8mb3": ({"collation_server": "utf8mb3_bin"}, {}),
     "modes": ({"sql_mode": "ANSI,NO_BACKSLASH_ESCAPES,HIGH_NOT_PRECEDENCE"}, {}),
     "time zone": ({"time_zone": "+05:00"}, {}),
@@ -245,6 +258,16 @@ def test_a_cleaned_session_is_set_up_as_pymysql_does_it(
         found = {}
     assert found == {}
     assert reused
+
+
+@pytest.mark.parametrize("trace", TRACES)
+def test_a_session_is_cleaned_of_each_trace_by_itself(
+    trace: str, plain: str, make_pool: MakePool
+) -> None:
+    expected = as_after_a_login(plain)
+    pool = make_pool(URL=plain, MAX_SIZE=1)
+
+    assert differences(pool, expected, ("SET @é = 2", trace)) == ({}, True)
 
 
 def test_stored_code_leaves_no_other_role(

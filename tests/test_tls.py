@@ -503,10 +503,19 @@ def test_an_error_of_another_socket_does_not_end_a_write(
 
 
 def test_an_error_of_another_socket_does_not_end_a_login(
-    make_pool: MakePool, with_tls: LocalServer, queue: ErrorQueue
+    make_pool: MakePool,
+    with_tls: LocalServer,
+    queue: ErrorQueue,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED")
-    queue.put_reset()
+    shake_hands = ssl.SSLSocket.do_handshake
+
+    def then_another_is_reset(sock: ssl.SSLSocket, **options: Any) -> None:
+        shake_hands(sock, **options)
+        queue.put_reset()
+
+    monkeypatch.setattr(ssl.SSLSocket, "do_handshake", then_another_is_reset)
     connection = pool._connector.connect(time.monotonic() + 5)
     connection.close()
 
@@ -550,6 +559,26 @@ def test_a_login_that_fails_leaves_no_error_behind(
             pool._connector.connect(time.monotonic() + 5)
 
         assert queue.is_empty()
+
+
+def test_a_handshake_that_is_reset_leaves_no_error_behind(
+    make_pool: MakePool,
+    with_tls: LocalServer,
+    queue: ErrorQueue,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of OpenSSL 3.5, which leaves it in the queue."""
+
+    def is_reset(sock: ssl.SSLSocket, **options: Any) -> None:
+        queue.put_reset()
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    monkeypatch.setattr(ssl.SSLSocket, "do_handshake", is_reset)
+    pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED")
+    with pytest.raises(OperationalError, match="reset"):
+        pool._connector.connect(time.monotonic() + 5)
+
+    assert queue.is_empty()
 
 
 def test_a_close_in_another_thread_does_not_lead_to_plain_text(
