@@ -15,9 +15,11 @@ import re
 import secrets
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -67,9 +69,35 @@ _PATIENCE = 1.0
 class Orders(NamedTuple):
     """What all workers are to do with one pool."""
 
-    #: Connections from before this are to be replaced; None if nobody ever reset.
+    #: Connections from before this are to be replaced; 0 if nobody ever reset.
     generation: int = 0
     paused: bool = False
+    #: Of a pause: who ordered it, since when it holds, and until when, if it ends.
+    by: str = ""
+    since: float = 0.0
+    until: float | None = None
+
+    def now(self) -> Orders:
+        """What is left of them: a pause may have come to its end."""
+        ended = self.until is not None and self.until <= time.time()
+        return Orders(self.generation) if ended else self
+
+    def pause(self, by: str, seconds: float | None) -> Orders:
+        """The same with a pause, of so many seconds if it is to end by itself."""
+        now = time.time()
+        since = self.since if self.paused else now
+        return Orders(self.generation, True, by, since, seconds and now + seconds)
+
+    def about(self) -> dict[str, Any]:
+        """Who ordered the pause, since when it holds, and until when."""
+        return {"by": self.by, "since": self.since, "until": self.until}
+
+    def in_words(self) -> str:
+        """Tell of the pause."""
+        by = f" by {self.by}" * bool(self.by)
+        since = f" since {_moment(self.since)}" * bool(self.since)
+        until = f", until {_moment(self.until)}" if self.until is not None else ""
+        return f"paused{by}{since}{until}"
 
 
 @dataclass(frozen=True)
@@ -238,7 +266,7 @@ class Board:
                 content = load_record(folder, ORDERS)
             except FileNotFoundError:
                 return Orders()
-            return _orders_of(content, pool)
+            return _orders_of(content, pool).now()
 
     def order(self, pool: str, change: Callable[[Orders], Orders]) -> Orders:
         """Change what is ordered for this pool; what it is then."""
@@ -250,7 +278,7 @@ class Board:
             before = Orders()
             with suppress(ValueError):  # what is damaged is not in the way of new ones
                 content = {} if is_blank(fd) else parse_record(fd)
-                before = _orders_of(content, pool)
+                before = _orders_of(content, pool).now()
             after = change(before)
             # Over what was there, whose space is there on a full disk, too.
             write_record(fd, {**content, pool: after._asdict()})
@@ -263,9 +291,20 @@ def _orders_of(content: Mapping[str, Any], pool: str) -> Orders:
         return Orders()
     try:
         orders = content[pool]
-        return Orders(int(orders["generation"]), bool(orders["paused"]))
-    except (KeyError, TypeError, ValueError) as error:
+        generation, paused = int(orders["generation"]), bool(orders["paused"])
+        if not paused:
+            return Orders(generation)
+        by, since, until = map(orders.get, ("by", "since", "until"))
+        until = None if until is None else float(until)
+        found = Orders(generation, True, str(by or ""), float(since or 0), until)
+        found.in_words()
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("damaged") from error
+    return found
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
 
 
 class Sheet:

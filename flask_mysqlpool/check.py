@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from pymysql.err import MySQLError
 
+from .board import Orders
 from .config import PoolConfig
 from .fleet import Fleet
 from .server import Facts, connect_to
@@ -135,7 +136,8 @@ def look_at_board(
         yield Finding(WARNING, "workers", problem, _mend_of_problem(problem, fleet))
     for bind in pools:
         if fleet.is_paused(bind, workers.get(bind, [])):
-            text = f"{bind} is paused: checkouts wait"
+            told = Orders.in_words(fleet.orders(bind))
+            text = f"{bind} is {told}: checkouts wait"
             yield Finding(WARNING, "workers", text, "flask mysqlpool resume")
 
 

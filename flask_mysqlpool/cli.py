@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import click
 from flask import current_app
@@ -17,6 +19,7 @@ from flask.cli import AppGroup, with_appcontext
 from pymysql.err import MySQLError
 
 from . import tables
+from .board import Orders
 from .check import FAILURE, Finding, examine, look_at_board, mend_of
 from .config import PoolConfig
 from .convert import YEAR
@@ -31,8 +34,8 @@ from .fleet import (
 )
 from .server import ServerReport, Thread, connect_to
 
-#: Exit codes.
-HEALTHY, DEGRADED, NOTHING = 0, 1, 2
+#: Exit codes; 2 is click's, for a command that was typed wrong.
+HEALTHY, DEGRADED, NOTHING = 0, 1, 3
 
 #: Seconds in which workers that are not busy have done what they were told.
 SOON = 2.0
@@ -96,11 +99,18 @@ def create_group(name: str) -> AppGroup:
 class _Seconds(click.FloatRange):
     """A duration: ``inf`` is as long as can be waited, ``nan`` is none."""
 
+    _UNITS: ClassVar = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
     def convert(self, value: Any, *about: Any) -> float:
-        seconds: float = super().convert(value, *about)
+        unit = self._UNITS.get(str(value)[-1:], 0)
+        try:
+            seconds = float(str(value)[:-1] if unit else value) * (unit or 1)
+        except ValueError:
+            seconds = math.nan
         if math.isnan(seconds):
-            self.fail(f"{value!r} is not a duration.", *about)
-        return min(seconds, YEAR)
+            text = f"{value!r} is not a duration, such as 90, 90s, 10m or 2h."
+            self.fail(text, *about)
+        return min(super().convert(seconds, *about), YEAR)
 
 
 _bind = click.option("--bind", metavar="NAME", help="This pool only.")
@@ -120,9 +130,9 @@ _bind = click.option("--bind", metavar="NAME", help="This pool only.")
 def status(as_json: bool, watch: float | None, bind: str | None, server: bool) -> None:
     """Show the pools of all workers.
 
-    Exit code 0: all is well. 1: somebody waits; within the last minute a checkout has
-    timed out or a connect failed; or the server cannot be asked. 2: no worker is
-    running.
+    Exit code 0: all is well. 1: a pool is paused; somebody waits; within the last
+    minute a checkout has timed out or a connect failed; or the server cannot be asked.
+    3: no worker is running.
     """
     code = NOTHING
     try:
@@ -159,7 +169,7 @@ def _report(site: Site, with_server: bool) -> tuple[int, dict[str, Any]]:
         problems.insert(0, _why_nobody(site))
     report = {"app": site.app, "host": socket.gethostname(), "pools": pools}
     code = HEALTHY if workers else NOTHING
-    if is_degraded(workers) or any(_has_failed(pool) for pool in pools.values()):
+    if is_degraded(workers) or any(map(_is_degraded, pools.values())):
         code = DEGRADED
     return code, {**report, "problems": problems}
 
@@ -171,8 +181,8 @@ def _why_nobody(site: Site) -> str:
     return text.format(app=site.app, place=site.fleet.board.place())
 
 
-def _has_failed(pool: dict[str, Any]) -> bool:
-    return "error" in pool.get("seen_by_server", ())
+def _is_degraded(pool: dict[str, Any]) -> bool:
+    return pool["paused"] or "error" in pool.get("seen_by_server", ())
 
 
 def _pool(
@@ -180,12 +190,14 @@ def _pool(
 ) -> dict[str, Any]:
     config = site.pools[bind]
     fleet = None if site.blind else site.fleet
+    orders = fleet.orders(bind) if fleet else Orders()
     pool = {
         "max_size": config.max_size,
         "max_host_connections": config.max_host_connections,
         "server": config.server,
         "paused": fleet is not None and fleet.is_paused(bind, workers),
-        "generation": fleet.orders(bind).generation if fleet else 0,
+        "pause": orders.about() if orders.paused else None,
+        "generation": orders.generation,
         "totals": totals(workers),
         "workers": [_public(worker) for worker in workers],
         "holders": holders(workers),
@@ -264,9 +276,7 @@ def reset(bind: str | None, wait: float | None, server: bool, yes: bool) -> None
     if server:
         _reset_at_server(site)
         return
-    fleet = _steerable(site)
-    tests = _for_all(site, fleet.reset)
-    code = _follow(site, fleet, tests, wait, REPLACED)
+    code = _order(site, Fleet.reset, wait, REPLACED)
     sys.exit(HEALTHY if wait is None and code == DEGRADED else code)
 
 
@@ -290,17 +300,22 @@ def _reset_at_server(site: Site) -> None:
     metavar="SECONDS",
     help="Wait so long for all connections to be closed.",
 )
+@click.option(
+    "--for",
+    "seconds",
+    type=_Seconds(min=0, min_open=True),
+    metavar="DURATION",
+    help="Resume by itself after this time, such as 90s, 10m or 2h.",
+)
 @_bind
 @with_appcontext
-def pause(wait: float | None, bind: str | None) -> None:
+def pause(wait: float | None, seconds: float | None, bind: str | None) -> None:
     """Let new checkouts wait, in order, until `resume`.
 
     What is in use may finish; then no worker has a connection any more, and the server
     can be restarted. A checkout waits no longer than its deadline (TIMEOUT).
     """
-    site = _site(bind)
-    fleet = _steerable(site)
-    code = _follow(site, fleet, _for_all(site, fleet.pause), wait, PAUSED)
+    code = _order(_site(bind), partial(Fleet.pause, seconds=seconds), wait, PAUSED)
     # Without --wait, it may well be meant for workers that start later.
     sys.exit(code if wait is not None else HEALTHY)
 
@@ -310,31 +325,53 @@ def pause(wait: float | None, bind: str | None) -> None:
 @with_appcontext
 def resume(bind: str | None) -> None:
     """End `pause`: serve all who wait."""
-    site = _site(bind)
-    fleet = _steerable(site)
-    sys.exit(_follow(site, fleet, _for_all(site, fleet.resume), None, RESUMED))
+    sys.exit(_order(_site(bind), Fleet.resume, None, RESUMED))
 
 
-def _steerable(site: Site) -> Fleet:
-    """The workers to give orders to; ends the command if they are out of reach."""
-    if site.fleet is None or site.blind:
+_Test = Callable[[Worker], bool]
+
+
+def _order(
+    site: Site,
+    order: Callable[[Fleet, str], _Test],
+    wait: float | None,
+    outcome: _Outcome,
+) -> int:
+    """Give an order to all pools, and follow it; the exit code.
+
+    However that ends, at last it is told what is paused.
+    """
+    fleet = site.fleet
+    if fleet is None or site.blind:
         _end(f"The workers cannot be reached: {site.blind}")
-    return site.fleet
+    try:
+        tests = {bind: order(fleet, bind) for bind in site.pools}
+        return _follow(site, fleet, tests, wait, outcome)
+    except KeyboardInterrupt:
+        holds = "what was ordered holds" if fleet.given else "nothing was ordered"
+        _echo([f"Interrupted: {holds}."])
+        return DEGRADED
+    except OSError as error:
+        what = "seen" if fleet.given else "reached"
+        _end(f"The workers cannot be {what}: {_reason(error)}")
+    finally:
+        paused = {bind: o for bind in site.pools if (o := fleet.orders(bind)).paused}
+        _echo(f"{bind}: {orders.in_words()}" for bind, orders in paused.items())
+        if paused:
+            _echo([f"To end that: {_resume()}"])
+
+
+def _resume() -> str:
+    """The command that ends the pause of what this command is about."""
+    context = click.get_current_context()
+    group, bind = context.parent, context.params.get("bind")
+    only = f" --bind {shlex.quote(bind)}" if bind is not None else ""
+    return f"flask {group and group.info_name} resume{only}"
 
 
 def _end(text: str) -> NoReturn:
     _echo([text])
     sys.exit(NOTHING)
-
-
-_Tests = dict[str, Callable[[Worker], bool]]
-
-
-def _for_all(site: Site, order: Callable[[str], Callable[[Worker], bool]]) -> _Tests:
-    try:
-        return {bind: order(bind) for bind in site.pools}
-    except OSError as error:
-        _end(f"The workers cannot be reached: {_reason(error)}")
 
 
 class _Outcome(NamedTuple):
@@ -352,19 +389,20 @@ RESUMED = _Outcome("resumed", "waiting", "{} checkout{s} still waiting")
 
 
 def _follow(
-    site: Site, fleet: Fleet, tests: _Tests, wait: float | None, outcome: _Outcome
+    site: Site,
+    fleet: Fleet,
+    tests: Mapping[str, _Test],
+    wait: float | None,
+    outcome: _Outcome,
 ) -> int:
     """Show who has still to follow; the exit code.
 
-    1 if somebody has not, in time, or cannot be read; 2 if nobody is there who could.
+    1 if somebody has not, in time, or cannot be read; 3 if nobody is there who could.
     """
     deadline = time.monotonic() + (SOON if wait is None else wait)
     seen, complete = 0, True
     for bind, has_done in tests.items():
-        try:
-            workers, late = _follow_one(fleet, bind, has_done, deadline, wait, outcome)
-        except OSError as error:
-            _end(f"The workers cannot be seen: {_reason(error)}")
+        workers, late = _follow_one(fleet, bind, has_done, deadline, wait, outcome)
         seen += workers
         complete = complete and not late
     _echo(fleet.hidden)
@@ -377,7 +415,7 @@ def _follow(
 def _follow_one(
     fleet: Fleet,
     bind: str,
-    has_done: Callable[[Worker], bool],
+    has_done: _Test,
     deadline: float,
     wait: float | None,
     outcome: _Outcome,

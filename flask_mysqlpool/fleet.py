@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +11,7 @@ from typing import Any
 
 from .board import Board, Orders, Reading
 from .config import PoolConfig
+from .files import user_name
 from .past import Counts, Past, counts, identity, key_of, site, total
 
 #: What ``status`` adds up over the workers of a pool.
@@ -48,6 +51,8 @@ class Fleet:
         #: That the orders cannot be read, or an empty string.
         self.misorder = ""
         self._ordered = 0.0
+        #: What was ordered here, by bind.
+        self.given: dict[str, Orders] = {}
 
     def workers(self) -> dict[str, list[Worker]]:
         """What every live worker publishes, by bind; raises OSError if it cannot be.
@@ -115,11 +120,11 @@ class Fleet:
         return ""
 
     def orders(self, bind: str) -> Orders:
-        """What is ordered, as far as that can be read."""
+        """What is ordered, as far as that can be read; or else what was, here."""
         try:
             return self.board.orders(self._key(bind))
         except (OSError, ValueError):
-            return Orders()  # `misorder` says so
+            return self.given.get(bind, Orders()).now()  # `misorder` says so
 
     def is_paused(self, bind: str, workers: Iterable[Worker]) -> bool:
         """Whether checkouts are to wait; what workers do, if orders cannot be read."""
@@ -150,9 +155,20 @@ class Fleet:
 
         return has_done
 
-    def pause(self, bind: str) -> Callable[[Worker], bool]:
-        """Let all checkouts wait; gives the test for a worker without connections."""
-        self._order(bind, lambda orders: orders._replace(paused=True))
+    def pause(
+        self, bind: str, by: str = "", seconds: float | None = None
+    ) -> Callable[[Worker], bool]:
+        """Let all checkouts wait; gives the test for a worker without connections.
+
+        For so many seconds, or until :meth:`resume`. ``by`` is who wants it, by default
+        this process's user.
+        """
+
+        def change(orders: Orders) -> Orders:
+            user = by or f"{user_name(os.geteuid())} on {socket.gethostname()}"
+            return orders.pause(user, seconds)
+
+        self._order(bind, change)
         return lambda worker: not worker["size"]
 
     def resume(self, bind: str) -> Callable[[Worker], bool]:
@@ -161,13 +177,13 @@ class Fleet:
         One without connections, and without anybody who waits for one, makes no rounds:
         it looks for orders before its next connect.
         """
-        self._order(bind, lambda orders: orders._replace(paused=False))
+        self._order(bind, lambda orders: Orders(orders.generation))
         return lambda worker: (
             not worker["paused"] or not (worker["size"] or worker["waiting"])
         )
 
     def _order(self, bind: str, change: Callable[[Orders], Orders]) -> Orders:
-        orders = self.board.order(self._key(bind), change)
+        orders = self.given[bind] = self.board.order(self._key(bind), change)
         self._ordered = time.monotonic()
         return orders
 

@@ -11,7 +11,7 @@ import atexit
 import time
 from contextlib import ExitStack
 from hashlib import sha256
-from logging import DEBUG
+from logging import DEBUG, WARNING
 from math import inf
 from os import getpid
 from threading import Event
@@ -200,7 +200,14 @@ class Presence:
 
     def _try_to_obey(self, stats: PoolStats) -> None:
         try:
-            self._obey(self._board.orders(self._key))
+            try:
+                orders = self._board.orders(self._key)
+            except Exception:
+                # What cannot be read is as it was; so a pause ends in its time.
+                if self._obeyed is not None:
+                    self._obey(self._obeyed.now())
+                raise
+            self._obey(orders)
             if self._budget is not None:
                 self._share(self._budget, stats)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -218,6 +225,9 @@ class Presence:
             self._pool.pause()
         elif before.paused and not orders.paused:
             self._pool.resume()
+        if orders[1:] != before[1:]:
+            told = orders.in_words() if orders.paused else "resumed"
+            log(__name__, WARNING, "%s: %s", self._pool.name, told)
 
     def _share(self, budget: Budget, mine: PoolStats) -> None:
         """Give up what is more than a fair share, if another process needs it."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from .board import Orders
 from .check import FAILURE, OK, WARNING, Finding
 
 #: Columns of the table of workers. What is dearest goes last when it gets narrow.
@@ -82,7 +83,8 @@ def _headline(bind: str, pool: Mapping[str, Any]) -> str:
     if pool["max_host_connections"] is not None:
         text += f", {pool['max_host_connections']} for this host"
     if pool["paused"]:
-        text += ", " + click.style("paused", fg="yellow", bold=True)
+        told = Orders(paused=True, **(pool["pause"] or {})).in_words()
+        text += ", " + click.style(plain(told), fg="yellow", bold=True)
     return text
 
 

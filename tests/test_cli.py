@@ -6,14 +6,17 @@ import dataclasses
 import json
 import os
 import pty
+import pwd
 import re
 import socket
 import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +41,7 @@ from flask_mysqlpool import (
     PooledConnection,
     PoolTimeout,
 )
-from flask_mysqlpool.board import ORDERS, SHEET, Board, Orders, Sheet
+from flask_mysqlpool.board import ORDERS, SHEET, Board, Sheet
 from flask_mysqlpool.check import examine
 from flask_mysqlpool.connection import PhysicalConnection
 from flask_mysqlpool.connector import Connector
@@ -154,7 +157,7 @@ def test_a_request_is_shown_by_its_endpoint(make_app: MakeApp) -> None:
 def test_status_with_no_worker_says_so(make_app: MakeApp) -> None:
     code, output = run(make_app(), "status")
 
-    assert code == 2
+    assert code == 3
     assert "No worker of 'shop' is running" in output
     assert "own pool is empty" in output
 
@@ -368,7 +371,7 @@ def test_ctrl_c_ends_watching_without_a_word(
 
     code, output = run(app, "status", "--watch", "1")
 
-    assert code == 2
+    assert code == 3
     assert output == run(app, "status")[1]
 
 
@@ -428,7 +431,7 @@ def test_at_a_terminal_watching_shows_nothing_but_the_newest(
     monkeypatch.setattr(flask_mysqlpool.cli, "time", SimpleNamespace(sleep=sleep))
     code, output = terminal.run(app, "status", "--watch", "7")
 
-    assert code == 2
+    assert code == 3
     assert output == ("\x1b[2J\x1b[1;1H" + once) * 3
 
 
@@ -537,8 +540,8 @@ def test_a_command_is_no_worker_and_no_pause_is_in_its_way(
     status = flask_command("mysqlpool", "status")
     resume = flask_command("mysqlpool", "resume")
 
-    assert status.returncode == 2 and "No worker of 'shop' is running" in status.stdout
-    assert resume.returncode == 2 and "no worker is there" in resume.stdout
+    assert status.returncode == 1 and "No worker of 'shop' is running" in status.stdout
+    assert resume.returncode == 3 and "no worker is there" in resume.stdout
     assert not board.orders(key).paused
 
 
@@ -609,10 +612,10 @@ def test_a_live_worker_that_cannot_be_read_is_not_to_be_removed(
     sheet.write({"n": 1})
 
     code, output = run(app, "status")
-    assert code == 2
+    assert code == 3
     assert "No worker of 'shop' can be read" in output and "another version" in output
     code, output = run(app, "pause", "--wait", "0")
-    assert code == 2
+    assert code == 3
     assert f"{sheet.id}.worker: a worker of another version" in output
 
     heard_from(app, 0, pid=4011, paused=True)
@@ -629,7 +632,7 @@ def test_a_folder_that_was_given_to_root_is_to_be_given_back(make_app: MakeApp) 
     os.chown(f"{path}/{sheet.id}{SHEET}", 65534, 65534)
 
     code, output = run(app, "pause", "--wait", "0")
-    assert code == 2
+    assert code == 3
     assert f"No worker of 'shop' can be read in {path}, which belongs to root" in output
     output = run(app, "check")[1]
     assert f"it belongs to nobody -> chown {path}, and what is in it, to" in output
@@ -645,7 +648,7 @@ def test_a_folder_that_others_can_write_to_is_refused_and_requests_go_on(
     connected(app).close()
     code, output = run(app, "status")
 
-    assert code == 2
+    assert code == 3
     assert "the workers cannot be seen" in output
     assert "can be written to by others" in output
 
@@ -665,7 +668,7 @@ def test_status_as_another_user_says_why_it_sees_nothing(
     finally:
         os.seteuid(0)
 
-    assert code == 2
+    assert code == 3
     assert "Permission denied" in output or "belongs to" in output
 
 
@@ -674,10 +677,10 @@ def test_without_a_folder_status_says_why_it_sees_nothing(make_app: MakeApp) -> 
     connected(app).close()
 
     code, output = run(app, "status")
-    assert code == 2
+    assert code == 3
     assert "STATUS_DIR is False" in output
     code, output = run(app, "reset", "--yes")
-    assert code == 2
+    assert code == 3
     assert "STATUS_DIR is False" in output
 
 
@@ -815,7 +818,7 @@ def test_orders_that_cannot_be_given_are_an_error_with_its_mend(
 
     code, output = run(app, "pause")
 
-    assert code == 2
+    assert code == 3
     assert output == (
         f"The workers cannot be reached: {path}/orders: not a file -> remove it\n"
     )
@@ -830,8 +833,8 @@ def test_workers_that_cannot_be_seen_any_more_are_an_error_with_its_mend(
     path = board_of(app).path
     order = Fleet.pause
 
-    def order_and_open_to_others(fleet: Fleet, bind: str) -> Callable[..., bool]:
-        test = order(fleet, bind)
+    def order_and_open_to_others(fleet: Fleet, bind: str, **how: Any) -> Any:
+        test = order(fleet, bind, **how)
         os.chmod(path, 0o770)
         return test
 
@@ -839,11 +842,12 @@ def test_workers_that_cannot_be_seen_any_more_are_an_error_with_its_mend(
 
     code, output = run(app, "pause")
 
-    assert code == 2
-    assert output == (
+    assert code == 3
+    assert output.splitlines()[0] == (
         f"The workers cannot be seen: {path}: can be written to by others"
-        f" -> chmod go-w {path}\n"
+        f" -> chmod go-w {path}"
     )
+    assert output.endswith("To end that: flask mysqlpool resume\n")
 
 
 def test_what_is_shown_of_those_who_follow_is_not_repeated(
@@ -854,7 +858,7 @@ def test_what_is_shown_of_those_who_follow_is_not_repeated(
     states = [complete(pid=4011, size=n, in_use=1) for n in (2, 2, 1)]
     monkeypatch.setattr(Fleet, "wait", lambda *_: iter([[s] for s in states] + [[]]))
 
-    assert run(app, "pause", "--wait", "9")[1].splitlines() == [
+    assert run(app, "pause", "--wait", "9")[1].splitlines()[:-2] == [
         "default: worker 4011: 2 connections to go, 1 in use",
         "default: worker 4011: 1 connection to go, 1 in use",
         "default: paused (1 worker)",
@@ -864,7 +868,7 @@ def test_what_is_shown_of_those_who_follow_is_not_repeated(
 def test_reset_with_no_worker_says_so(make_app: MakeApp) -> None:
     code, output = run(make_app(), "reset", "--yes")
 
-    assert code == 2
+    assert code == 3
     assert "No worker of 'shop' is running" in output
 
 
@@ -879,7 +883,7 @@ def test_paused_checkouts_wait_until_resume(make_app: MakeApp) -> None:
 
     code, output = run(app, "pause", "--wait", "10")
     assert code == 0
-    assert output.endswith("default: paused (1 worker)\n")
+    assert "default: paused (1 worker)\n" in output
     assert totals(app)["size"] == 0
 
     served = []
@@ -925,11 +929,11 @@ def test_orders_that_nobody_confirms_are_given_and_said_to_be_unconfirmed(
 
     code, output = run(app, command, *arguments)
 
-    assert code == 2
+    assert code == 3
     assert "default: ordered, but no worker is there to confirm it\n" in output
     assert f"none publishes in {board_of(app).path}, which belongs to " in output
     orders = board_of(app).orders(key_of(identity_of(app)))
-    assert orders == Orders(int(command == "reset"), command == "pause")
+    assert orders[:2] == (int(command == "reset"), command == "pause")
 
 
 def test_who_waits_for_all_does_not_miss_one_whose_sheet_was_removed(
@@ -960,6 +964,114 @@ def test_resume_does_not_take_for_done_what_has_not_been_seen(
         "default: 1 of 1 worker will follow",
         "default: worker 4011: 2 checkouts still waiting, 0 in use",
     ]
+
+
+@pytest.fixture
+def worker(make_app: MakeApp) -> Flask:
+    """An app with an idle connection, which is published."""
+    app = make_app(TIMEOUT=10)
+    connected(app).close()
+    until(lambda: totals(app)["idle"] == 1)
+    return app
+
+
+def test_every_command_tells_who_has_paused_since_when_until_when_and_the_way_out(
+    worker: Flask,
+) -> None:
+    before = time.time()
+    paused = run(worker, "pause", "--for", "10m")[1]
+    pause = report(worker)["pools"]["default"]["pause"]
+    others = [run(worker, *a)[1] for a in (["status"], ["check"], ["reset", "--yes"])]
+    code = run(worker, "status")[0]
+    resumed = run(worker, "resume")
+
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert pause["by"] == f"{user} on {socket.gethostname()}"
+    assert before <= pause["since"] <= time.time()
+    assert pause["until"] == pytest.approx(pause["since"] + 600, abs=0.1)
+    since, until = (datetime.fromtimestamp(pause[key]) for key in ("since", "until"))
+    told = f"paused by {pause['by']} since {since:%F %T}, until {until:%F %T}"
+    for output in paused, *others:
+        assert told in output
+    assert "To end that: flask mysqlpool resume\n" in paused
+    assert code == 1
+    assert resumed == (0, "default: resumed (1 worker)\n")
+    assert report(worker)["pools"]["default"]["pause"] is None
+
+
+def test_after_its_time_a_pause_ends_by_itself_and_workers_log_it(
+    worker: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(worker, "pause", "--wait", "5", "--for", "0.7s")
+    assert totals(worker)["size"] == 0
+    with connected(worker):  # waits, and is served
+        until(lambda: run(worker, "status")[0] == 0)
+        pause = report(worker)["pools"]["default"]["pause"]
+
+    assert pause is None
+    [paused, resumed] = [r.getMessage() for r in caplog.records]
+    assert paused.startswith("shop: paused by ") and resumed == "shop: resumed"
+
+
+def test_a_pause_ends_in_its_time_where_orders_cannot_be_read_any_more(
+    worker: Flask,
+) -> None:
+    run(worker, "pause", "--for", "0.7s")
+    path = Path(board_of(worker).path, ORDERS)
+    path.write_text("damaged")
+
+    connected(worker).close()
+
+
+def test_a_second_pause_keeps_its_beginning_and_has_the_end_that_it_names(
+    worker: Flask,
+) -> None:
+    def ordered(*arguments: str) -> dict[str, Any]:
+        run(worker, "pause", *arguments)
+        pause: dict[str, Any] = report(worker)["pools"]["default"]["pause"]
+        return pause
+
+    first, second = ordered("--for", "1h"), ordered()
+
+    assert second["since"] == first["since"]
+    assert first["until"] and second["until"] is None
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_an_interrupted_pause_says_that_it_holds(
+    worker: Flask, busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fleet, "wait" if busy else "pause", interrupt)
+
+    code, output = run(worker, "pause", "--wait", "5", "--bind", "default")
+
+    assert code == 1
+    if busy:
+        assert output.startswith("Interrupted: what was ordered holds.\n")
+        assert output.endswith("To end that: flask mysqlpool resume --bind default\n")
+    else:
+        assert output == "Interrupted: nothing was ordered.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90.0), ("90s", 90.0), ("10m", 600.0), ("2h", 7200.0), ("0.5d", 43200.0)],
+)
+def test_durations_have_units(worker: Flask, text: str, seconds: float) -> None:
+    run(worker, "pause", "--for", text)
+
+    pause = report(worker)["pools"]["default"]["pause"]
+    assert pause["until"] - pause["since"] == pytest.approx(seconds, abs=0.1)
+
+
+@pytest.mark.parametrize("text", ["0", "-1m", "nan", "nanm", "10x", "m", "", "1e5 m m"])
+def test_what_is_no_duration_is_refused(make_app: MakeApp, text: str) -> None:
+    code, output = run(make_app(), "pause", "--for", text)
+
+    assert code == 2 and "Invalid value for '--for'" in output
 
 
 # check
@@ -1215,7 +1327,7 @@ def test_who_may_not_look_into_the_folder_is_told_who_may(
     with as_nobody(tmp_path):
         code, output = run(app, command, *["--yes"] * (command == "reset"))
 
-    assert code == 2
+    assert code == 3
     hint = "Permission denied -> run this as the site's user, or as root\n"
     assert output.startswith("The workers cannot be reached") or command == "status"
     assert hint in output
