@@ -238,7 +238,10 @@ class Board:
 
     def read_with_past(self) -> tuple[Reading, Past]:
         """The same, and what the dead have counted; nobody is counted twice."""
-        with self.opened() as folder, self._past_locked(folder) as past:
+        with (
+            self.opened() as folder,
+            self._past_locked(folder, patience=_PATIENCE) as past,
+        ):
             reading = _read(folder)
             return reading, _bury(folder, past, reading)
 

@@ -13,12 +13,10 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from pymysql.err import MySQLError
-
 from .board import Orders
 from .config import PoolConfig
 from .fleet import Fleet
-from .server import Facts, connect_to
+from .server import Facts, Unanswered, connect_to
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 
@@ -94,7 +92,7 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
     try:
         with connect_to(config) as server:
             facts = server.facts()
-    except (MySQLError, OSError, RuntimeError) as error:
+    except Unanswered as error:
         yield _no_connection(error)
         return
     yield Finding(OK, "connection", f"opened in {facts.connect * 1000:.1f} ms")
@@ -158,15 +156,14 @@ def _mend_of_problem(problem: str, fleet: Fleet) -> str:
     return "remove it"
 
 
-def _no_connection(error: Exception) -> Finding:
-    code = error.args[0] if error.args else None
-    text = ": ".join(map(str, error.args))
-    mend = _MENDS.get(code, "") if isinstance(code, int) else ""
+def _no_connection(error: Unanswered) -> Finding:
+    code, text = error.number, error.text
+    mend = _MENDS.get(code, "") if code is not None else ""
     told = next((words for words in _SAID if words in text), None)
     refused = [name for name in _SET_UP if text.startswith(f"{code}: {name}: ")]
     if refused:
         mend = f"correct {refused[0]}"
-    elif isinstance(error.__cause__, socket.gaierror):
+    elif error.__cause__ and isinstance(error.__cause__.__cause__, socket.gaierror):
         mend = _MENDS[2005]
     elif told is not None:
         mend = _SAID[told]

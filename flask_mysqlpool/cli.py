@@ -16,7 +16,6 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 import click
 from flask import current_app
 from flask.cli import AppGroup, with_appcontext
-from pymysql.err import MySQLError
 
 from . import tables
 from .board import Orders
@@ -30,9 +29,10 @@ from .fleet import (
     is_degraded,
     last_failure,
     last_timeout,
+    spread,
     totals,
 )
-from .server import ServerReport, Thread, connect_to
+from .server import ServerReport, Thread, Unanswered, connect_to
 
 #: Exit codes; 2 is click's, for a command that was typed wrong.
 HEALTHY, DEGRADED, NOTHING = 0, 1, 3
@@ -45,9 +45,6 @@ NO_WORKER = (
     " {place}. This command's own pool is empty."
 )
 UNREADABLE = "No worker of {app!r} can be read in {place}."
-
-#: What a server that is asked can have happen.
-_ERRORS = MySQLError, OSError, RuntimeError
 
 
 class Site(NamedTuple):
@@ -150,7 +147,7 @@ def status(as_json: bool, watch: float | None, bind: str | None, server: bool) -
 
 def _show(report: dict[str, Any], as_json: bool, clear: bool) -> None:
     if as_json:
-        _echo([json.dumps(report)])
+        _print(json.dumps(report).replace("\x7f", "\\u007f") + "\n")
         return
     if clear and sys.stdout.isatty():
         click.clear()
@@ -199,6 +196,7 @@ def _pool(
         "pause": orders.about() if orders.paused else None,
         "generation": orders.generation,
         "totals": totals(workers),
+        "spread": spread(workers),
         "workers": [_public(worker) for worker in workers],
         "holders": holders(workers),
         "checkout_timeout": last_timeout(workers),
@@ -220,8 +218,8 @@ def _ask_server(config: PoolConfig, workers: Iterable[Worker]) -> dict[str, Any]
     try:
         with connect_to(config) as server:
             report: ServerReport = server.report()
-    except _ERRORS as error:
-        return {"error": _text(error)}
+    except Unanswered as error:
+        return {"error": error.text}
     threads = [_thread(thread, pid_of) for thread in report.threads]
     return {
         "version": report.version,
@@ -286,8 +284,8 @@ def _reset_at_server(site: Site) -> None:
             with connect_to(config) as server:
                 idle = [thread for thread in server.report().threads if thread.sleeps]
                 ended = server.kill(idle)
-        except _ERRORS as error:
-            _echo([f"{bind}: cannot connect to {config.server}: {_text(error)}"])
+        except Unanswered as error:
+            _echo([f"{bind}: cannot connect to {config.server}: {error}"])
             sys.exit(DEGRADED)
         s = "" if ended == 1 else "s"
         _echo([f"{bind}: ended {ended} idle connection{s} on {config.server}"])
@@ -448,11 +446,16 @@ def _progress(bind: str, others: Iterable[Worker], outcome: _Outcome) -> Iterato
         yield f"{bind}: worker {worker['pid']}: {what}, {worker['in_use']} in use"
 
 
-def _echo(lines: Iterable[str]) -> None:
+def _echo(lines: Iterable[tables.Line]) -> None:
     """Print them now; ends the command if that cannot be done."""
-    text = "".join(f"{line}\n" for line in lines)
+    _print("".join(f"{tables.printable(line)}\n" for line in lines))
+
+
+def _print(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
-        click.echo(text, nl=False)
+        click.echo(text, nl=False, color=False if os.environ.get("NO_COLOR") else None)
         sys.stdout.flush()
     except BrokenPipeError:
         raise  # Click's affair
@@ -484,8 +487,3 @@ def check(bind: str | None) -> None:
         _echo(["", f"{name}: {config.server}"])
         show(examine(config, len(site.workers.get(name, [])) or None))
     sys.exit(DEGRADED if any(f.level == FAILURE for f in findings) else HEALTHY)
-
-
-def _text(error: Exception) -> str:
-    """A server's error as the mysql client prints it."""
-    return ": ".join(map(str, error.args))

@@ -16,6 +16,7 @@ from pymysql.err import InternalError, MySQLError, OperationalError
 from .certificates import Certificates
 from .config import PoolConfig
 from .connection import NOT_READY, AnotherRole, PhysicalConnection
+from .foreign import is_exit, kind
 from .hosts import Hosts, Place
 from .link import LOST, without_traceback
 from .wire import longest
@@ -115,9 +116,11 @@ def _unverified(how: str) -> OperationalError:
 def _ask(source: Callable[[], object]) -> object:
     try:
         password = source()
-    except Exception as error:
+    except BaseException as error:
+        if is_exit(error):
+            raise
         # Its text may hold anything.
-        text = f"PASSWORD cannot be asked for: it raised {type(error).__name__}"
+        text = f"PASSWORD cannot be asked for: it raised {kind(error)}"
         failure = OperationalError(CR.CR_UNKNOWN_ERROR, text)
         failure.__cause__ = without_traceback(error)
     else:

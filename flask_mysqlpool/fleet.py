@@ -88,7 +88,7 @@ class Fleet:
         strangers: Counter[str] = Counter()
         by_bind: dict[str, list[Worker]] = {}
         for sheet in reading.sheets:
-            if not _is_complete(sheet):
+            if not _fits(sheet, _SHEET, _OF_SHEET):
                 text = "a worker of another version of this package"
                 self.hidden.append(f"{sheet['id']}.worker: {text}")
             elif self._keys.get(sheet["bind"]) == key_of(sheet):
@@ -229,31 +229,59 @@ def _stranger(pool: tuple[str, int]) -> str:
 #: What tells that a worker has come nearer to what was ordered.
 _PROGRESS = "id", "outdated", "in_use", "size", "waiting"
 
-_NUMBERS = {*COUNTS, "pid", "generation", "outdated", "updated"}
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that can be counted with: finite, and of no absurd size."""
+    return isinstance(value, (int, float)) and abs(value) < 1 << 64
 
 
-def _is_complete(sheet: Worker) -> bool:
-    """Whether it says all that the commands read."""
-    connections, threads = sheet.get("connections"), sheet.get("thread_ids", [])
-    return (
-        all(isinstance(sheet.get(key), (int, float)) for key in _NUMBERS)
-        and all(isinstance(sheet.get(key), str) for key in ("app", "bind", "server"))
-        and isinstance(sheet.get("user"), (str, type(None)))
-        and isinstance(sheet.get("paused"), bool)
-        and isinstance(sheet.get("last_timeout"), (int, float, type(None)))
-        and isinstance(threads, list)
-        and all(isinstance(number, int) for number in threads)
-        and isinstance(connections, list)
-        and all(_is_connection(connection) for connection in connections)
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and _is_number(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_integer, value))
+
+
+def _are_connections(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, dict) and _fits(each, _CONNECTION, _OF_CONNECTION)
+        for each in value
     )
 
 
-def _is_connection(connection: Any) -> bool:
-    return (
-        isinstance(connection, dict)
-        and {"state", "endpoint"} <= connection.keys()
-        and isinstance(connection.get("thread_id"), int)
-        and isinstance(connection.get("for"), (int, float))
+#: What the commands read of a sheet; and what they do if it says that.
+_SHEET = {
+    **dict.fromkeys(COUNTS, _is_number),
+    **dict.fromkeys(("pid", "generation", "outdated"), _is_integer),
+    **dict.fromkeys(("app", "bind", "server"), _is_text),
+    "updated": _is_number,
+    "paused": _is_flag,
+    "connections": _are_connections,
+}
+_OF_SHEET = {
+    **dict.fromkeys(("last_timeout", "last_connect_failure", "waited"), _is_number),
+    **dict.fromkeys(("user", "site", "connect_error"), _is_text),
+    "thread_ids": _are_integers,
+}
+_CONNECTION = {"state": _is_text, "thread_id": _is_integer, "for": _is_number}
+_OF_CONNECTION = {"endpoint": _is_text, "age": _is_number}
+
+_Schema = Mapping[str, Callable[[Any], bool]]
+
+
+def _fits(record: Worker, needed: _Schema, optional: _Schema) -> bool:
+    """Whether it says all that is read of it, in the way that it is read."""
+    return all(test(record.get(key)) for key, test in needed.items()) and all(
+        record.get(key) is None or test(record[key]) for key, test in optional.items()
     )
 
 
@@ -262,6 +290,15 @@ def totals(workers: Iterable[Worker]) -> dict[str, int]:
     workers = list(workers)
     sums = {count: sum(int(worker[count]) for worker in workers) for count in COUNTS}
     return {"workers": len(workers), **sums}
+
+
+def spread(workers: Iterable[Worker]) -> float:
+    """Seconds between the moments that a sum is of: the first and the last of them.
+
+    Workers without connections tell every change at once.
+    """
+    heard = [w["heard"] for w in workers if w["size"] or w["waiting"]]
+    return round(max(heard) - min(heard), 1) if heard else 0.0
 
 
 def is_degraded(workers: Iterable[Worker]) -> bool:
@@ -296,12 +333,11 @@ def _told(worker: Worker) -> dict[str, Any]:
 
 
 def _timed_out_at(worker: Worker) -> float:
-    return float(worker["last_timeout"] or 0.0)
+    return float(worker.get("last_timeout") or 0.0)
 
 
 def _failed_at(worker: Worker) -> float:
-    moment = worker.get("last_connect_failure")
-    return float(moment) if isinstance(moment, (int, float)) else 0.0
+    return float(worker.get("last_connect_failure") or 0.0)
 
 
 def holders(workers: Iterable[Worker]) -> list[dict[str, Any]]:

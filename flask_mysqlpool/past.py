@@ -89,10 +89,11 @@ class Past:
 
 def counts(sheet: Mapping[str, Any]) -> Counts:
     """What a worker has counted, but for what another version counts otherwise."""
-    return {name: sheet[name] for name in COUNTED if _is_count(name, sheet.get(name))}
+    return {name: sheet[name] for name in COUNTED if is_count(name, sheet.get(name))}
 
 
-def _is_count(name: str, value: Any) -> bool:
+def is_count(name: str, value: Any) -> bool:
+    """Whether it is what is counted under this name."""
     if name in _TIMES:
         is_list = isinstance(value, list) and len(value) == len(BOUNDS) + 2
         return is_list and all(map(_is_number, value))
@@ -102,7 +103,7 @@ def _is_count(name: str, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
+    return isinstance(value, (int, float)) and abs(value) < 1 << 64
 
 
 def total(all_counts: Iterable[Counts]) -> Counts:

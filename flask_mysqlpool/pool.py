@@ -205,7 +205,7 @@ class Pool(Lender, PooledDB):  # type: ignore[misc]
             self._report_leak(handle.endpoint, report)
 
     def _report_leak(self, endpoint: str | None, report: str) -> None:
-        log(__name__, WARNING, "%s", report)
+        log(__name__, WARNING, report)
         self._notify("leaked", endpoint, report)
 
     def __repr__(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import pymysql
 
 from .config import PoolConfig
+from .foreign import plain
 from .leaks import caller
 from .logs import log
 
@@ -95,7 +96,7 @@ class Recorder:
             "?" if query.rows is None else query.rows,
             query.endpoint,
             query.location,
-            text if len(text) <= LOGGED else f"{text[:LOGGED]}…",
+            plain(text, LOGGED),
             f" {_shown(query.parameters)}" if self._with_parameters else "",
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from .connection import PhysicalConnection
 from .errors import PoolError, PoolTimeout
+from .foreign import kind, plain
 from .inventory import Inventory
 from .leaks import describe
 from .link import DRIVER
@@ -73,8 +74,8 @@ def _what_was_said(error: BaseException | None) -> str | None:
     What a ``PASSWORD`` that is a function raises could hold a secret.
     """
     if isinstance(error, (DRIVER.MySQLError, PoolError)):
-        return ": ".join(map(str, error.args))
-    return None if error is None else type(error).__name__
+        return ": ".join(map(plain, error.args))
+    return None if error is None else kind(error)
 
 
 def connections(inventory: Inventory, now: float) -> list[ConnectionStats]:

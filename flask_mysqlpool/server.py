@@ -19,11 +19,17 @@ from pymysql.err import MySQLError
 from .config import PoolConfig
 from .connection import PhysicalConnection
 from .connector import Connector
+from .foreign import is_exit, kind, plain
 
 #: Errors of a server that does not let this account see what clients call themselves.
 _NOT_FOR_US = frozenset(
     {ER.TABLEACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, ER.NO_SUCH_TABLE}
 )
+
+
+#: Errors whose text tells an operator what to do. What a PASSWORD that is a function
+#: raises is told by its kind before it comes here.
+_TOLD = MySQLError, OSError, RuntimeError
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,27 @@ class Facts:
     of_other_hosts: int = 0
 
 
+class Unanswered(Exception):
+    """A server could not be asked: MySQL's number, if there is one, and what was said.
+
+    Its cause is the error that was raised, whose text is here only if it is the
+    server's, the system's or the driver's.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.number: int | None = None
+        self.text = kind(error)
+        if issubclass(type(error), _TOLD):
+            number = next(iter(error.args), None)
+            self.number = number if type(number) is int else None
+            self.text = ": ".join(map(plain, error.args)) or self.text
+        self.__cause__ = error
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Server:
     """Asks one server over one connection; make it with :func:`connect_to`."""
 
@@ -104,7 +131,7 @@ class Server:
         [(version, limit)] = self._rows("SELECT VERSION(), @@max_connections")
         [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
         threads = tuple(self._threads())
-        return ServerReport(version, int(limit), int(connected), threads)
+        return ServerReport(plain(version), _number(limit), _number(connected), threads)
 
     def facts(self) -> Facts:
         """Ask for all that decides whether this server and a pool will get along."""
@@ -115,22 +142,22 @@ class Server:
         [(_, cipher)] = self._rows("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
         [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
         threads = self._rows("SHOW PROCESSLIST")
-        own = [int(row[0]) for row in threads if row[1] == self._config.account]
+        own = [_number(row[0]) for row in threads if row[1] == self._config.account]
         programs = self._programs()
         here = gethostname()
         read_only, wait_timeout, max_connections, max_user_connections = numbers
         return Facts(
-            version=version,
+            version=plain(version),
             connect=self._opened_in,
             round_trip=min(self._round_trip() for _ in range(5)),
-            cipher=cipher or None,
-            account=account,
-            plugin=self._raw._auth_plugin_name or "the server's default plugin",
+            cipher=plain(cipher) if cipher else None,
+            account=plain(account),
+            plugin=plain(self._raw._auth_plugin_name or "the server's default plugin"),
             read_only=str(read_only).upper() not in ("0", "OFF"),
-            wait_timeout=int(wait_timeout),
-            max_connections=int(max_connections),
-            max_user_connections=int(max_user_connections),
-            connected=int(connected) - 1,
+            wait_timeout=_number(wait_timeout),
+            max_connections=_number(max_connections),
+            max_user_connections=_number(max_user_connections),
+            connected=_number(connected) - 1,
             of_this_user=len(own) - 1,
             of_other_hosts=sum(_host(programs.get(n)) not in (None, here) for n in own),
         )
@@ -152,16 +179,16 @@ class Server:
             if error.args[0] not in _NOT_FOR_US:
                 raise
             return {}
-        return {int(number): str(program) for number, program in rows}
+        return {_number(number): plain(program) for number, program in rows}
 
     def _threads(self) -> Iterator[Thread]:
         programs = self._programs()
         for row in self._rows("SHOW FULL PROCESSLIST"):
             number, user, client, database, command, seconds, _, statement = row[:8]
             thread = Thread(
-                *(int(number), user, client, database, command),
-                *(int(seconds or 0), statement),
-                program=programs.get(int(number)),
+                *(_number(number), user, plain(client), database, plain(command)),
+                *(_number(seconds or 0), None if statement is None else str(statement)),
+                program=programs.get(_number(number)),
             )
             if thread.thread_id != self._raw.thread_id() and self._is_ours(thread):
                 yield thread
@@ -184,6 +211,13 @@ class Server:
         return True
 
 
+def _number(value: Any) -> int:
+    number = int(value)
+    if abs(number) >= 1 << 64:
+        raise ValueError("no number of MySQL is so large")
+    return number
+
+
 def _host(program: str | None) -> str | None:
     """The host that is named, if it is one of our pools that calls itself so."""
     parts = (program or "").rsplit(" ", 2)
@@ -194,13 +228,18 @@ def _host(program: str | None) -> str | None:
 def connect_to(config: PoolConfig) -> Iterator[Server]:
     """A :class:`Server` for a ``with`` block.
 
-    Raises what connecting raises, within ``CONNECT_TIMEOUT``. An answer may take as
-    long, unless there is a ``READ_TIMEOUT``.
+    Whatever is raised on the way is an :exc:`Unanswered`. Connecting takes no longer
+    than ``CONNECT_TIMEOUT``, and an answer, too, unless there is a ``READ_TIMEOUT``.
     """
     seconds = config.connect_timeout
     config = replace(config, read_timeout=config.read_timeout or seconds)
-    connection = Connector(config).connect(time.monotonic() + seconds)
     try:
-        yield Server(config, connection)
-    finally:
-        connection.close()
+        connection = Connector(config).connect(time.monotonic() + seconds)
+        try:
+            yield Server(config, connection)
+        finally:
+            connection.close()
+    except BaseException as error:
+        if is_exit(error):
+            raise
+        raise Unanswered(error) from error

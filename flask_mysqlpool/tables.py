@@ -6,12 +6,13 @@ import shutil
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from .board import Orders
 from .check import FAILURE, OK, WARNING, Finding
+from .foreign import plain
 
 #: Columns of the table of workers. What is dearest goes last when it gets narrow.
 _COLUMNS = {
@@ -37,20 +38,44 @@ _LISTED = 10
 #: Seconds after which a worker with connections has not been heard of as it should.
 _SILENCE = 1.0
 
+#: Characters of a cell that are shown, and of a line.
+_WIDEST, _LONGEST = 60, 4000
+
 Row = Sequence[object]
 
 
-def status(report: Mapping[str, Any], terminal: bool) -> Iterator[str]:
+class Styled(NamedTuple):
+    """A line in a colour, or a line whose beginning is."""
+
+    colour: str
+    text: str
+    rest: str = ""
+
+
+Line = str | Styled
+
+
+def printable(line: Line) -> str:
+    """A line for a terminal, which obeys nothing in it but the colour."""
+    if isinstance(line, str):
+        return plain(line, _LONGEST)
+    styled = click.style(plain(line.text, _LONGEST), fg=line.colour)
+    return styled + plain(line.rest, _LONGEST)
+
+
+def status(report: Mapping[str, Any], terminal: bool) -> Iterator[Line]:
     """The report of ``status``, as lines."""
     width = shutil.get_terminal_size().columns if terminal else 120
     yield f"{report['app']} on {report['host']}"
-    yield from map(plain, report["problems"])
+    yield from report["problems"]
     for bind, pool in report["pools"].items():
         yield ""
         yield _headline(bind, pool)
         if pool["workers"]:
             yield from _workers(pool, width)
             yield from _silent(pool["workers"])
+            if pool["spread"] > _SILENCE:
+                yield f"the sums are of moments that are {pool['spread']:.0f} s apart"
             yield from _holders(pool, width)
         if pool["checkout_timeout"]:
             yield from _timeout(pool["checkout_timeout"], width)
@@ -60,35 +85,28 @@ def status(report: Mapping[str, Any], terminal: bool) -> Iterator[str]:
             yield from _server(pool["seen_by_server"], width)
 
 
-def finding(finding: Finding) -> str:
+def finding(finding: Finding) -> Line:
     """One finding of ``check``, as a line."""
-    level = click.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
     mend = f" -> {finding.mend}" if finding.mend else ""
-    return f"{level} {plain(f'{finding.subject}: {finding.text}{mend}')}"
-
-
-def plain(text: str) -> str:
-    """What others have named, without what a terminal would obey."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    text = f" {finding.subject}: {finding.text}{mend}"
+    return Styled(_COLOURS[finding.level], f"{finding.level:<8}", text)
 
 
 def _fitted(text: str, width: int) -> list[str]:
     return textwrap.wrap(plain(text), max(width, 20), subsequent_indent="  ")
 
 
-def _headline(bind: str, pool: Mapping[str, Any]) -> str:
+def _headline(bind: str, pool: Mapping[str, Any]) -> Line:
     text = f"{bind}: {pool['server']}, at most {pool['max_size']} for each worker"
     if pool["max_host_connections"] is not None:
         text += f", {pool['max_host_connections']} for this host"
     if pool["paused"]:
         told = Orders(paused=True, **(pool["pause"] or {})).in_words()
-        text += ", " + click.style(plain(told), fg="yellow", bold=True)
+        return Styled("yellow", f"{text}, {told}")
     return text
 
 
-def _workers(pool: Mapping[str, Any], width: int) -> Iterator[str]:
+def _workers(pool: Mapping[str, Any], width: int) -> Iterator[Line]:
     columns = dict(_COLUMNS)
     dropped = iter(_DROPPED_FIRST)
     total = {**pool["totals"], "pid": "total"}
@@ -105,13 +123,10 @@ def _workers(pool: Mapping[str, Any], width: int) -> Iterator[str]:
         if len(lines[0]) <= width or not (key := next(dropped, None)):
             break
         del columns[key]
+    yield lines[0]
     for line, worker in zip(lines[1:-1], pool["workers"], strict=True):
-        lines[lines.index(line)] = _marked(line, worker)
-    yield from lines
-
-
-def _marked(line: str, worker: Mapping[str, Any]) -> str:
-    return click.style(line, fg="yellow") if worker["waiting"] else line
+        yield Styled("yellow", line) if worker["waiting"] else line
+    yield lines[-1]
 
 
 def _silent(workers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -123,16 +138,16 @@ def _silent(workers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             yield f"worker {worker['name']}: last heard of {silence:.0f} s ago"
 
 
-def _failure(failure: Mapping[str, Any], width: int) -> list[str]:
+def _failure(failure: Mapping[str, Any], width: int) -> list[Line]:
     text = f"a connect failed {failure['ago']:.0f} s ago in worker {failure['worker']}"
     lines = _fitted(f"{text}: {failure['error']}", width)
-    return [click.style(line, fg="red") for line in lines]
+    return [Styled("red", line) for line in lines]
 
 
-def _timeout(timeout: Mapping[str, Any], width: int) -> list[str]:
+def _timeout(timeout: Mapping[str, Any], width: int) -> list[Line]:
     text = f"a checkout timed out {timeout['ago']:.0f} s ago"
     lines = _fitted(f"{text} in worker {timeout['worker']}", width)
-    return [click.style(line, fg="yellow") for line in lines]
+    return [Styled("yellow", line) for line in lines]
 
 
 def _holders(pool: Mapping[str, Any], width: int) -> Iterator[str]:
@@ -152,10 +167,10 @@ def _holders(pool: Mapping[str, Any], width: int) -> Iterator[str]:
         yield f"  and {max(len(held), pool['totals']['in_use']) - _LISTED} more"
 
 
-def _server(seen: Mapping[str, Any], width: int) -> Iterator[str]:
+def _server(seen: Mapping[str, Any], width: int) -> Iterator[Line]:
     if "error" in seen:
         for line in _fitted(f"server: cannot connect: {seen['error']}", width):
-            yield click.style(line, fg="red")
+            yield Styled("red", line)
         return
     yield from _fitted(
         f"server {seen['version']}: {seen['connected']} connected of"
@@ -186,7 +201,7 @@ def _server(seen: Mapping[str, Any], width: int) -> Iterator[str]:
 
 def _aligned(rows: Sequence[Row]) -> list[str]:
     """Numbers to the right, other things to the left."""
-    texts = [[plain(str(cell)) for cell in row] for row in rows]
+    texts = [[plain(cell, _WIDEST) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     numeric = [
         all(text.replace(".", "").isdigit() for text in column[1:-1] or column[1:])

@@ -47,7 +47,7 @@ from flask_mysqlpool.connection import PhysicalConnection
 from flask_mysqlpool.connector import Connector
 from flask_mysqlpool.fleet import Fleet
 from flask_mysqlpool.past import identity, key_of
-from flask_mysqlpool.server import Facts, Server, connect_to
+from flask_mysqlpool.server import Facts, Server, Unanswered, connect_to
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 pytestmark = pytest.mark.one_engine
@@ -482,7 +482,8 @@ def test_in_a_narrow_terminal_what_is_dearest_is_shown_and_other_columns_are_not
 
     def columns(width: int) -> list[str]:
         monkeypatch.setenv("COLUMNS", str(width))
-        lines = list(flask_mysqlpool.tables.status(shown, terminal=True))
+        found = flask_mysqlpool.tables.status(shown, terminal=True)
+        lines = [*map(flask_mysqlpool.tables.printable, found)]
         [head] = [line for line in lines if line.split()[:1] == ["worker"]]
         assert len(head) <= width
         return head.split("  ")[1:]
@@ -1457,7 +1458,7 @@ def test_what_an_error_says_tells_more_than_its_number(
 ) -> None:
     @contextmanager
     def connect_to(config: PoolConfig) -> Iterator[Any]:
-        raise OperationalError(2003, error)
+        raise Unanswered(OperationalError(2003, error))
         yield
 
     monkeypatch.setattr(flask_mysqlpool.check, "connect_to", connect_to)
@@ -1486,7 +1487,7 @@ def test_a_connect_that_failed_is_told_with_its_mend(
 ) -> None:
     @contextmanager
     def connect_to(config: PoolConfig) -> Iterator[Any]:
-        raise error
+        raise Unanswered(error)
         yield
 
     monkeypatch.setattr(flask_mysqlpool.check, "connect_to", connect_to)

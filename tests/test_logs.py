@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import MakeApp, extension, until
+from flask.testing import FlaskCliRunner
 from test_monitor import csrf, monitored, order
 
 import flask_mysqlpool
@@ -172,6 +173,18 @@ def order_of_the_monitor(make_app: MakeApp) -> None:
     assert order(client, csrf(client)).status_code == 200
 
 
+def pause_that_a_worker_obeys(make_app: MakeApp) -> None:
+    app = make_app()
+    with app.app_context():
+        get_db().ping()
+    assert FlaskCliRunner(app).invoke(args=["mysqlpool", "pause"]).exit_code == 0
+
+
+def authorize_that_raises(make_app: MakeApp) -> None:
+    client = monitored(make_app(), authorize=lambda: Broken().missing)
+    assert client.get("/mysqlpool/").status_code == 403
+
+
 PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "lending._notify": observer_that_raises,
     "lending._tell_of_end": session_that_cannot_be_cleaned,
@@ -186,6 +199,8 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "housekeeper.watch": housekeeper_that_cannot_start,
     "housekeeper._housekeep": housekeeping_that_fails,
     "pages.steer": order_of_the_monitor,
+    "presence._obey": pause_that_a_worker_obeys,
+    "gate.refusal": authorize_that_raises,
 }
 
 

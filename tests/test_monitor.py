@@ -767,13 +767,10 @@ def test_authorize_is_asked_in_each_request(offline: Flask) -> None:
 def test_an_authorize_that_does_not_say_yes_or_no_opens_nothing(
     offline: Flask, result: object
 ) -> None:
-    offline.config["PROPAGATE_EXCEPTIONS"] = False
     client = monitored(offline, authorize=lambda: result)
 
-    assert answers(client) == {500}
-    offline.config["PROPAGATE_EXCEPTIONS"] = True
-    with pytest.raises(TypeError, match="must return True or False"):
-        client.get("/mysqlpool/")
+    assert answers(client) == {403}
+    assert "must return True or False" in client.get("/mysqlpool/").text
 
 
 def test_authorize_may_send_visitors_elsewhere(offline: Flask) -> None:
@@ -845,6 +842,40 @@ def test_the_form_signs_in_and_the_button_out(offline: Flask) -> None:
     headers = OURS | {"X-CSRF-Token": csrf(client)}
     assert client.post("/mysqlpool/logout", headers=headers).status_code == 303
     assert answers(client) == {401}
+    client.set_cookie("mysqlpool_monitor", signed_in.value, path="/mysqlpool")
+    assert answers(client) == {401}  # nor is a copy of it good any more
+    sign_in(client)
+    assert answers(client) == {200}
+
+
+def test_signing_out_says_if_a_copy_of_the_cookie_stays_good(make_app: MakeApp) -> None:
+    client = monitored(make_app(STATUS_DIR=False), authorize=None, token=TOKEN)
+    sign_in(client)
+    headers = OURS | {"X-CSRF-Token": csrf(client)}
+
+    response = client.post("/mysqlpool/logout", headers=headers)
+
+    assert response.status_code == 503 and "STATUS_DIR is False" in response.text
+    assert answers(client) == {401}
+
+
+def test_a_proxy_that_rewrites_the_host_is_named(offline: Flask) -> None:
+    client = monitored(offline, control=True)
+
+    response = order(client, csrf(client), Origin="https://shop.example")
+
+    assert response.status_code == 403
+    assert "a proxy in between rewrites Host" in response.text
+    assert "https://shop.example" in response.text and "localhost" in response.text
+
+
+def test_the_page_tells_who_has_paused(offline: Flask) -> None:
+    client = monitored(offline, control=True)
+    assert order(client, csrf(client), "pause").status_code == 200
+
+    [problem] = client.get("/mysqlpool/status.json").get_json()["problems"]
+
+    assert "default: paused by the monitor, asked from 127.0.0.1 since " in problem
 
 
 def test_over_tls_the_cookie_stays_there(offline: Flask) -> None:

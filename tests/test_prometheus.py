@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import MakeApp, extension, until
 from flask import Flask
+from flask.testing import FlaskCliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from test_servers import BOARD, PATIENCE, Load, Site, good_site
@@ -97,6 +98,46 @@ def test_what_a_closed_pool_has_counted_stays_counted(make_app: MakeApp) -> None
     assert samples["mysqlpool_checkouts_total", ("pool", "shop")] == 4
     assert samples["mysqlpool_wait_seconds_count", ("pool", "shop")] == 4
     assert samples["mysqlpool_workers", ("pool", "shop")] == 0
+
+
+def test_nothing_is_told_while_the_sums_cannot_be_known(make_app: MakeApp) -> None:
+    app = make_app(MAX_SIZE=2)
+    use(app)
+    path = app.config["MYSQLPOOL_STATUS_DIR"]
+    checkouts = "mysqlpool_checkouts_total", ("pool", "shop")
+    until(lambda: scrape(app).get(checkouts) == 2)
+
+    os.chmod(path, 0o770)
+    assert scrape(app) == {("mysqlpool_readable",): 0}
+    os.chmod(path, 0o700)
+    samples = scrape(app)
+    assert samples["mysqlpool_readable",] == 1 and samples[checkouts] == 2
+
+
+def test_pools_of_one_name_are_added_up(make_app: MakeApp) -> None:
+    app = make_app(MAX_SIZE=2, BINDS={"reports": {"NAME": "shop", "MAX_SIZE": 3}})
+    db = extension(app)
+    with app.app_context(), db.connection(), db.connection("reports"):
+        checkouts = "mysqlpool_checkouts_total", ("pool", "shop")
+        until(lambda: scrape(app).get(checkouts) == 2)
+
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(app))
+    lines = generate_latest(registry).decode().splitlines()
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(series) == len(set(series))
+    samples = scrape(app)
+    assert samples["mysqlpool_connections_max", ("pool", "shop")] == 5
+    assert samples["mysqlpool_workers", ("pool", "shop")] == 1
+
+
+def test_a_pause_is_a_metric(make_app: MakeApp) -> None:
+    app = make_app()
+    paused = "mysqlpool_paused", ("pool", "shop")
+    before = scrape(app)[paused]
+    assert FlaskCliRunner(app).invoke(args=["mysqlpool", "pause"]).exit_code == 0
+
+    assert (before, scrape(app)[paused]) == (0, 1)
 
 
 # Under gunicorn

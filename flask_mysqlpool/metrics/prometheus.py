@@ -15,11 +15,14 @@ Needs the extra ``prometheus``::
 The numbers come from what all workers publish, so it does not need that library's
 multiprocess mode, and does not mind it. What a worker has counted that is dead stays
 counted. Where nothing is published (``STATUS_DIR`` False), they are those of the worker
-that is asked.
+that is asked. Where not all that is published can be read, nothing is told but
+``mysqlpool_readable 0``: a part of the sums would look as if counters had begun anew.
 """
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -34,7 +37,12 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ..fleet import Fleet, Worker
+from ..foreign import plain
+from ..past import Counts, total
 from ..stats import BOUNDS, PoolStats
+
+#: Characters of a label.
+_LABEL = 100
 
 _STATES = "idle", "in_use", "connecting"
 
@@ -47,7 +55,9 @@ class PoolCollector(Collector):
     ``mysqlpool_timeouts_total``, ``mysqlpool_opened_total``,
     ``mysqlpool_discarded_total{reason}``; and the histograms
     ``mysqlpool_wait_seconds``, ``mysqlpool_use_seconds`` and
-    ``mysqlpool_create_seconds``. ``pool`` is the pool's ``NAME``.
+    ``mysqlpool_create_seconds``. ``pool`` is the pool's ``NAME``; what pools of one
+    name have is added up. ``mysqlpool_paused{pool}`` is 1 during a pause, and
+    ``mysqlpool_readable`` 0 while the sums cannot be known.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -58,7 +68,17 @@ class PoolCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        pools = list(self._pools())
+        readable = GaugeMetricFamily(
+            "mysqlpool_readable", "Whether all that workers publish can be read."
+        )
+        try:
+            pools = self._pools()
+        except OSError:
+            pools = {}
+            readable.add_metric([], 0)
+        else:
+            readable.add_metric([], 1)
+        yield readable
 
         def gauge(name: str, what: str, *labels: str) -> GaugeMetricFamily:
             return GaugeMetricFamily(
@@ -74,6 +94,7 @@ class PoolCollector(Collector):
         most = gauge("connections_max", "The most connections that there may be.")
         waiting = gauge("waiting", "Checkouts that wait for a connection.")
         workers = gauge("workers", "Processes that use the pool.")
+        paused = gauge("paused", "Whether checkouts wait for the end of a pause.")
         counters = {
             "checkouts": counter("checkouts", "Connections handed out."),
             "timeouts": counter("timeouts", "Checkouts that were given up."),
@@ -84,50 +105,72 @@ class PoolCollector(Collector):
             "use": _histogram("use", "Time until a connection is returned."),
             "create": _histogram("create", "Time that a connect takes."),
         }
-        for name, most_of_all, live, counts in pools:
+        for name, (most_of_all, is_paused, live, counts) in pools.items():
             for state in _STATES:
                 connections.add_metric([name, state], sum(w[state] for w in live))
             most.add_metric([name], most_of_all)
             waiting.add_metric([name], sum(w["waiting"] for w in live))
-            workers.add_metric([name], len(live))
+            workers.add_metric([name], len({(w.get("site"), w["pid"]) for w in live}))
+            paused.add_metric([name], is_paused)
             for key, family in counters.items():
                 family.add_metric([name], counts.get(key, 0))
-            for reason, number in sorted(counts.get("discarded_by_reason", {}).items()):
+            reasons: Counter[str] = Counter()
+            for reason, number in counts.get("discarded_by_reason", {}).items():
+                reasons[plain(reason, _LABEL)] += number
+            for reason, number in sorted(reasons.items()):
                 discarded.add_metric([name, reason], number)
             for key, histogram in histograms.items():
                 _add(histogram, name, counts.get(key, [0] * (len(BOUNDS) + 2)))
-        yield from (connections, most, waiting, workers)
+        yield from (connections, most, waiting, workers, paused)
         yield from counters.values()
         yield discarded
         yield from histograms.values()
 
-    def _pools(self) -> Iterator[tuple[str, int, list[Worker], Mapping[str, Any]]]:
-        """For each pool: its name, its bound, its live workers, and all counts."""
+    def _pools(self) -> dict[str, _Pool]:
+        """Each name of pools, with what all have; OSError if that is not known."""
+        pools: dict[str, _Pool] = {}
         for state in self._app.extensions["mysqlpool"].values():
-            by_bind, counts = _look(state, self._app.name)
+            by_bind, counts, paused = _look(state, self._app.name)
             for bind, config in state.published().items():
                 live = by_bind.get(bind, [])
                 most = config.max_size * len(live)
                 if config.max_host_connections is not None:
                     most = min(most, config.max_host_connections)
-                yield config.name, most, live, counts.get(bind, {})
+                name = plain(config.name, _LABEL)
+                before = pools.get(name, (0, False, [], {}))
+                pools[name] = (
+                    before[0] + most,
+                    before[1] or bind in paused,
+                    before[2] + live,
+                    total([before[3], counts.get(bind, {})]),
+                )
+        return pools
+
+
+#: The most connections, whether they are paused, live workers, all counts.
+_Pool = tuple[int, bool, list[Worker], Counts]
 
 
 def _look(
     state: Any, app: str
-) -> tuple[dict[str, list[Worker]], Mapping[str, Mapping[str, Any]]]:
+) -> tuple[dict[str, list[Worker]], Mapping[str, Counts], set[str]]:
     if state.board is not None:
-        try:
-            return Fleet(state.board, app, state.published()).counts()
-        except OSError:
-            pass  # nobody can publish, so this worker is all that can be seen
+        fleet = Fleet(state.board, app, state.published())
+        by_bind, counts = fleet.counts()
+        if fleet.hidden:
+            raise OSError(fleet.hidden[0])
+        binds = state.published()
+        paused = {b for b in binds if fleet.is_paused(b, by_bind.get(b, []))}
+        return by_bind, counts, paused
     own = {bind: _as_worker(pool.stats()) for bind, pool in state.named_pools()}
-    return {bind: [worker] for bind, worker in own.items()}, own
+    paused = {bind for bind, worker in own.items() if worker["paused"]}
+    return {bind: [worker] for bind, worker in own.items()}, own, paused
 
 
 def _as_worker(stats: PoolStats) -> Worker:
     return {
         **asdict(stats),
+        "pid": os.getpid(),
         "wait": stats.wait_seconds,
         "use": stats.use_seconds,
         "create": stats.create_seconds,

@@ -8,11 +8,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pymysql.err import MySQLError
-
 from ..config import PoolConfig
 from ..process import process
-from ..server import ServerReport, Thread, connect_to
+from ..server import ServerReport, Thread, Unanswered, connect_to
 
 #: Seconds that a connect may take, and each of a few answers.
 CONNECT, ANSWER = 0.5, 0.3
@@ -71,9 +69,8 @@ class Asker:
         try:
             with connect_to(self._config) as server:
                 report = server.report()
-        except (MySQLError, OSError, RuntimeError) as error:
-            text = ": ".join(map(str, error.args))
-            return Answer(None, text, asked, time.monotonic() + FAILED)
+        except Unanswered as error:
+            return Answer(None, error.text, asked, time.monotonic() + FAILED)
         return Answer(report, "", asked, asked + FRESH)
 
 

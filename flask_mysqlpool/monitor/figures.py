@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..past import is_count
 from ..stats import BOUNDS
 
 #: What of a sheet is a histogram: how long checkouts took, connections were in use,
@@ -20,11 +21,10 @@ Worker = dict[str, Any]
 
 def histogram(worker: Worker, name: str) -> list[float]:
     """The counts, and then the sum in seconds; nothing but zeros if it has none."""
-    found = worker.get(name)
-    if isinstance(found, (list, tuple)) and len(found) == len(BOUNDS) + 2:
-        if all(isinstance(number, (int, float)) for number in found):
-            return list(found)
-    return [0] * (len(BOUNDS) + 2)
+    found: Any = worker.get(name)
+    if isinstance(found, tuple):  # this process's own
+        found = list(found)
+    return found if is_count(name, found) else [0] * (len(BOUNDS) + 2)
 
 
 def summary(workers: Iterable[Worker], name: str) -> dict[str, float | None]:
@@ -62,6 +62,6 @@ def reasons(workers: Iterable[Worker]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for worker in workers:
         found = worker.get("discarded_by_reason")
-        if isinstance(found, dict):
-            total.update({k: v for k, v in found.items() if isinstance(v, int)})
+        if is_count("discarded_by_reason", found):
+            total.update(found)
     return dict(total)

@@ -10,14 +10,23 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import os
 import secrets
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
+from logging import ERROR
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, current_app, request, url_for
 from itsdangerous import BadSignature, URLSafeTimedSerializer
+from werkzeug.exceptions import HTTPException
+
+from ..board import Board, Orders
+from ..foreign import is_exit, kind, plain
+from ..logs import log
 
 COOKIE = "mysqlpool_monitor"
 CSRF_HEADER = "X-CSRF-Token"
@@ -27,6 +36,9 @@ LIFETIME = 12 * 3600
 
 #: Characters that a token has at the least: nobody is kept from guessing.
 SHORTEST = 16
+
+#: What of the orders counts how often visitors have signed out.
+_SIGNED_OUT = "the monitor"
 
 _FORWARDED = "Forwarded", "X-Forwarded-For", "X-Real-IP"
 
@@ -50,7 +62,8 @@ class Visit(NamedTuple):
     """What a cookie says."""
 
     id: str
-    signed_in: bool
+    #: How often all had been signed out by then; None for one who has not signed in.
+    signed_in: int | None
 
 
 def is_local() -> bool:
@@ -63,7 +76,10 @@ def is_local() -> bool:
     """
     if not _is_in_development() or any(name in request.headers for name in _FORWARDED):
         return False
-    host = urlsplit(f"//{request.host}").hostname or ""
+    try:
+        host = urlsplit(f"//{request.host}").hostname or ""
+    except ValueError:
+        return False
     is_named = host == "localhost" or host.endswith(".localhost")
     return _is_loopback(request.remote_addr) and (is_named or _is_loopback(host))
 
@@ -84,6 +100,44 @@ def _is_loopback(address: str | None) -> bool:
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
         return found.ipv4_mapped.is_loopback
     return found.is_loopback
+
+
+def _board() -> Board | None:
+    states = current_app.extensions.get("mysqlpool") or {}
+    return next((state.board for state in states.values()), None)
+
+
+def _host_in(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def _asked(authorize: Authorize) -> tuple[bool, str]:
+    """What it answers, and what is wrong with that. It may abort the request."""
+    try:
+        allowed: object = current_app.ensure_sync(authorize)()
+    except HTTPException:
+        raise
+    except BaseException as error:
+        if is_exit(error):
+            raise
+        # Its text may hold anything.
+        return False, f"authorize raised {kind(error)}{_place(error)}."
+    if type(allowed) is not bool:
+        # A redirect to a login page, or a method that was not called, is true.
+        name = plain(type(allowed).__name__, 100)
+        return False, f"authorize must return True or False, not a {name}."
+    return allowed, ""
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised, for the one who looks for it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    return f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
 
 
 class Gate:
@@ -121,12 +175,16 @@ class Gate:
     def refusal(self) -> Refusal | None:
         """Why this request may see nothing; None if it may."""
         if self._token is not None:
-            if self._has_token() or self._has_signed_in():
+            if self._has_token() or self.has_signed_in():
                 return None
             return Refusal(401, "Sign in with the token that the monitor was given.")
         if self._authorize is not None:
-            if self._is_authorized(self._authorize):
+            allowed, fault = _asked(self._authorize)
+            if allowed:
                 return None
+            if fault:
+                log(current_app.logger, ERROR, "the monitor: %s", fault)
+                return Refusal(403, fault)
             if self._authorize is is_local and not _is_in_development():
                 return Refusal(403, _NOT_IN_DEVELOPMENT)
             return Refusal(403, "You may not see the monitor.")
@@ -138,14 +196,6 @@ class Gate:
             " requests from this host to Flask's development server only.",
         )
 
-    def _is_authorized(self, authorize: Authorize) -> bool:
-        allowed: object = current_app.ensure_sync(authorize)()
-        if not isinstance(allowed, bool):
-            # A redirect to a login page, or a method that was not called, is true.
-            kind = type(allowed).__name__
-            raise TypeError(f"authorize must return True or False, not a {kind}")
-        return allowed
-
     def _has_token(self) -> bool:
         sent = request.authorization
         is_bearer = sent is not None and sent.type == "bearer"
@@ -154,9 +204,34 @@ class Gate:
     def is_token(self, text: str) -> bool:
         return hmac.compare_digest(text.encode(), (self._token or "").encode())
 
-    def _has_signed_in(self) -> bool:
+    def has_signed_in(self) -> bool:
         visit = self.visit()
-        return visit is not None and visit.signed_in
+        return (
+            visit is not None
+            and visit.signed_in is not None
+            and visit.signed_in == self.signed_out()
+        )
+
+    def signed_out(self) -> int:
+        """How often visitors of this app have signed out, in all its workers."""
+        board = _board()
+        with suppress(OSError, ValueError):
+            return board.orders(_SIGNED_OUT).generation if board else 0
+        return 0
+
+    def sign_out(self) -> Refusal | None:
+        """End every copy of the cookie; why, if that cannot be done."""
+        board = _board()
+        try:
+            if board is None:
+                raise OSError("STATUS_DIR is False")
+            board.order(_SIGNED_OUT, lambda o: Orders(o.generation + 1))
+        except OSError as error:
+            text = (
+                "You are signed out here; a copy of the cookie is good until it expires"
+            )
+            return Refusal(503, f"{text}: {error.strerror or error}.")
+        return None
 
     # The cookie
 
@@ -165,11 +240,11 @@ class Gate:
             id, signed_in = self._signer().loads(
                 request.cookies.get(COOKIE, ""), max_age=LIFETIME
             )
-        except BadSignature:
+        except (BadSignature, TypeError, ValueError):  # or another version's
             return None
         return Visit(id, signed_in)
 
-    def begin_visit(self, signed_in: bool = False) -> Visit:
+    def begin_visit(self, signed_in: int | None = None) -> Visit:
         return Visit(secrets.token_urlsafe(), signed_in)
 
     def remember(self, visit: Visit, response: Response) -> None:
@@ -217,9 +292,17 @@ class Gate:
         site = request.headers.get("Sec-Fetch-Site")
         origin = request.headers.get("Origin", "null")
         # A form of a page without referrer has no origin either.
-        is_ours = urlsplit(origin).netloc == request.host or origin == "null"
-        if site not in (None, "same-origin") or not is_ours:
+        is_ours = origin == "null" or _host_in(origin) == request.host
+        if site not in (None, "same-origin"):
             return Refusal(403, "This was sent by the page of another site.")
+        if not is_ours:
+            text = (
+                f"This was sent by a page of {plain(origin, 100)}, and this site is"
+                f" {plain(request.host, 100)}. If that is one site, a proxy in between"
+                " rewrites Host: have it pass Host on, or X-Forwarded-Host, with"
+                " werkzeug's ProxyFix."
+            )
+            return Refusal(403, text)
         if site is None and origin == "null":
             return Refusal(403, "This does not say which page has sent it.")
         return None

@@ -13,6 +13,7 @@ from flask.blueprints import BlueprintSetupState
 from jinja2 import Environment, PackageLoader
 
 from ..config import PoolConfig
+from ..foreign import plain
 from ..logs import log
 from . import report
 from .gate import Authorize, Gate, Refusal, Visit
@@ -120,7 +121,7 @@ class _Monitor:
             settings={b: _settings(config) for b, config in site.configs.items()},
             csrf=self._gate.csrf_token(visit) if visit else "",
             control=url_for(".control") if self._control else None,
-            logout=url_for(".logout") if visit and visit.signed_in else None,
+            logout=url_for(".logout") if self._gate.has_signed_in() else None,
         )
         if visit and self._needs_cookie:
             self._gate.remember(visit, response)
@@ -145,7 +146,7 @@ class _Monitor:
         if not self._gate.is_token(request.form.get("token", "")):
             return self._sign_in(Refusal(401, "This is not the token."))
         response = _to_page()
-        visit = self._gate.begin_visit(signed_in=True)
+        visit = self._gate.begin_visit(self._gate.signed_out())
         self._gate.remember(visit, response)
         return response
 
@@ -153,8 +154,9 @@ class _Monitor:
         refusal = self._gate.forgery()
         if refusal is not None:
             return _refused(refusal)
-        response = _to_page()
-        self._gate.remember(Visit("", False), response)
+        fault = self._gate.sign_out()
+        response = _refused(fault) if fault else _to_page()
+        self._gate.remember(Visit("", None), response)
         return response
 
     def steer(self) -> Response:
@@ -169,7 +171,8 @@ class _Monitor:
         try:
             if site.fleet is None:
                 raise OSError(site.blind)
-            getattr(site.fleet, action)(bind)
+            how = {"by": _visitor()} if action == "pause" else {}
+            getattr(site.fleet, action)(bind, **how)
         except OSError as error:
             text = f"The workers cannot be reached: {report.reason(error)}"
             return _refused(Refusal(503, text))
@@ -182,10 +185,17 @@ _ACTIONS = "reset", "pause", "resume"
 
 def _order() -> tuple[str, str]:
     """The action, and the pool it is for."""
-    order = request.get_json(silent=True)
+    try:
+        order = request.get_json(silent=True)
+    except RecursionError:
+        order = None
     if not isinstance(order, dict):
         return "", ""
     return str(order.get("action")), str(order.get("bind"))
+
+
+def _visitor() -> str:
+    return f"the monitor, asked from {plain(request.remote_addr, 100)}"
 
 
 def _app() -> Flask:
@@ -203,12 +213,22 @@ def _render(status: int, **context: Any) -> Response:
     text = _templates.get_template("page.html").render(
         {"static": static, "data": url_for(".status"), **context}
     )
-    return Response(text, status, mimetype="text/html")
+    shown = "\n".join(plain(line, len(line)) for line in text.split("\n"))
+    return Response(shown, status, mimetype="text/html")
 
 
 def _json(data: object, status: int = 200) -> Response:
-    text = json.dumps(data, separators=(",", ":"))
+    text = json.dumps(_plain(data), separators=(",", ":"))
     return Response(text + "\n", status, mimetype="application/json")
+
+
+def _plain(data: object) -> object:
+    """The same, for a page: with nothing in its texts that a browser would obey."""
+    if isinstance(data, dict):
+        return {plain(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [*map(_plain, data)]
+    return plain(data) if isinstance(data, str) else data
 
 
 def _refused(refusal: Refusal) -> Response:

@@ -64,7 +64,11 @@ class Site:
     def problems(self) -> list[str]:
         if self.blind:
             return [f"Only this worker is shown, {os.getpid()}: {self.blind}."]
-        return list(self.fleet.problems) if self.fleet else []
+        if self.fleet is None:
+            return []
+        orders = {bind: self.fleet.orders(bind) for bind in self.configs}
+        pauses = [f"{b}: {o.in_words()}" for b, o in orders.items() if o.paused]
+        return [*pauses, *self.fleet.problems]
 
 
 def look(app: Flask) -> Site:
