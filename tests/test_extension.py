@@ -464,43 +464,56 @@ def test_reset_replaces_the_connections(make_app: MakeApp) -> None:
             assert connection.thread_id() != before
 
 
-def test_a_connection_returned_by_another_thread_in_mid_statement_is_logged(
-    make_app: MakeApp, caplog: pytest.LogCaptureFixture
-) -> None:
-    app = make_app()
+@pytest.fixture
+def asleep(sql: Callable[..., Any]) -> Iterator[Callable[[PooledConnection], None]]:
+    """Have a thread wait in a statement, which ends at the server with the test."""
+    numbers, threads = [], []
 
     def sleep(connection: PooledConnection) -> None:
         with pytest.raises(pymysql.err.MySQLError):
-            fetch(connection, "SELECT SLEEP(10)")
+            fetch(connection, "SELECT SLEEP(300)")
 
-    with app.app_context():
-        connection = get_db()
-        thread = threading.Thread(target=sleep, args=(connection,))
-        thread.start()
+    def put_to_sleep(connection: PooledConnection) -> None:
+        numbers.append(connection.thread_id())
+        threads.append(threading.Thread(target=sleep, args=(connection,)))
+        threads[-1].start()
         until(lambda: connection._guard.locked())
 
-    thread.join()
+    yield put_to_sleep
+    listed = "SELECT 1 FROM information_schema.processlist WHERE id = %s"
+    for number, thread in zip(numbers, threads, strict=True):
+        thread.join()
+        # The pool has closed its side, which a server may notice seconds later.
+        with suppress(pymysql.err.MySQLError):
+            sql("KILL %s", number)
+        until(lambda number=number: not sql(listed, number))  # type: ignore[misc]
+
+
+def test_a_connection_returned_by_another_thread_in_mid_statement_is_logged(
+    make_app: MakeApp,
+    caplog: pytest.LogCaptureFixture,
+    asleep: Callable[[PooledConnection], None],
+) -> None:
+    app = make_app()
+    with app.app_context():
+        asleep(get_db())
+
     assert "discarded instead of returned" in caplog.text
-    assert in_use(app) == 0
+    until(lambda: in_use(app) == 0)
 
 
 def test_a_connection_is_returned_after_another_one_that_could_not_be(
-    make_app: MakeApp, caplog: pytest.LogCaptureFixture, table: str
+    make_app: MakeApp,
+    caplog: pytest.LogCaptureFixture,
+    table: str,
+    asleep: Callable[[PooledConnection], None],
 ) -> None:
     app = make_app(BINDS={"reports": {}})
-
-    def sleep(connection: PooledConnection) -> None:
-        with pytest.raises(pymysql.err.MySQLError):
-            fetch(connection, "SELECT SLEEP(10)")
-
     with app.app_context():
         stuck, other = get_db(), get_db("reports")
-        thread = threading.Thread(target=sleep, args=(stuck,))
-        thread.start()
-        until(lambda: stuck._guard.locked())
+        asleep(stuck)
         fetch(other, f"INSERT INTO {table} (a) VALUES (1)")
 
-    thread.join()
     assert caplog.text.count("discarded instead of returned") == 1
     assert other.returned
 
