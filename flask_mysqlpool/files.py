@@ -223,21 +223,23 @@ def remove_left_over(folder: int, name: str) -> None:
 def locked(
     folder: int, path: str, name: str, patience: float | None = None
 ) -> Iterator[int]:
-    """Lock a shared file of the folder, which is at this path; gives its descriptor.
+    """Open a shared file of the folder, locked by the one beside it.
 
     :exc:`BlockingIOError` if another process keeps it for so many seconds, by default
     :data:`TURN`.
     """
     deadline = time.monotonic() + (TURN if patience is None else patience)
+    lock_name = f"{name}.lock"
     while True:
-        fd = open_shared(folder, name)
+        lock = open_shared(folder, lock_name)
         try:
-            _lock(fd, os.path.join(path, name), deadline)
-            if is_at(name, fd, folder):  # or else it was removed meanwhile
-                yield fd
+            _lock(lock, os.path.join(path, lock_name), deadline)
+            if is_at(lock_name, lock, folder):  # or else it was removed meanwhile
+                with open(open_shared(folder, name), "rb+", buffering=0) as file:
+                    yield file.fileno()
                 return
         finally:
-            os.close(fd)
+            os.close(lock)
 
 
 def _lock(fd: int, path: str, deadline: float) -> None:

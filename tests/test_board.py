@@ -124,7 +124,8 @@ def numbers(board: Board) -> list[int]:
 
 def names(board: Board) -> list[str]:
     """The files on the board, but for its mark and what the dead have counted."""
-    return sorted(n for n in os.listdir(board.path) if n not in (MARK, PAST))
+    kept = {MARK, PAST, f"{PAST}.lock", f"{ORDERS}.lock"}
+    return sorted(set(os.listdir(board.path)) - kept)
 
 
 def raised(orders: Orders) -> Orders:
@@ -580,7 +581,7 @@ def test_what_root_makes_belongs_to_the_owner_of_what_was_there(tmp_path: Path) 
     board.order("shop/default", raised)
 
     made = [path for path in tmp_path.rglob("*")]
-    assert len(made) == 5
+    assert len(made) == 6
     assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {
         (65534, 65534)
     }
@@ -712,26 +713,33 @@ def test_orders_are_not_given_for_ever_where_the_lock_is_held(
 ) -> None:
     monkeypatch.setattr(flask_mysqlpool.files, "TURN", 0.05)
     board.order("shop/default", raised)
-    with open(f"{board.path}/orders") as lock:
+    with open(f"{board.path}/orders.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match=r"keeps it locked.*orders"):
+        with pytest.raises(OSError, match=r"keeps it locked.*orders\.lock"):
             board.order("shop/default", raised)
 
     assert board.order("shop/default", raised).generation == 2
 
 
-def test_who_waited_for_orders_that_were_removed_writes_to_the_new_ones(
+def test_an_order_that_waited_for_a_lock_that_was_removed_locks_the_new_one(
     board: Board,
 ) -> None:
     board.order("shop/default", raised)
-    with ThreadPoolExecutor(1) as threads, open(f"{board.path}/orders") as lock:
+    path = f"{board.path}/orders.lock"
+
+    def change(orders: Orders) -> Orders:
+        with open(path) as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return raised(orders)
+
+    with ThreadPoolExecutor(1) as threads, open(path) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        ordered = threads.submit(board.order, "shop/default", raised)
+        ordered = threads.submit(board.order, "shop/default", change)
         time.sleep(0.02)  # it waits, or is about to
-        os.unlink(f"{board.path}/orders")
+        os.unlink(path)
         lock.close()
 
-        assert ordered.result() == board.orders("shop/default") == Orders(1)
+        assert ordered.result() == board.orders("shop/default") == Orders(2)
 
 
 def test_an_order_for_one_pool_leaves_those_for_others_as_they_are(
@@ -784,6 +792,6 @@ def test_where_root_has_given_orders_the_owner_still_can(board: Board) -> None:
     os.chown(board.path, 65534, 65534)
     board.order("shop/default", raised)
 
-    owners = {os.stat(os.path.join(board.path, name)).st_uid for name in names(board)}
+    owners = {path.stat().st_uid for path in Path(board.path).iterdir()}
 
     assert owners == {65534}

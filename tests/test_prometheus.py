@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import urllib.request
@@ -100,7 +101,7 @@ def test_what_a_closed_pool_has_counted_stays_counted(make_app: MakeApp) -> None
     assert samples["mysqlpool_workers", ("pool", "shop")] == 0
 
 
-def test_nothing_is_told_while_the_sums_cannot_be_known(make_app: MakeApp) -> None:
+def test_a_scrape_fails_while_the_folder_cannot_be_read(make_app: MakeApp) -> None:
     app = make_app(MAX_SIZE=2)
     use(app)
     path = app.config["MYSQLPOOL_STATUS_DIR"]
@@ -108,10 +109,26 @@ def test_nothing_is_told_while_the_sums_cannot_be_known(make_app: MakeApp) -> No
     until(lambda: scrape(app).get(checkouts) == 2)
 
     os.chmod(path, 0o770)
-    assert scrape(app) == {("mysqlpool_readable",): 0}
+    with pytest.raises(OSError, match="can be written to by others"):
+        scrape(app)
     os.chmod(path, 0o700)
-    samples = scrape(app)
-    assert samples["mysqlpool_readable",] == 1 and samples[checkouts] == 2
+    with open(f"{path}/past.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match=r"keeps it locked.*past\.lock"):
+            scrape(app)
+
+    assert scrape(app)[checkouts] == 2
+
+
+def test_no_sum_is_told_while_a_worker_cannot_be_read(make_app: MakeApp) -> None:
+    app = make_app(MAX_SIZE=2)
+    use(app)
+    other = Sheet(Board(app.config["MYSQLPOOL_STATUS_DIR"]))
+    other.write({"app": "shop", "bind": "default", "version": "another"})
+
+    assert scrape(app) == {("mysqlpool_readable",): 0}
+    other.withdraw()
+    assert scrape(app)["mysqlpool_readable",] == 1
 
 
 def test_pools_of_one_name_are_added_up(make_app: MakeApp) -> None:

@@ -15,8 +15,9 @@ Needs the extra ``prometheus``::
 The numbers come from what all workers publish, so it does not need that library's
 multiprocess mode, and does not mind it. What a worker has counted that is dead stays
 counted. Where nothing is published (``STATUS_DIR`` False), they are those of the worker
-that is asked. Where not all that is published can be read, nothing is told but
-``mysqlpool_readable 0``: a part of the sums would look as if counters had begun anew.
+that is asked. A part of the sums would look as if counters had begun anew: so the
+scrape fails where the folder cannot be read; and while the file of a worker cannot,
+nothing is told but ``mysqlpool_readable 0``.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ _LABEL = 100
 _STATES = "idle", "in_use", "connecting"
 
 
+class _Hidden(Exception):
+    """A live worker cannot be read, such as one of another version."""
+
+
 class PoolCollector(Collector):
     """Gives the metrics of all pools of an app; for a registry.
 
@@ -57,7 +62,7 @@ class PoolCollector(Collector):
     ``mysqlpool_wait_seconds``, ``mysqlpool_use_seconds`` and
     ``mysqlpool_create_seconds``. ``pool`` is the pool's ``NAME``; what pools of one
     name have is added up. ``mysqlpool_paused{pool}`` is 1 during a pause, and
-    ``mysqlpool_readable`` 0 while the sums cannot be known.
+    ``mysqlpool_readable`` 0 while a worker cannot be read.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -73,7 +78,7 @@ class PoolCollector(Collector):
         )
         try:
             pools = self._pools()
-        except OSError:
+        except _Hidden:
             pools = {}
             readable.add_metric([], 0)
         else:
@@ -127,7 +132,10 @@ class PoolCollector(Collector):
         yield from histograms.values()
 
     def _pools(self) -> dict[str, _Pool]:
-        """Each name of pools, with what all have; OSError if that is not known."""
+        """Each name of pools, with what all have.
+
+        :exc:`OSError` if the folder cannot be read, ``_Hidden`` if a worker cannot.
+        """
         pools: dict[str, _Pool] = {}
         for state in self._app.extensions["mysqlpool"].values():
             by_bind, counts, paused = _look(state, self._app.name)
@@ -154,11 +162,11 @@ _Pool = tuple[int, bool, list[Worker], Counts]
 def _look(
     state: Any, app: str
 ) -> tuple[dict[str, list[Worker]], Mapping[str, Counts], set[str]]:
-    if state.board is not None:
+    if state.board is not None and os.name != "nt":
         fleet = Fleet(state.board, app, state.published())
         by_bind, counts = fleet.counts()
         if fleet.hidden:
-            raise OSError(fleet.hidden[0])
+            raise _Hidden
         binds = state.published()
         paused = {b for b in binds if fleet.is_paused(b, by_bind.get(b, []))}
         return by_bind, counts, paused
