@@ -109,5 +109,4 @@ def take(folder: Path, results: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    names = take(ROOT / ".tox", RESULTS)
-    print(f"{RESULTS.relative_to(ROOT)} has new rows: {', '.join(names) or 'none'}")
+    print(*take(ROOT / ".tox", RESULTS), sep=", ")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -197,3 +197,68 @@ def test_a_script_finds_its_clone_through_a_link(
 
     assert done.returncode == 1
     assert "cannot run /nonexistent; set PYTHON" in done.stderr
+
+
+@pytest.fixture
+def matrix(clone: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``scripts/test --matrix`` with a tox that does what ``TOX`` says."""
+    with open(clone / "scripts" / "_setup.sh", "a") as file:
+        file.write(
+            "ensure_venv() { :; }; need_server() { :; }; can_apt() { false; }\n"
+            "ensure_flasks() { say obtaining; }; venv_python=./python\n"
+        )
+    python = clone / "python"
+    python.write_text(
+        '#!/bin/sh\ncase "$*" in *tox*) eval "$TOX" ;; tests/*)'
+        f' exec "{sys.executable}" "$@" ;; *) echo servers ;; esac\n'
+    )
+    python.chmod(0o755)
+    (clone / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "matrix.py", clone / "tests")
+    (clone / "docs" / "_static").mkdir(parents=True)
+
+    def run(tox: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["scripts/test", "--matrix", *arguments],
+            cwd=clone,
+            env={**os.environ, "TOX": tox},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+REPORT = (
+    'mkdir -p .tox/py311 && echo \'<x><testsuite tests="3" skipped="1" errors="0"'
+    ' failures="0" time="2"/></x>\' >.tox/py311/junit.xml; exit '
+)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--notest"]])
+def test_a_matrix_that_has_run_no_tests_claims_none(
+    clone: Path,
+    matrix: Callable[..., subprocess.CompletedProcess[str]],
+    arguments: list[str],
+) -> None:
+    done = matrix("echo usage", *arguments)
+
+    assert done.returncode == 0
+    assert "usage" in done.stdout and "passed" not in done.stdout
+    assert "matrix.json" not in done.stdout
+    assert not (clone / "docs" / "_static" / "matrix.json").exists()
+    assert ("obtaining" in done.stdout) == (arguments == ["--notest"])
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_matrix_tells_which_environments_have_run_and_passed(
+    clone: Path, matrix: Callable[..., subprocess.CompletedProcess[str]], code: int
+) -> None:
+    done = matrix(REPORT + str(code), "-e", "py311")
+
+    assert done.returncode == code
+    assert "matrix.json has new rows: py311\n" in done.stdout
+    assert ("passed: py311, on servers" in done.stdout) == (code == 0)
+    assert ("FAILED: matrix" in done.stdout) == (code == 1)
+    assert (clone / "docs" / "_static" / "matrix.json").exists()
