@@ -28,7 +28,7 @@ class _BoundCursor(Cursor):
 
     def _query(self, q: str | bytes) -> int:
         # PyMySQL's, but alone in the connection until the result is the cursor's.
-        handle = self._get_db()  # type: ignore[attr-defined]
+        handle = self.connection or self._get_db()  # type: ignore[attr-defined]
         try:
             con = handle._enter()
         except ConnectionLost:
@@ -50,7 +50,7 @@ class _BoundCursor(Cursor):
         result = self._result
         if result is None or not result.has_next:
             return None
-        handle = self._get_db()  # type: ignore[attr-defined]
+        handle = self.connection or self._get_db()  # type: ignore[attr-defined]
         con = handle._enter()
         try:
             if result is not con.raw._result:
@@ -116,6 +116,22 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
     __del__ = close
 
 
+#: The method of PyMySQL's that its execute() has the values filled in by.
+_FILL_IN = "_mogrify" if hasattr(Cursor, "_mogrify") else "mogrify"
+
+
+def _execute(cursor: Any, query: str | bytes, args: Any = None) -> int:
+    """Execute a statement as PyMySQL does, but for calls that have nothing to do."""
+    if cursor._result is not None:
+        while cursor.nextset():
+            pass
+    if args is not None:
+        query = getattr(cursor, _FILL_IN)(query, args)
+    found: int = cursor._query(query)
+    cursor._executed = query
+    return found
+
+
 #: The calls that use a connection while they run; see ``PooledConnection._is_in_use``.
 CALLS = frozenset(
     method.__code__
@@ -170,6 +186,8 @@ def bound_class(cls: type[Cursor]) -> type[Cursor]:
     base = _BoundSSCursor if issubclass(cls, SSCursor) else _BoundCursor
     # It may be the class of a cursor that came from here.
     bound = cls if issubclass(cls, base) else _combined(base, cls)
+    if cls.execute is Cursor.execute:  # not one of the user's
+        bound.execute = _execute  # type: ignore[assignment]
     return BOUND.setdefault(cls, bound)
 
 

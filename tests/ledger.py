@@ -45,6 +45,10 @@ POSTING = (
     "UPDATE account SET balance = balance + %s, postings = postings + 1 WHERE id = %s"
 )
 ENTRY = "INSERT INTO journal (transfer, source, target, amount) VALUES (%s, %s, %s, %s)"
+#: Likewise, but an error if the statement before it has changed nothing.
+ENTRY_IF_POSTED = ENTRY.replace(
+    "VALUES (%s,", "VALUES (IF(ROW_COUNT() = 1, %s, (SELECT 1 UNION SELECT 2)),"
+)
 #: Of the entries, those that are refused by a trigger that calls it a deadlock.
 REFUSED = 0.02
 
@@ -139,7 +143,8 @@ def by_statements(connection: Any, transfer: Transfer, execute: Execute) -> None
             (transfer.source, -transfer.amount),
             (transfer.target, transfer.amount),
         ):
-            execute(cursor, POSTING, (amount, account))
+            if execute(cursor, POSTING, (amount, account)) == 0:
+                raise _NotPosted
         execute(cursor, ENTRY, transfer.row)
 
 
@@ -165,15 +170,17 @@ def by_unread_results(connection: Any, transfer: Transfer, execute: Execute) -> 
 
 def by_several(connection: Any, transfer: Transfer, execute: Execute) -> None:
     """Send three statements as one text, and leave their results unread."""
-    execute(
+    posted = execute(
         connection.cursor(),
-        f"{POSTING}; {POSTING}; {ENTRY}",
+        f"{POSTING}; {POSTING}; {ENTRY_IF_POSTED}",
         (
             *(-transfer.amount, transfer.source),
             *(transfer.amount, transfer.target),
             *transfer.row,
         ),
     )
+    if posted == 0:
+        raise _NotPosted
 
 
 def by_committing(connection: Any, transfer: Transfer, execute: Execute) -> None:
@@ -194,7 +201,7 @@ def plainly(cursor: Any, *statement: Any) -> Any:
 def stubbornly(cursor: Any, *statement: Any) -> Any:
     """Go on after a lost connection as if it were there."""
     try:
-        cursor.execute(*statement)
+        return cursor.execute(*statement)
     except MySQLError as error:
         if error.args[0] not in GONE and not isinstance(error, ConnectionLost):
             raise
@@ -203,23 +210,23 @@ def stubbornly(cursor: Any, *statement: Any) -> Any:
 def once_more(cursor: Any, *statement: Any) -> Any:
     """Apply the usual remedy for error 2006: ping, and execute again."""
     try:
-        cursor.execute(*statement)
+        return cursor.execute(*statement)
     except MySQLError as error:
         if error.args[0] not in GONE and not isinstance(error, ConnectionLost):
             raise
         with suppress(Error):
             cursor.connection.ping(reconnect=True)
-        cursor.execute(*statement)
+        return cursor.execute(*statement)
 
 
 def once_more_after_a_conflict(cursor: Any, *statement: Any) -> Any:
     """Repeat the statement alone, where the transaction may have been rolled back."""
     try:
-        cursor.execute(*statement)
+        return cursor.execute(*statement)
     except MySQLError as error:
         if error.args[0] not in (1205, 1213):
             raise
-        cursor.execute(*statement)
+        return cursor.execute(*statement)
 
 
 # The application: how a transfer is begun and ended
@@ -265,6 +272,13 @@ def in_retries(connection: Any, transfer: Transfer, post: Post) -> None:
 
 class _Undo(Exception):
     pass
+
+
+class _NotPosted(Exception):
+    """An UPDATE was answered, and has changed nothing.
+
+    MariaDB 11.8 says so, and reports no error, when KILL QUERY hits one as it begins.
+    """
 
 
 @contextmanager

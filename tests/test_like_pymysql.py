@@ -219,6 +219,20 @@ def test_any_callable_makes_a_cursor_that_ends_with_the_checkout(
         assert con.cursorclass is Cursor
 
 
+class _Rewriting(Cursor):
+    """Has an execute() of its own, as those of debuggers have."""
+
+    def execute(self, query: Any, args: Any = None) -> int:
+        return super().execute(query.replace("?", "%s"), args)
+
+
+def test_execute_of_a_cursor_class_of_the_users_is_called(pool: Pool) -> None:
+    with pool.connection() as con:
+        cursor = con.cursor(_Rewriting)
+        cursor.execute("SELECT ? AS a", (1,))
+        assert cursor.fetchone() == (1,)
+
+
 def test_a_factory_may_make_what_is_no_cursor_of_pymysqls(pool: Pool) -> None:
     with pool.connection() as con:
         made: Any = con.cursor(Wrapped)  # type: ignore[type-var]
