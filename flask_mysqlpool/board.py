@@ -35,6 +35,7 @@ from .files import (
     is_record,
     load_record,
     locked,
+    look_on_the_way,
     make_folder,
     may_write,
     open_file,
@@ -131,9 +132,7 @@ class Board:
         """A descriptor of the folder; whoever could write there is trusted."""
         if fcntl is None:
             raise OSError("not available on Windows")
-        if create:
-            make_folder(Path(self.path), 0o700)
-        folder = self._open()
+        folder = self._open(create)
         try:
             self._distrust(os.fstat(folder))
             self._look_for_mark(folder, create)
@@ -147,10 +146,14 @@ class Board:
         finally:
             os.close(folder)
 
-    def _open(self) -> int:
+    def _open(self, create: bool) -> int:
         try:
+            if create:
+                make_folder(Path(self.path), 0o700)
             return os.open(self.path, FOLDER)
         except OSError as error:
+            if isinstance(error, PermissionError):
+                look_on_the_way(self.path, os.geteuid())
             if not os.path.islink(self.path):
                 raise
             mend = "remove it, or set STATUS_DIR to the folder that it leads to"
@@ -201,6 +204,7 @@ class Board:
         """Do what workers do with a file, as far as that leaves nothing behind."""
         self._look_for_room()
         if os.path.lexists(self.path):
+            look_on_the_way(self.path, os.stat(self.path).st_uid)
             Sheet(self).try_out()
 
     def _look_for_room(self) -> None:

@@ -10,7 +10,7 @@ import errno
 import ipaddress
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from .board import Orders
@@ -106,9 +106,14 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
 
 
 def look_at_board(
-    fleet: Fleet | None, pools: Mapping[str, PoolConfig]
+    fleet: Fleet | None,
+    pools: Mapping[str, PoolConfig],
+    typed: Callable[[str], str],
 ) -> Iterator[Finding]:
-    """Whether workers can publish, and commands can read, what they do."""
+    """Whether workers can publish, and commands can read, what they do.
+
+    ``typed`` gives a command of the same group as it is to be typed.
+    """
     mend = "set STATUS_DIR to a folder that the site's user can write to"
     if fleet is None:
         yield Finding(
@@ -123,7 +128,7 @@ def look_at_board(
         level = WARNING
         if any(config.max_host_connections for config in pools.values()):
             level = FAILURE
-            text += "; so this user cannot keep MAX_HOST_CONNECTIONS, nor connect"
+            text += "; so MAX_HOST_CONNECTIONS cannot be kept, and nothing connects"
         yield Finding(level, "workers", text, mend_of(error) or mend)
         return
     # Containers that share the folder may have the same process ids.
@@ -131,12 +136,13 @@ def look_at_board(
     place = fleet.board.path if pids else fleet.board.place()
     yield Finding(OK, "workers", f"{len(pids)} publish in {place}")
     for problem in fleet.problems:
-        yield Finding(WARNING, "workers", problem, _mend_of_problem(problem, fleet))
+        mend = _mend_of_problem(problem, fleet, typed)
+        yield Finding(WARNING, "workers", problem, mend)
     for bind in pools:
         if fleet.is_paused(bind, workers.get(bind, [])):
             told = Orders.in_words(fleet.orders(bind))
             text = f"{bind} is {told}: checkouts wait"
-            yield Finding(WARNING, "workers", text, "flask mysqlpool resume")
+            yield Finding(WARNING, "workers", text, typed("resume"))
 
 
 def mend_of(error: OSError) -> str:
@@ -146,13 +152,13 @@ def mend_of(error: OSError) -> str:
     return _MENDS_OF_FILES.get(error.errno or 0, "")
 
 
-def _mend_of_problem(problem: str, fleet: Fleet) -> str:
+def _mend_of_problem(problem: str, fleet: Fleet, typed: Callable[[str], str]) -> str:
     if "belongs to" in problem:
         return f"chown {fleet.board.path}, and what is in it, to the site's user"
     if problem in fleet.hidden:
         return "restart the site's workers: it is that of one which is alive"
     if problem == fleet.misorder:
-        return "remove it, and order anew: flask mysqlpool pause, or resume"
+        return f"remove it, and order anew: {typed('pause')}, or {typed('resume')}"
     return "remove it"
 
 

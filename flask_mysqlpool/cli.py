@@ -6,10 +6,13 @@ import json
 import math
 import os
 import shlex
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
@@ -342,29 +345,52 @@ def _order(
     fleet = site.fleet
     if fleet is None or site.blind:
         _end(f"The workers cannot be reached: {site.blind}")
+    with _interrupted_by_signals():
+        try:
+            tests = {bind: order(fleet, bind) for bind in site.pools}
+            return _follow(site, fleet, tests, wait, outcome)
+        except KeyboardInterrupt as interrupt:
+            holds = "what was ordered holds" if fleet.given else "nothing was ordered"
+            _echo([f"Interrupted: {holds}."])
+            sys.exit(128 + interrupt.args[0] if interrupt.args else DEGRADED)
+        except OSError as error:
+            what = "seen" if fleet.given else "reached"
+            _end(f"The workers cannot be {what}: {_reason(error)}")
+        finally:
+            orders = {bind: fleet.orders(bind) for bind in site.pools}
+            paused = [f"{b}: {o.in_words()}" for b, o in orders.items() if o.paused]
+            _echo([*paused, f"To end that: {_typed('resume')}"] if paused else [])
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Have SIGTERM, and SIGHUP of a lost terminal, do what Ctrl-C does."""
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a shell sends SIGHUP once more
+        raise KeyboardInterrupt(number)
+
+    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():
+        numbers = set()
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):  # as by nohup; not by Python
+            signal.signal(number, interrupt)
     try:
-        tests = {bind: order(fleet, bind) for bind in site.pools}
-        return _follow(site, fleet, tests, wait, outcome)
-    except KeyboardInterrupt:
-        holds = "what was ordered holds" if fleet.given else "nothing was ordered"
-        _echo([f"Interrupted: {holds}."])
-        return DEGRADED
-    except OSError as error:
-        what = "seen" if fleet.given else "reached"
-        _end(f"The workers cannot be {what}: {_reason(error)}")
+        yield
     finally:
-        paused = {bind: o for bind in site.pools if (o := fleet.orders(bind)).paused}
-        _echo(f"{bind}: {orders.in_words()}" for bind, orders in paused.items())
-        if paused:
-            _echo([f"To end that: {_resume()}"])
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
-def _resume() -> str:
-    """The command that ends the pause of what this command is about."""
+def _typed(command: str) -> str:
+    """Another command for what this one is about, as it is to be typed."""
     context = click.get_current_context()
     group, bind = context.parent, context.params.get("bind")
     only = f" --bind {shlex.quote(bind)}" if bind is not None else ""
-    return f"flask {group and group.info_name} resume{only}"
+    return f"flask {group.info_name if group else 'mysqlpool'} {command}{only}"
 
 
 def _end(text: str) -> NoReturn:
@@ -482,7 +508,7 @@ def check(bind: str | None) -> None:
             findings.append(finding)
             _echo([tables.finding(finding)])
 
-    show(look_at_board(site.fleet, site.pools))
+    show(look_at_board(site.fleet, site.pools, _typed))
     for name, config in site.pools.items():
         _echo(["", f"{name}: {config.server}"])
         show(examine(config, len(site.workers.get(name, [])) or None))

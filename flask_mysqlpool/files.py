@@ -67,8 +67,33 @@ def make_folder(path: Path, mode: int) -> None:
 
 def may_write(folder: Path) -> bool:
     """Whether this user may make files in it, as far as can be told without trying."""
+    return _may(folder, os.W_OK | os.X_OK)
+
+
+def _may(folder: Path, do: int) -> bool:
     effective = os.access in os.supports_effective_ids
-    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
+    return os.access(folder, do, effective_ids=effective)
+
+
+def look_on_the_way(path: str, user: int) -> None:
+    """Refuse a path with a folder on the way that this user cannot search.
+
+    Of another user than this process's only what is certain: where the mode lets
+    somebody in, groups and access lists decide.
+    """
+    for folder in reversed(Path(os.path.realpath(path)).parents):
+        if not folder.exists():
+            return
+        about, own = folder.stat(), user == os.geteuid()
+        open_to_some = about.st_uid == user or about.st_mode & 0o011
+        if _may(folder, os.X_OK) if own else open_to_some:
+            continue
+        name, owner = user_name(user), user_name(about.st_uid)
+        fault = f"cannot be reached: {name} may not search {folder}, which belongs to"
+        mend = f"chmod o+x {folder}, or set STATUS_DIR to a folder that it can reach"
+        if own:
+            mend = f"run this as the site's user; if that is {name}, {mend}"
+        raise Unusable(path, f"{fault} {owner}", mend)
 
 
 def open_shared(folder: int, name: str) -> int:

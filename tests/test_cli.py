@@ -8,6 +8,7 @@ import os
 import pty
 import pwd
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -515,16 +516,21 @@ with app.app_context(), db.connection() as connection:
 
 
 @pytest.fixture
-def flask_command(server: LocalServer, tmp_path: Path) -> Callable[..., Any]:
-    """``flask mysqlpool …`` for an app that uses its pool as it is imported."""
+def flask_program(server: LocalServer, tmp_path: Path) -> list[str]:
+    """``flask`` for an app that uses its pool as it is imported."""
     board = str(tmp_path / "board")
     (tmp_path / "shop.py").write_text(SITE.format(url=server.url, board=board))
+    return [sys.executable, "-m", "flask", "--app", str(tmp_path / "shop.py")]
+
+
+@pytest.fixture
+def flask_command(flask_program: list[str]) -> Callable[..., Any]:
+    """Run that with arguments."""
 
     def flask(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flask", "--app", str(tmp_path / "shop.py")]
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.run(
-            [*command, *arguments], text=True, timeout=60, **{**pipe, **how}
+            [*flask_program, *arguments], text=True, timeout=60, **{**pipe, **how}
         )
 
     return flask
@@ -1000,6 +1006,48 @@ def test_every_command_tells_who_has_paused_since_when_until_when_and_the_way_ou
     assert report(worker)["pools"]["default"]["pause"] is None
 
 
+def test_check_names_the_command_group_as_it_is_configured(make_app: MakeApp) -> None:
+    app = make_app(CLI="pools", BINDS={"reports": {}})
+
+    def run(*arguments: str) -> str:
+        result = FlaskCliRunner(app).invoke(args=["pools", *arguments])
+        assert result.exit_code in (0, 1)
+        return result.output
+
+    paused = run("pause")
+    alone = run("check", "--bind", "default")
+    Path(board_of(app).path, ORDERS).write_text("damaged")
+
+    assert "To end that: flask pools resume\n" in paused
+    assert alone.count("checkouts wait -> flask pools resume --bind default\n") == 1
+    order_anew = "order anew: flask pools pause, or flask pools resume\n"
+    assert order_anew in run("check")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_pause_as_ctrl_c_does(
+    flask_program: list[str], make_app: MakeApp, name: str
+) -> None:
+    app, number = make_app(), signal.Signals[name]
+    command = [*flask_program, "mysqlpool", "pause", "--wait", "30"]
+    with connected(app):
+        until(lambda: totals(app)["in_use"] == 1)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as pause:
+            assert pause.stdout
+            output = pause.stdout.readline()
+            pause.send_signal(number)
+            output += pause.stdout.read()
+            code = pause.wait(30)
+
+    assert code == 128 + number
+    first, second, third, last = output.splitlines()
+    assert first.endswith("1 connection to go, 1 in use")
+    assert second == "Interrupted: what was ordered holds."
+    assert third.startswith("default: paused by ")
+    assert last == "To end that: flask mysqlpool resume"
+    assert report(app)["pools"]["default"]["paused"]
+
+
 def test_after_its_time_a_pause_ends_by_itself_and_workers_log_it(
     worker: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1277,7 +1325,7 @@ def test_check_says_if_this_user_could_not_make_the_folder(
     assert f"nobody cannot make it: {tmp_path} belongs to root" in line
     assert f" -> as root, mkdir -p {instance}/board and chown it to the site's" in line
     assert "or set STATUS_DIR to" in line
-    assert ("this user cannot keep MAX_HOST_CONNECTIONS" in line) is bool(settings)
+    assert ("MAX_HOST_CONNECTIONS cannot be kept" in line) is bool(settings)
     assert code == int(level == "failure")
     assert not (tmp_path / "site").exists()
 
@@ -1329,9 +1377,40 @@ def test_who_may_not_look_into_the_folder_is_told_who_may(
         code, output = run(app, command, *["--yes"] * (command == "reset"))
 
     assert code == 3
-    hint = "Permission denied -> run this as the site's user, or as root\n"
+    site = tmp_path / "site"
+    hint = f"{site}/board: cannot be reached: nobody may not search {site}, which"
+    mend = " belongs to root -> run this as the site's user; if that is nobody, chmod"
     assert output.startswith("The workers cannot be reached") or command == "status"
-    assert hint in output
+    assert hint + mend in output
+
+
+@only_root
+def test_check_says_if_workers_may_not_search_what_the_folder_lies_in(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    parent = tmp_path / "site"
+    board = parent / "board"
+    app = make_app(STATUS_DIR=board)
+    board.mkdir(0o700, parents=True)
+    os.chown(board, 65534, 65534)
+
+    def lines() -> tuple[str, str]:
+        with as_nobody(tmp_path):
+            own = lines_of(run(app, "check")[1], "workers")
+        return own, lines_of(run(app, "check")[1], "workers")
+
+    parent.chmod(0o711)
+    assert [line[:3] for line in lines()] == ["ok ", "ok "]
+    parent.chmod(0o700)
+    own, of_root = lines()
+
+    fault = (
+        f"warning  workers: {board}: cannot be reached: nobody may not search {parent}"
+    )
+    mend = f"chmod o+x {parent}, or set STATUS_DIR to a folder that it can reach"
+    hint = "run this as the site's user; if that is nobody, "
+    assert own == f"{fault}, which belongs to root -> {hint}{mend}"
+    assert of_root == f"{fault}, which belongs to root -> {mend}"
 
 
 @pytest.mark.one_engine(False)
