@@ -22,6 +22,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,14 @@ from flask_mysqlpool.testing import LocalServer
 
 selenium = pytest.importorskip("selenium", reason="needs selenium")
 
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService  # noqa: E402
+from selenium.webdriver import (  # noqa: E402
+    ActionChains,
+    Chrome,
+    ChromeOptions,
+    ChromeService,
+)
 from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -551,6 +558,41 @@ def test_at_the_width_of_a_phone_nothing_sticks_out(
 
     sheet.withdraw()
     assert (sticking_out, inner) == ([], 0)
+
+
+def test_what_has_the_focus_is_never_under_the_header(
+    make_app: MakeApp, serve: Serve
+) -> None:
+    app = make_app(BINDS={name: {} for name in ("reports", "archive", "audit")})
+    window, _ = serve(made(app))
+    window.set_screen(500, 500)
+    window.look()
+    window.wait_for_data()
+
+    def press(modifier: str) -> dict[str, Any]:
+        """Where the focus is after a tab, and where the header ends."""
+        keys = ActionChains(window.chromium).key_down(modifier).send_keys(Keys.TAB)
+        keys.key_up(modifier).perform()
+        return dict(
+            window.run(
+                "const header = document.querySelector('.top');"
+                "const focused = document.activeElement;"
+                "return {header: header.getBoundingClientRect().bottom,"
+                " top: focused.getBoundingClientRect().top,"
+                " what: focused.outerHTML.slice(0, 80),"
+                " isIn: header.contains(focused), isAny: focused !== document.body}"
+            )
+        )
+
+    places = (press(Keys.NULL) for _ in count())
+    forth = list(takewhile(lambda at: at["isAny"], places))
+    scrolled = window.run("return scrollY")
+    back = [press(Keys.SHIFT) for _ in forth]
+
+    seen = [at for at in forth + back if not at["isIn"]]
+    assert scrolled > 0 and len(seen) == 2 * (4 + 4 * 5)
+    assert [at["what"] for at in back] == [at["what"] for at in forth][::-1]
+    assert [at for at in seen if at["top"] < at["header"]] == []
 
 
 def test_it_can_be_used_without_a_mouse_and_without_eyes(
