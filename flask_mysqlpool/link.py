@@ -287,9 +287,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
 
     def is_answered(self) -> bool:
         """Whether the answers to what was written have begun to come."""
-        return (
-            not self.unanswered or self._position() != _ORIGIN or bool(self._has_news())
-        )
+        return not self.unanswered or bool(self._has_news())
 
     def ping(self, deadline: float) -> None:
         """Make the server answer, at the price of a round trip.

@@ -13,7 +13,7 @@ import pymysql.err
 import pytest
 from conftest import MakePool, until
 
-from flask_mysqlpool import Pool, PoolTimeout, lending, link
+from flask_mysqlpool import Pool, PooledConnection, PoolTimeout, lending, link
 from flask_mysqlpool.link import SILENCE
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.testing.fake import FakePool
@@ -30,10 +30,6 @@ def insert(pool: Pool, **timeout: Any) -> None:
 
 def wait_for(gate: threading.Event) -> None:
     assert gate.wait(10)
-
-
-def take(gate: threading.Semaphore) -> None:
-    assert gate.acquire(timeout=10)
 
 
 # TIMEOUT = 0
@@ -117,26 +113,30 @@ def test_a_connect_that_fails_is_reported_and_the_next_does_not_wait() -> None:
 
 
 def test_a_connect_that_serves_another_waiter_is_not_waited_for() -> None:
-    gate = threading.Semaphore(0)
-    pool = FakePool(lambda: take(gate), MAX_SIZE=2)
+    gates: list[threading.Event] = []
+
+    def wait_in_turn() -> None:
+        gates.append(gate := threading.Event())
+        wait_for(gate)
+
+    pool = FakePool(wait_in_turn, MAX_SIZE=2)
     got: list[Any] = []
     first = threading.Thread(target=lambda: got.append(pool.connection(timeout=10)))
     first.start()
-    until(lambda: pool.stats().connecting == 1)
+    until(lambda: len(gates) == 1)
     second = threading.Thread(target=lambda: got.append(attempt(pool)))
     second.start()
-    until(lambda: pool.stats().connecting == 2)
-    started = time.monotonic()
-    gate.release()  # of the two connects, whichever it is serves the first
+    until(lambda: len(gates) == 2)
+    gates[1].set()  # the connect of the second serves the first
     first.join(5)
-    gate.release()
     second.join(5)
 
-    assert time.monotonic() < started + 5
     assert not second.is_alive()
-    for connection in got:
-        if not isinstance(connection, PoolTimeout):
-            connection.close()
+    assert {type(each) for each in got} == {PooledConnection, PoolTimeout}
+    gates[0].set()
+    for each in got:
+        if isinstance(each, PooledConnection):
+            each.close()
 
 
 def attempt(pool: Pool) -> Any:
@@ -146,7 +146,29 @@ def attempt(pool: Pool) -> Any:
         return error
 
 
+def test_without_time_to_wait_a_connect_of_another_is_not_waited_for() -> None:
+    gates = [threading.Event() for _ in range(3)]
+    next_gate = iter(gates)
+    gates[0].set()
+    gates[2].set()
+    pool = FakePool(lambda: wait_for(next(next_gate)), MAX_SIZE=3)
+    with pool.connection():
+        with pytest.raises(PoolTimeout, match="connecting 1"):
+            pool.connection(timeout=0.001)
+        pool.connection(timeout=0).close()
+
+    gates[1].set()
+
+
 # Answers that are under way
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the server time to answer on a busy machine."""
+    for module in link, lending:
+        monkeypatch.setattr(module, "SILENCE", 5.0)
+    monkeypatch.setattr(link, "REST", 5.0)
 
 
 @pytest.mark.parametrize("timeout", [0, 0.001, 0.03, 0.06])
@@ -155,6 +177,7 @@ def test_a_server_far_away_costs_an_impatient_checkout_no_connection(
     make_pool: MakePool,
     server: LocalServer,
     table: str,
+    patient: None,
     timeout: float,
     ping_after: float,
 ) -> None:
@@ -177,10 +200,8 @@ def test_a_server_far_away_costs_an_impatient_checkout_no_connection(
 
 
 def test_answers_that_come_one_by_one_are_waited_for(
-    make_pool: MakePool, table: str, monkeypatch: pytest.MonkeyPatch
+    make_pool: MakePool, table: str, patient: None
 ) -> None:
-    for module in link, lending:
-        monkeypatch.setattr(module, "SILENCE", 5.0)  # on a busy machine
     slow = "DO SLEEP(0.05)"
     pool = make_pool(SETSESSION=[slow, slow], MAX_SIZE=1)
     pool.connection().close()
@@ -191,6 +212,50 @@ def test_answers_that_come_one_by_one_are_waited_for(
     insert(pool)
 
     assert pool.stats().opened == 1
+    with pool.connection() as connection:
+        con: Any = connection._con
+        con.read_answers(time.monotonic() + 5)
+        for letter in "xy":  # each answer is given once
+            answer = con.ask(f"SELECT '{letter}' AS a", time.monotonic() + 5)
+            assert answer == [{"a": letter}]
+
+
+def test_an_impatient_checkout_lets_a_server_answer_until_it_is_silent() -> None:
+    pool = FakePool()
+    pool.connection().close()
+    con: Any = pool._inventory.idle[0]
+    until_when: list[float] = []
+    con.read_answers = until_when.append
+    con.unanswered, con.asked = 1, time.monotonic()
+    # Half of it is less than SILENCE, after which a server is out of reach.
+    pool.connection(timeout=SILENCE * 1.5).close()
+
+    assert until_when[0] >= con.asked + SILENCE
+
+
+def test_a_session_that_the_server_has_cleaned_is_preferred(
+    make_pool: MakePool, proxy: FaultProxy, server: LocalServer, table: str
+) -> None:
+    url = server.url_at(proxy.port)
+    pool = make_pool(URL=url, SSL_MODE="DISABLED", MAX_SIZE=3)
+    oldest, clean, last = (pool.connection() for _ in range(3))
+    number = last.thread_id()
+    for connection in oldest, last:
+        connection.query("INSERT INTO t (a) VALUES (1)")
+    proxy.hang()
+    con: Any = last._con
+    expected = clean.thread_id()
+    for connection in oldest, clean, last:
+        connection.close()
+
+    with pool.connection() as connection:
+        assert connection.thread_id() == expected
+        assert not con.is_answered()
+        proxy.resume()
+        until(con.is_answered)
+        with pool.connection() as other:
+            assert other.thread_id() == number
+    assert pool.stats().discarded == 0
 
 
 def test_a_server_that_stays_silent_is_given_up(
@@ -292,9 +357,7 @@ def test_an_answer_that_comes_twice_is_not_the_next_borrowers(
 
 
 @pytest.mark.parametrize("size", [10, 9000, 100_000])
-def test_what_tls_has_decrypted_counts_as_unread(
-    make_pool: MakePool, size: int
-) -> None:
+def test_what_was_read_ahead_counts_as_unread(make_pool: MakePool, size: int) -> None:
     pool = make_pool(AUTOCOMMIT=True)
     with pool.connection() as connection:
         con: Any = connection._con

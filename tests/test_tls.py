@@ -596,6 +596,22 @@ def test_a_close_in_another_thread_does_not_lead_to_plain_text(
             execute(connection, "SELECT 'secret'")
 
 
+@pytest.mark.parametrize("size", [10, 9000, 100_000])
+def test_what_tls_has_decrypted_counts_as_unread(
+    make_pool: MakePool, with_tls: LocalServer, size: int
+) -> None:
+    pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", AUTOCOMMIT=True)
+    with pool.connection() as connection:
+        con: Any = connection._con
+        assert con.is_alive()
+        con._send([(3, b"SELECT REPEAT('a', %d)" % size)])
+        con._readable(time.monotonic() + 5)
+        con.raw._sock.recv(9)  # the rest of the record is not in the socket any more
+
+        assert not con.is_alive()
+        con.retired = "invalidated"
+
+
 # The password that MySQL wants to see once
 
 
