@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import pytest
 from conftest import MakeApp, extension, until
 from flask import Flask
 from opentelemetry.instrumentation.pymysql import PyMySQLInstrumentor
+from opentelemetry.metrics import CallbackOptions
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -16,7 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from flask_mysqlpool import PoolTimeout, get_db
-from flask_mysqlpool.metrics.opentelemetry import instrument
+from flask_mysqlpool.metrics.opentelemetry import _Figures, instrument
 from flask_mysqlpool.stats import BOUNDS
 
 POOL = "db.client.connection.pool.name"
@@ -93,6 +95,31 @@ def test_every_metric_of_the_conventions_is_there(
         assert points["shop"].explicit_bounds == BOUNDS
         assert points["shop/reports"].count == 1
     assert set(metrics) == {*expected, "count", "create_time", "wait_time", "use_time"}
+
+
+def test_pools_of_one_name_are_one_series(
+    make_app: MakeApp, reader: InMemoryMetricReader
+) -> None:
+    app = make_app(MAX_SIZE=2, BINDS={"reports": {"NAME": "shop", "MAX_SIZE": 3}})
+    figures = _Figures(app.extensions["mysqlpool"].values())
+    instrument(app, MeterProvider([reader]))
+    db = extension(app)
+    with app.app_context(), db.connection(), db.connection("reports"):
+        metrics = collect(reader)
+        observed = [
+            *figures.value(attrgetter("max_size"))(CallbackOptions()),
+            *figures.count(lambda: None)(CallbackOptions()),
+        ]
+
+    shop = POOL, "shop"
+    assert values(metrics["max"]) == {frozenset({shop}): 5}
+    assert values(metrics["count"])[frozenset({shop, (STATE, "used")})] == 2
+    # What a provider makes of two observations of one series is its own affair.
+    assert [(one.value, one.attributes) for one in observed] == [
+        (5, {POOL: "shop"}),
+        (0, {POOL: "shop", STATE: "idle"}),
+        (2, {POOL: "shop", STATE: "used"}),
+    ]
 
 
 def test_what_is_not_up_and_down_only_grows(

@@ -13,8 +13,8 @@ durations are noted and recorded when the metrics are collected.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -44,6 +44,8 @@ _GAUGES = (
     ("idle.min", "{connection}", "MIN_SIZE.", "min_size"),
     ("pending_requests", "{request}", "Checkouts that wait.", "waiting"),
 )
+
+_STATES = {"idle": attrgetter("idle"), "used": attrgetter("in_use")}
 
 _Noted = deque[tuple[str, float]]
 _Observations = Iterator[Observation]
@@ -87,7 +89,10 @@ class _Noting(Observer):
 
 
 class _Figures:
-    """What is known of some pools, as callbacks of a meter want it."""
+    """What is known of some pools, as callbacks of a meter want it.
+
+    What pools of one name have is added up: a series is observed once.
+    """
 
     def __init__(self, states: Collection[Any]) -> None:
         self._states = states
@@ -96,8 +101,8 @@ class _Figures:
         """One figure of each pool."""
 
         def observe(_: CallbackOptions) -> _Observations:
-            for stats in self._stats():
-                yield Observation(get(stats), {POOL: stats.name})
+            for name, number in _sums(self._stats(), get):
+                yield Observation(number, {POOL: name})
 
         return observe
 
@@ -107,15 +112,25 @@ class _Figures:
         def observe(_: CallbackOptions) -> _Observations:
             # Collected together, so that histograms are no older than the rest.
             settle()
-            for stats in self._stats():
-                yield Observation(stats.idle, {POOL: stats.name, STATE: "idle"})
-                yield Observation(stats.in_use, {POOL: stats.name, STATE: "used"})
+            found = self._stats()
+            for state, get in _STATES.items():
+                for name, number in _sums(found, get):
+                    yield Observation(number, {POOL: name, STATE: state})
 
         return observe
 
-    def _stats(self) -> Iterator[PoolStats]:
-        for state in self._states:
-            yield from (pool.stats() for pool in state.pools_in_use())
+    def _stats(self) -> list[PoolStats]:
+        pools = (pool for state in self._states for pool in state.pools_in_use())
+        return [pool.stats() for pool in pools]
+
+
+def _sums(
+    found: Iterable[PoolStats], get: Callable[[PoolStats], int]
+) -> Iterable[tuple[str, int]]:
+    sums: Counter[str] = Counter()
+    for stats in found:
+        sums[stats.name] += get(stats)
+    return sums.items()
 
 
 def instrument(app: Flask, meter_provider: MeterProvider | None = None) -> None:
