@@ -47,14 +47,17 @@ def _argument_fault(name: object) -> str | None:
     return f"holds {name!r:.60}, which pymysql.connect does not take{hint}"
 
 
+_HIDDEN = {"secret", "quiet"}
+
+
 def _setting(
     default: Any, convert: Callable[[Any], Any], doc: str, **about: object
 ) -> Any:
-    """A field. ``unit`` is for the documentation; a ``secret`` is shown nowhere,
-    and the value of a ``quiet`` setting is not repeated in a fault."""
+    """A field. ``unit`` is for the documentation; a ``secret`` is shown nowhere, nor is
+    what is ``quiet``: statements, which may hold one."""
     kind: Any = "default_factory" if callable(default) else "default"
     metadata = {"convert": convert, "doc": doc, **about}
-    return field(**{kind: default}, repr="secret" not in about, metadata=metadata)
+    return field(**{kind: default}, repr=not _HIDDEN & about.keys(), metadata=metadata)
 
 
 def _duration(default: float | None, doc: str, *, zero: bool = True) -> Any:
@@ -345,7 +348,7 @@ class PoolConfig:
         """Every setting for display: upper-case keys, plain values, no secret."""
         known = _settings(PoolConfig).items()
         return {
-            key.upper(): _shown(getattr(self, key), "secret" in setting.metadata)
+            key.upper(): _shown(getattr(self, key), not setting.repr)
             for key, setting in known
         }
 
@@ -418,5 +421,5 @@ def _shown(value: Any, secret: bool) -> object:
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, tuple):
-        return list(value)
+        return ["***" if secret else one for one in value]
     return "***" if secret and value is not None else value

@@ -7,6 +7,7 @@ transaction of a block, or might have: that is what keeps a block all or nothing
 from __future__ import annotations
 
 import os
+import re
 import struct
 import time
 import warnings
@@ -125,10 +126,15 @@ def _query(statement: bytes) -> tuple[int, bytes]:
 # not: MariaDB's profiles and MySQL's optimizer traces.
 
 
+#: What of a statement the server repeats, which may be all of it.
+_NEAR = re.compile(r"near '.*'", re.DOTALL)
+
+
 def _say_whose(error: MySQLError, setting: str) -> None:
     """Name the setting whose statement the server refuses, if that is the reason."""
     if setting and len(error.args) == 2 and error.args[0] not in NOT_OF_A_STATEMENT:
-        error.args = error.args[0], f"{setting}: {error.args[1]}"
+        text = _NEAR.sub("near '…'", error.args[1])
+        error.args = error.args[0], f"{setting}: {text}"
 
 
 def _may_be_in_transaction(status: int) -> bool:

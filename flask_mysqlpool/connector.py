@@ -16,7 +16,7 @@ from pymysql.err import InternalError, MySQLError, OperationalError
 from .certificates import Certificates
 from .config import PoolConfig
 from .connection import NOT_READY, AnotherRole, PhysicalConnection
-from .foreign import is_exit, kind
+from .foreign import is_exit, kind, plain
 from .hosts import Hosts, Place
 from .link import LOST, without_traceback
 from .wire import longest
@@ -361,7 +361,7 @@ def _none_will_do(refusals: list[tuple[Place, OperationalError]]) -> Operational
     # A password that is refused may be a new one by now; so that is what is raised.
     denied = [e for _, e in refusals if e.args[0] == ER.ACCESS_DENIED_ERROR]
     last = (denied or [refusals[-1][1]])[-1]
-    said = "; ".join(f"{place}: {error.args[1]}" for place, error in refusals)
+    said = "; ".join(f"{place}: {plain(error.args[1])}" for place, error in refusals)
     failure = kind(last.args[0], f"No host can be used ({said})")
     failure.__cause__ = last
     return failure

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: Characters of a text that are shown.
 MOST = 1000
+#: And of a name.
+NAME = 200
 
 #: What is no error but the end of a thread, a process or a request's time.
 _EXITS = KeyboardInterrupt, SystemExit, GeneratorExit
@@ -24,14 +26,19 @@ def plain(text: object, most: int = MOST) -> str:
     return cut if cut.isprintable() else "".join(map(_escaped, cut))
 
 
+def quoted(text: str) -> str:
+    """Name an endpoint, or a thread, in a sentence."""
+    return repr(text if len(text) <= NAME else f"{text[:NAME]}…")
+
+
 def _escaped(character: str) -> str:
     if character.isprintable():
         return character
     return character.encode("unicode_escape").decode()
 
 
-def kind(error: BaseException) -> str:
-    """Name the class of an error whose text may be secret."""
+def kind(error: object) -> str:
+    """Name the class of an error whose text may be secret, or of another value."""
     return plain(_name_of(type(error)), 100)
 
 

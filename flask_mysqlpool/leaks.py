@@ -11,6 +11,8 @@ import sys
 import traceback
 from types import CodeType, FrameType
 
+from .foreign import quoted
+
 #: The callers of a checkout, the innermost first.
 Stack = tuple[tuple[CodeType, int], ...]
 
@@ -41,8 +43,8 @@ def stack() -> Stack:
 
 def describe(endpoint: str | None, thread: str | None, stack: Stack) -> str:
     """Who took it, and where: one line, or more if the stack was noted."""
-    taken = f"taken for {endpoint!r} by" if endpoint else "taken by"
-    taken += f" thread {thread!r}" if thread else " a thread that has ended"
+    taken = f"taken for {quoted(endpoint)} by" if endpoint else "taken by"
+    taken += f" thread {quoted(thread)}" if thread else " a thread that has ended"
     if not stack:
         return f"{taken}; LEAK_THRESHOLD, if set, would have its stack shown here"
     entries = [

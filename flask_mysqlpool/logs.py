@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from .foreign import plain
@@ -31,6 +33,36 @@ def _shown(value: object) -> object:
     return value if isinstance(value, (int, float)) else _Plain(value)
 
 
+def _record(
+    logger: logging.Logger,
+    level: int,
+    text: str,
+    args: Iterable[object],
+    error: BaseException | None,
+) -> logging.LogRecord:
+    """Make what the caller of :func:`log` says into a record."""
+    caller = sys._getframe(2)
+    code = caller.f_code
+    record = logger.makeRecord(
+        *(logger.name, level, code.co_filename, caller.f_lineno, text),
+        tuple(map(_shown, args)),
+        None if error is None else (type(error), error, error.__traceback__),
+        code.co_name,
+    )
+    if error is not None:
+        # A formatter makes a traceback only if there is none yet.
+        record.exc_text = "\n".join(_traceback(error))
+    return record
+
+
+def _traceback(error: BaseException) -> Iterator[str]:
+    for entry in traceback.format_exception(None, error, error.__traceback__):
+        # The text of an error may have lines of its own, which are not ours.
+        is_place = entry.lstrip(" |+-").startswith("File ")
+        for line in entry.rstrip("\n").split("\n") if is_place else [entry.strip("\n")]:
+            yield plain(line)
+
+
 def log(
     logger: logging.Logger | str,
     level: int,
@@ -40,7 +72,8 @@ def log(
 ) -> None:
     """Log a line, with the traceback of an error if one is given.
 
-    What the arguments hold that a terminal would obey is escaped, and cut in length.
+    What the arguments hold that a terminal would obey is escaped, and cut in length;
+    so it is in the traceback, unless a formatter makes one of its own.
 
     Raises no :exc:`Exception`, whatever handlers and filters do; what they raise is
     shown as :mod:`logging` itself shows it. What is no ``Exception``, such as an
@@ -49,8 +82,8 @@ def log(
     try:
         if isinstance(logger, str):
             logger = logging.getLogger(logger)
-        args = tuple(map(_shown, args))
-        logger.log(level, text, *args, exc_info=error, stacklevel=2)
+        if logger.isEnabledFor(level):
+            logger.handle(_record(logger, level, text, args, error))
     except Exception:
         with suppress(Exception):  # standard error may be closed
             if logging.raiseExceptions:

@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 from .board import BUDGET, Board, Orders, Sheet
 from .budget import Budget
-from .foreign import plain
+from .foreign import NAME, plain
 from .housekeeper import housekeeper
 from .logs import log
 from .past import identity, key_of, site
@@ -192,7 +192,7 @@ class Presence:
             "outdated": stats.outdated,
             "last_timeout": stats.last_timeout,
             "last_connect_failure": stats.last_connect_failure,
-            "connect_error": stats.connect_error and plain(stats.connect_error),
+            "connect_error": stats.connect_error,
             "waited": stats.waited,
             "short": stats.short,
             "connections": [_describe(c) for c in connections[:LISTED]],
@@ -271,6 +271,6 @@ def _describe(connection: ConnectionStats) -> dict[str, Any]:
         "thread_id": connection.thread_id,
         "state": connection.state,
         "for": round(connection.since, 3),
-        "endpoint": connection.endpoint and plain(connection.endpoint, 200),
+        "endpoint": connection.endpoint and plain(connection.endpoint, NAME),
         "age": round(connection.age, 1),
     }

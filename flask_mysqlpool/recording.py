@@ -16,7 +16,6 @@ from typing import Any
 import pymysql
 
 from .config import PoolConfig
-from .foreign import plain
 from .leaks import caller
 from .logs import log
 
@@ -96,7 +95,7 @@ class Recorder:
             "?" if query.rows is None else query.rows,
             query.endpoint,
             query.location,
-            plain(text, LOGGED),
+            text,
             f" {_shown(query.parameters)}" if self._with_parameters else "",
         )
 

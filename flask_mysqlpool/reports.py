@@ -12,7 +12,7 @@ from typing import Any
 
 from .connection import PhysicalConnection
 from .errors import PoolError, PoolTimeout
-from .foreign import kind, plain
+from .foreign import kind, plain, quoted
 from .inventory import Inventory
 from .leaks import describe
 from .link import DRIVER
@@ -119,8 +119,8 @@ def timeout(inventory: Inventory, started: float, now: float) -> PoolTimeout:
         mine = sum(con.holder == threading.get_ident() for con in inventory.in_use)
     if oldest:
         text += f"; held longest: {now - oldest.since:.2f} s by thread"
-        text += f" {_holder(oldest) or 'that has ended'!r}"
-        text += f", for {endpoint!r}" if endpoint else ""
+        text += f" {quoted(_holder(oldest) or 'that has ended')}"
+        text += f", for {quoted(endpoint)}" if endpoint else ""
     if mine:
         text += f"; this thread itself holds {mine}"
     if mine == in_use:

@@ -6,8 +6,10 @@ import json
 import logging
 import re
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,24 @@ import pytest
 from conftest import MakeApp, extension, until
 from flask import Flask
 from flask.testing import FlaskCliRunner
+from liars import OK, Liar, greeting, honest, refusal, switch
 from prometheus_client import CollectorRegistry, generate_latest
 from pymysql.connections import Connection
-from pymysql.err import OperationalError
+from pymysql.err import MySQLError, OperationalError, ProgrammingError
 from test_cli import board_of, heard_from
 from test_fleet import complete, identity_of
 from test_monitor import OURS, csrf, monitored
 
+from flask_mysqlpool import MySQLPool, PoolConfig, PoolTimeout, tables
+from flask_mysqlpool.connector import Connector
+from flask_mysqlpool.fleet import Fleet
 from flask_mysqlpool.foreign import is_exit, kind, plain
 from flask_mysqlpool.logs import log
 from flask_mysqlpool.metrics.prometheus import PoolCollector
-from flask_mysqlpool.server import Server
+from flask_mysqlpool.server import Server, Unanswered, connect_to
 from flask_mysqlpool.testing import LocalServer
 
-pytestmark = [pytest.mark.one_engine, pytest.mark.one_engine(False)]
+pytestmark = pytest.mark.one_engine
 
 SECRET = "hvs.SECRET"
 COMMANDS = (
@@ -62,6 +68,14 @@ class Silent(Exception):
 
 class Odd(BaseException):
     """No Exception, and no exit either."""
+
+
+class Says:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __str__(self) -> str:
+        raise self.error
 
 
 class Meta(type):
@@ -152,8 +166,47 @@ def test_whatever_is_raised_while_a_server_is_asked_is_no_traceback(
 def test_an_exit_is_no_error() -> None:
     timeout = type("Timeout", (BaseException,), {"__module__": "gevent.timeout"})
 
+    refused = type("Refused", (Exception,), {"__module__": "gevent.socket"})
     exits = KeyboardInterrupt(), SystemExit(1), GeneratorExit(), timeout()
     assert all(map(is_exit, exits)) and not any(is_exit(make()) for make in ERRORS)
+    assert not is_exit(refused())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_exit_passes_every_border(
+    make_app: MakeApp, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(STATUS_DIR=False, PASSWORD=raising(error))
+    config = published(app)["default"]
+    client = monitored(app, authorize=raising(error))
+    with pytest.raises(error):
+        Connector(config).connect(time.monotonic() + 5)
+    with pytest.raises(error), connect_to(config):
+        pass
+    with pytest.raises(error):
+        client.get("/mysqlpool/")
+    with pytest.raises(error):
+        plain(Says(error()))
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "text"),
+    [
+        (OperationalError(1045, "no \x1b[2J"), 1045, r"1045: no \x1b[2J"),
+        (OperationalError("no", 5), None, "no: 5"),
+        (OperationalError(), None, "OperationalError"),
+        (OSError(13, "denied"), 13, "13: denied"),
+        (OperationalError(1045, "x" * 2000), 1045, f"1045: {'x' * 1000}…"),
+        (ValueError(SECRET), None, "ValueError"),
+        (Silent(), None, "Silent"),
+    ],
+)
+def test_what_a_server_that_cannot_be_asked_says(
+    error: Exception, number: int | None, text: str
+) -> None:
+    unanswered = Unanswered(error)
+
+    assert (unanswered.number, unanswered.text, str(unanswered)) == (number, text, text)
 
 
 VALUES: list[Any] = [
@@ -287,7 +340,8 @@ def test_hostile_text_of_every_source_is_shown_nowhere_raw(
 
 def test_a_text_is_cut_and_what_cannot_be_shown_is_its_kind() -> None:
     assert plain("x" * 2000) == "x" * 1000 + "…"
-    assert plain(Silent()) == "ValueError"
+    assert plain(Silent()) == "ValueError" and plain(Says(Odd())) == "Odd"
+    assert kind(type("x" * 200, (), {})()) == "x" * 100 + "…"
     assert plain("\x1b\u202e\udc80") == r"\x1b\u202e\udc80"
 
 
@@ -299,3 +353,278 @@ def test_no_color_is_obeyed(
     result = FlaskCliRunner(make_app()).invoke(args=["mysqlpool", "check"], color=True)
 
     assert ("\x1b" in result.output) == (name == "OTHER")
+
+
+# A server that is somebody else's
+
+RUDE = HOSTILE.replace("\x00", "").encode() + b"\xff\xfe\xc3" + b"y" * 60000
+POLITE = HOSTILE.replace("\x00", "").encode()
+
+
+def says(*steps: bytes | None, to_all: bytes | None = None) -> Callable[[Any], None]:
+    """The script of a server that says this; None where it listens."""
+
+    def script(talk: Any) -> None:
+        for step in steps:
+            if step is None:
+                talk.hear()
+            else:
+                talk.say(step)
+        while to_all is not None:
+            talk.hear()
+            talk.say(to_all)
+        talk.serve()
+
+    return script
+
+
+ROGUES = {
+    "at once": says(refusal(1129, RUDE)),
+    "at the login": says(greeting(), None, refusal(1045, RUDE)),
+    "its version": says(greeting().replace(b"8.0.36", b"8.0.36" + POLITE), None, OK),
+    "no version": says(greeting().replace(b"8.0.36", RUDE), None, OK),
+    "its plug-in": says(greeting(POLITE), None, OK),
+    "another plug-in": says(greeting(), None, switch(POLITE), None, OK),
+    "no protocol": says(RUDE),
+    "to every statement": says(greeting(), None, OK, to_all=refusal(1064, RUDE)),
+    "to the last host": honest,
+}
+
+
+@pytest.mark.parametrize("rogue", ROGUES)
+def test_what_a_rogue_server_says_is_cut_and_shown_nowhere_raw(
+    tmp_path: Path, rogue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "flask_mysqlpool")
+    app = Flask("shop")
+    with Liar(ROGUES[rogue]) as liar:
+        app.config.update(
+            MYSQLPOOL_URL=f"mysql://app@127.0.0.1:{liar.port}/test",
+            MYSQLPOOL_STATUS_DIR=tmp_path / "board",
+        )
+        db = MySQLPool(app)
+        with app.app_context():
+            with suppress(MySQLError), db.connection() as connection:
+                connection.cursor().execute("SELECT 1")
+            found = [str(db.stats().connect_error)]
+            until(lambda: workers(app))
+            [worker] = workers(app)
+            found.append(str(worker["connect_error"]))
+            found += [*texts(app), *pages(app), *caplog.messages]
+            db.close_pool()
+
+    for text in found:
+        assert not RAW.search(text) and "y" * 1001 not in text
+
+
+def test_an_error_for_all_hosts_has_a_part_of_what_each_says() -> None:
+    with Liar(ROGUES["at once"]) as one, Liar(ROGUES["at once"]) as other:
+        hosts = f"127.0.0.1:{one.port},127.0.0.1:{other.port}"
+        config = PoolConfig(host=hosts, user="app")
+        with pytest.raises(OperationalError) as caught:
+            Connector(config).connect(time.monotonic() + 5)
+
+    text = caught.value.args[1]
+    assert text.startswith("No host can be used (127.0.0.1:")
+    assert not RAW.search(text) and len(text) < 2200
+
+
+def workers(app: Flask) -> list[Any]:
+    found = Fleet(board_of(app), "shop", published(app)).workers()
+    return found.get("default", [])
+
+
+def published(app: Flask) -> dict[str, PoolConfig]:
+    [state] = app.extensions["mysqlpool"].values()
+    found: dict[str, PoolConfig] = state.published()
+    return found
+
+
+def answers(app: Flask, cell: Any, number: Any = 5) -> Callable[[Server, str], Any]:
+    """What a server says of itself and of a connection: this text, this number."""
+    config = published(app)["default"]
+    rows: dict[str, Any] = {
+        "SELECT VERSION(), CURRENT_USER()": (cell, cell, 0, number, 5, 5),
+        "SELECT VERSION(), @@max_connections": (cell, number),
+        "SHOW SESSION STATUS": ("Ssl_cipher", cell),
+        "SHOW GLOBAL STATUS": ("Threads_connected", 5),
+        "SHOW PROCESSLIST": (7, config.account, cell, config.database),
+        "SHOW FULL PROCESSLIST": (
+            *(7, config.account, cell, config.database, cell, number, None, cell),
+        ),
+        "SELECT PROCESSLIST_ID": (7, cell),
+    }
+
+    def answer(server: Server, statement: str) -> Any:
+        [row] = [row for begin, row in rows.items() if statement.startswith(begin)]
+        server._raw._auth_plugin_name = cell
+        return (row,)
+
+    return answer
+
+
+@pytest.mark.parametrize("cell", [HOSTILE, "y" * 60000, None, 5, b"\xff\x1b"])
+def test_whatever_a_server_says_of_itself_is_short_text(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, cell: Any
+) -> None:
+    app = make_app()
+    with connect_to(published(app)["default"]) as server:
+        monkeypatch.setattr(Server, "_rows", answers(app, cell))
+        facts, report = server.facts(), server.report()
+
+    [thread] = report.threads
+    assert thread.statement is None or isinstance(thread.statement, str)
+    found = [facts.version, facts.account, facts.plugin, facts.cipher or ""]
+    for text in (*found, report.version, thread.client, thread.command, thread.program):
+        assert isinstance(text, str) and text.isprintable() and len(text) <= 1001
+    for text in (*texts(app), *pages(app)):
+        assert not RAW.search(text)
+
+
+def test_a_number_that_is_none_of_a_server_is_told_by_its_kind(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    monkeypatch.setattr(Server, "_rows", answers(app, "", 10**400))
+
+    for text in texts(app, ["status", "--server"], ["check"]):
+        assert "ValueError" in text
+
+
+# What is ours, with theirs in it
+
+
+def test_a_traceback_in_a_log_is_escaped_and_cut(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    raised: list[BaseException] = []
+    for text in "first" + HOSTILE, "y" * 2000:
+        try:
+            try:
+                raise KeyError(text)
+            except KeyError as cause:
+                raise ValueError(text + "\nforged") from cause
+        except ValueError as error:
+            raised.append(error)
+    for each in raised:
+        log("test", logging.ERROR, "%s", 1, error=each)
+
+    for record, each in zip(caplog.records, raised, strict=True):
+        shown = logging.Formatter().format(record)
+        lines = shown.split("\n")
+        assert not RAW.search(shown) and max(map(len, lines)) <= 1001
+        assert "forged" not in lines and "raise KeyError(text)" in shown
+        assert lines[-1].startswith("ValueError: ")
+        assert record.exc_info is not None and record.exc_info[1] is each
+        assert (record.funcName, record.module) == (
+            "test_a_traceback_in_a_log_is_escaped_and_cut",
+            "test_foreign",
+        )
+
+
+def test_what_a_log_line_names_is_cut_and_cannot_raise(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log("test", logging.ERROR, "%r %r %d", "y" * 2000, Silent(), 3)
+
+    assert caplog.messages == [f"'{'y' * 999}… ValueError 3"]
+
+
+def test_names_in_our_reports_are_cut(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app(MAX_SIZE=1, LEAK_THRESHOLD=0.01)
+    with app.app_context():
+        pool = extension(app).pool()
+    long = "y" * 5000 + HOSTILE
+    with connected_as(app, long):
+        pool.housekeep()
+        with pytest.raises(PoolTimeout) as caught:
+            pool.connection(timeout=0)
+        until(lambda: [c for w in workers(app) for c in w["connections"]])
+        [worker] = workers(app)
+    connection = pool.connection(endpoint=long)
+    until(lambda: pool.housekeep() and len(caplog.messages) == 2)
+    with pytest.raises(PoolTimeout) as second:
+        pool.connection(timeout=0)
+    connection.close()
+
+    [about] = worker["connections"]
+    assert about["endpoint"] == "y" * 200 + "…"
+    assert len(caplog.messages) == 2
+    for text in (*caplog.messages, str(caught.value), str(second.value)):
+        assert "'" + "y" * 200 + "…'" in text
+        assert "y" * 201 not in text and not RAW.search(text)
+
+
+def test_statements_of_the_settings_are_shown_nowhere(make_app: MakeApp) -> None:
+    secret = {"INIT_COMMAND": f"SET @a = '{SECRET}'"}
+    app = make_app(**secret, SETSESSION=[f"{SECRET} is no statement"])
+    config = published(app)["default"]
+
+    shown = [*texts(app), *pages(app), repr(config), str(config.settings())]
+    with app.app_context(), pytest.raises(ProgrammingError) as caught:
+        extension(app).get_db().ping()
+
+    for text in (*shown, *caught.value.args[1:], *texts(app)):
+        assert SECRET not in text
+    assert caught.value.args[0] == 1064
+    assert caught.value.args[1].startswith("SETSESSION: You have an error in your SQL")
+    assert "near '…' at line 1" in caught.value.args[1]
+    assert config.settings()["INIT_COMMAND"] == "***"
+    assert config.settings()["SETSESSION"] == ["***"]
+
+
+def test_lines_of_commands_are_as_long_as_they_seem() -> None:
+    assert max(map(len, tables._fitted(HOSTILE * 20, 40))) <= 40
+    for cell, shown in (("y" * 100, "y" * 60 + "…"), ("\x1b\u202e", r"\x1b\u202e")):
+        assert tables._aligned([["a", ""], [cell, "b"]])[1] == f"  {shown}  b"
+    hostile = tables.Styled("red", HOSTILE, HOSTILE + "y" * 5000)
+    shown = tables.printable(hostile)
+    assert shown.startswith("\x1b[31m") and r"\x1b]0;owned" in shown
+    assert not RAW.search(shown.removeprefix("\x1b[31m").replace("\x1b[0m", ""))
+    assert len(tables.printable("y" * 5000)) == 4001 and len(shown) < 4500
+
+
+@pytest.mark.parametrize("depth", [200, 500, 900, 100_000])
+def test_a_record_that_is_nested_without_end_is_no_traceback(
+    make_app: MakeApp, depth: int
+) -> None:
+    app = make_app()
+    client = monitored(app)
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(app))
+    sheet = heard_from(app, 0, more="NESTED")
+    path = Path(board_of(app).path, sheet.id + ".worker")
+    head, _, data = path.read_bytes().partition(b"\n")
+    data = data.strip(b"\0").replace(b'"NESTED"', b"[" * depth + b"]" * depth)
+    head = b"%s %08x %d\n" % (head.split()[0], zlib.crc32(data), len(data))
+    path.write_bytes(head + data)
+
+    shown = [*texts(app, ["status"], ["status", "--json"], ["check"])]
+    pages = [client.get(f"/mysqlpool/{path}") for path in ("", "status.json")]
+    readable = "mysqlpool_readable 0.0" not in generate_latest(registry).decode()
+
+    assert all(page.status_code == 200 for page in pages)
+    said = "a worker that cannot be read: damaged"
+    assert depth in (500, 900) or {said in text for text in shown} == {not readable}
+    assert depth in (500, 900) or readable == (depth == 200)
+
+
+def test_what_another_worker_says_is_cut(make_app: MakeApp) -> None:
+    app = make_app(SQL_MODE="ANSI\u202e")
+    reasons = {HOSTILE: 1, "y" * 2000: 2}
+    failed = {"connect_error": "y" * 60_000, "last_connect_failure": time.time()}
+    sheet = heard_from(app, 0, discarded_by_reason=reasons, **failed)
+    Fleet(board_of(app), "shop", published(app)).pause("default", by=HOSTILE * 1000)
+    page, data = pages(app)
+
+    for text in (page, data, *texts(app, ["status"], ["check"])):
+        assert not RAW.search(text) and "y" * 1001 not in text
+    assert r"ANSI\u202e" in page and json.loads(data)["problems"]
+    sheet.withdraw()
+
+
+def test_what_authorize_returns_is_told_by_its_kind(make_app: MakeApp) -> None:
+    for text in pages(make_app(), authorize=Nameless):
+        assert "authorize must return True or False, not a Nameless." in text

@@ -29,9 +29,11 @@ from werkzeug.test import TestResponse
 import flask_mysqlpool.monitor.asking
 from flask_mysqlpool import MySQLPool, PoolConfig, PoolTimeout
 from flask_mysqlpool.board import Board, Sheet
+from flask_mysqlpool.fleet import Fleet
 from flask_mysqlpool.monitor import create_monitor, is_local
 from flask_mysqlpool.monitor.asking import Asker, without_values
 from flask_mysqlpool.monitor.figures import percentile, summary
+from flask_mysqlpool.monitor.gate import Gate
 from flask_mysqlpool.past import key_of
 from flask_mysqlpool.server import ServerReport
 from flask_mysqlpool.server import Thread as ServerThread
@@ -851,6 +853,43 @@ def test_signing_out_says_if_a_copy_of_the_cookie_stays_good(make_app: MakeApp) 
 
     assert response.status_code == 503 and "STATUS_DIR is False" in response.text
     assert answers(client) == {401}
+
+
+@pytest.mark.parametrize(
+    "content", [5, [], ["id"], ["id", True], ["id", False], [["id"], 0], [5, 0]]
+)
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_a_cookie_of_another_version_is_that_of_a_stranger(
+    offline: Flask, content: object, token: str | None
+) -> None:
+    authorize = allow if token is None else None
+    client = monitored(offline, authorize=authorize, token=token, control=True)
+    with offline.app_context():
+        cookie = str(Gate(authorize, token)._signer().dumps(content))
+    client.set_cookie("mysqlpool_monitor", cookie, path="/mysqlpool")
+
+    assert answers(client) == {401 if token else 200}
+
+
+def test_what_a_request_says_of_itself_is_cut(offline: Flask) -> None:
+    client = monitored(offline, control=True)
+    token, long = csrf(client), "y" * 5000
+
+    response = order(client, token, Origin=f"https://{long}")
+    assert response.status_code == 403 and "y" * 101 not in response.text
+    environ = {"REMOTE_ADDR": "\x1b[2J" + long}
+    headers = OURS | {"X-CSRF-Token": token}
+    about = {"action": "pause", "bind": "default"}
+    response = client.post(
+        "/mysqlpool/control",
+        json=about,
+        headers=headers,
+        environ_overrides=environ,
+    )
+    [state] = offline.extensions["mysqlpool"].values()
+    by = Fleet(state.board, "shop", state.published()).orders("default").by
+    assert response.status_code == 200
+    assert by.startswith(r"the monitor, asked from \x1b[2Jyyy") and len(by) < 150
 
 
 def test_a_proxy_that_rewrites_the_host_is_named(offline: Flask) -> None:

@@ -16,6 +16,7 @@ from flask import Flask
 from flask.testing import FlaskCliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from test_cli import heard_from
 from test_servers import BOARD, PATIENCE, Load, Site, good_site
 
 from flask_mysqlpool import PoolTimeout, get_db
@@ -146,6 +147,66 @@ def test_pools_of_one_name_are_added_up(make_app: MakeApp) -> None:
     samples = scrape(app)
     assert samples["mysqlpool_connections_max", ("pool", "shop")] == 5
     assert samples["mysqlpool_workers", ("pool", "shop")] == 1
+
+
+def test_pools_of_one_name_are_added_up_where_nothing_is_published(
+    make_app: MakeApp,
+) -> None:
+    binds = {"reports": {"NAME": "shop", "MAX_SIZE": 3}}
+    app = make_app(MAX_SIZE=2, BINDS=binds, STATUS_DIR=False)
+    db = extension(app)
+    with app.app_context():
+        for bind in "default", "reports":
+            db.connection(bind).close()
+        db.pool().pause()
+        until(lambda: db.stats("reports").create_seconds[-1])
+        samples = scrape(app)
+        db.pool().resume()
+
+    pool = "pool", "shop"
+    assert samples["mysqlpool_checkouts_total", pool] == 2
+    assert samples["mysqlpool_use_seconds_count", pool] == 2
+    assert samples["mysqlpool_connections_max", pool] == 5
+    assert samples["mysqlpool_paused", pool] == 1
+    assert samples["mysqlpool_workers", pool] == 1
+
+
+def test_a_worker_of_another_version_is_not_left_out_of_sums(make_app: MakeApp) -> None:
+    app = make_app()
+    other = heard_from(app, 0, checkouts=None)
+    assert scrape(app) == {("mysqlpool_readable",): 0}
+    other.withdraw()
+    assert scrape(app)["mysqlpool_readable",] == 1
+
+
+def test_workers_of_one_process_id_are_counted_by_their_site(make_app: MakeApp) -> None:
+    app = make_app()
+    sheets = [heard_from(app, 0, pid=1, site=site) for site in ("1:a", "1:b", "1:b")]
+
+    assert scrape(app)["mysqlpool_workers", ("pool", "shop")] == 2
+    for sheet in sheets:
+        sheet.withdraw()
+
+
+def test_labels_are_cut_and_what_is_equal_then_is_added_up(make_app: MakeApp) -> None:
+    app = make_app(NAME="\u202e" + "y" * 200)
+    reasons = {"z" * 200: 1, "z" * 300: 2, "\x1b[2J": 4}
+    sheet = heard_from(app, 0, discarded_by_reason=reasons)
+    name = "pool", r"\u202e" + "y" * 99 + "…"
+
+    def discarded(reason: str) -> float:
+        return scrape(app)["mysqlpool_discarded_total", name, ("reason", reason)]
+
+    assert discarded("z" * 100 + "…") == 3 and discarded(r"\x1b[2J") == 4
+    sheet.withdraw()
+
+
+@pytest.mark.parametrize("bind", ["default", "reports"])
+def test_one_of_several_pools_of_a_name_is_paused(make_app: MakeApp, bind: str) -> None:
+    app = make_app(BINDS={"reports": {"NAME": "shop"}})
+    run = FlaskCliRunner(app).invoke(args=["mysqlpool", "pause", "--bind", bind])
+
+    assert run.exit_code == 0 and scrape(app)["mysqlpool_paused", ("pool", "shop")] == 1
 
 
 def test_a_pause_is_a_metric(make_app: MakeApp) -> None:

@@ -40,6 +40,7 @@ from prometheus_client.registry import Collector
 from ..fleet import Fleet, Worker
 from ..foreign import plain
 from ..past import Counts, total
+from ..past import counts as counted_by
 from ..stats import BOUNDS, PoolStats
 
 #: Characters of a label.
@@ -172,16 +173,17 @@ def _look(
         return by_bind, counts, paused
     own = {bind: _as_worker(pool.stats()) for bind, pool in state.named_pools()}
     paused = {bind for bind, worker in own.items() if worker["paused"]}
-    return {bind: [worker] for bind, worker in own.items()}, own, paused
+    counted = {bind: counted_by(worker) for bind, worker in own.items()}
+    return {bind: [worker] for bind, worker in own.items()}, counted, paused
 
 
 def _as_worker(stats: PoolStats) -> Worker:
     return {
         **asdict(stats),
         "pid": os.getpid(),
-        "wait": stats.wait_seconds,
-        "use": stats.use_seconds,
-        "create": stats.create_seconds,
+        "wait": list(stats.wait_seconds),
+        "use": list(stats.use_seconds),
+        "create": list(stats.create_seconds),
     }
 
 

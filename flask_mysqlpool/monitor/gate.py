@@ -127,17 +127,15 @@ def _asked(authorize: Authorize) -> tuple[bool, str]:
         return False, f"authorize raised {kind(error)}{_place(error)}."
     if type(allowed) is not bool:
         # A redirect to a login page, or a method that was not called, is true.
-        name = plain(type(allowed).__name__, 100)
+        name = kind(allowed)
         return False, f"authorize must return True or False, not a {name}."
     return allowed, ""
 
 
 def _place(error: BaseException) -> str:
     """Where it was raised, for the one who looks for it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return ""
-    return f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({os.path.basename(place.filename)}, line {place.lineno})"
 
 
 class Gate:
@@ -206,11 +204,7 @@ class Gate:
 
     def has_signed_in(self) -> bool:
         visit = self.visit()
-        return (
-            visit is not None
-            and visit.signed_in is not None
-            and visit.signed_in == self.signed_out()
-        )
+        return visit is not None and visit.signed_in == self.signed_out()
 
     def signed_out(self) -> int:
         """How often visitors of this app have signed out, in all its workers."""
@@ -242,7 +236,10 @@ class Gate:
             )
         except (BadSignature, TypeError, ValueError):  # or another version's
             return None
-        return Visit(id, signed_in)
+        if not isinstance(id, str):
+            return None
+        # What another version has signed could be False, which is equal to 0.
+        return Visit(id, signed_in if type(signed_in) is int else None)
 
     def begin_visit(self, signed_in: int | None = None) -> Visit:
         return Visit(secrets.token_urlsafe(), signed_in)
@@ -298,7 +295,7 @@ class Gate:
         if not is_ours:
             text = (
                 f"This was sent by a page of {plain(origin, 100)}, and this site is"
-                f" {plain(request.host, 100)}. If that is one site, a proxy in between"
+                f" {request.host}. If that is one site, a proxy in between"
                 " rewrites Host: have it pass Host on, or X-Forwarded-Host, with"
                 " werkzeug's ProxyFix."
             )
