@@ -606,7 +606,7 @@ def _attribute(name: str) -> property:
     def write(self: PooledConnection, value: Any) -> None:
         con = self._attached()
         # Not for the next borrower.
-        con.retired = con.retired or "invalidated"
+        con.retired = "invalidated"
         setattr(con.raw, name, value)
 
     return property(read, write)

@@ -15,6 +15,7 @@ from pymysql.connections import Connection
 from pymysql.cursors import Cursor, DictCursor, SSCursor, SSDictCursor
 
 from flask_mysqlpool import ConnectionReturned, Pool, PooledConnection
+from flask_mysqlpool.recording import RecordedQuery, make_recorder
 from flask_mysqlpool.testing import LocalServer
 
 
@@ -72,12 +73,17 @@ def test_every_public_attribute_can_be_set_until_the_return(pool: Pool) -> None:
     with pool.connection() as con:
         assert con.sql_mode is None
         assert con.cursorclass is Cursor
-    assert pool.stats().opened == opened + 1
+        con.decoders.clear()
+    with pool.connection() as con:
+        assert con.decoders
+    assert pool.stats().opened == opened + 2
 
 
 def test_a_method_without_arguments_gives_the_same(bare: Any, pool: Pool) -> None:
     names = "affected_rows begin character_set_name commit get_autocommit"
     names += " get_proto_info get_server_info insert_id rollback show_warnings"
+    with pool.connection() as con:
+        con.query("SELECT 1")  # is not the next one's
     with pool.connection() as con:
         for name in names.split():
             ours, theirs = getattr(con, name)(), getattr(bare, name)()
@@ -203,11 +209,14 @@ def test_any_callable_makes_a_cursor_that_ends_with_the_checkout(
     make_pool: MakePool, factory: Any, recorded: bool
 ) -> None:
     pool = make_pool(RECORD_QUERIES=recorded)
+    queries: list[RecordedQuery] = []
+    pool.recorder = make_recorder(pool.config, queries.append)
     con = pool.connection()
     cursor = con.cursor(factory)
     assert isinstance(cursor, DictCursor | SSDictCursor)
     cursor.execute("SELECT 1 AS a")
     assert list(cursor.fetchall()) == [{"a": 1}]
+    assert len(queries) == recorded
     con.cursorclass = factory
     assert con.cursorclass is factory
     assert isinstance(con.cursor(), type(cursor))
@@ -215,6 +224,8 @@ def test_any_callable_makes_a_cursor_that_ends_with_the_checkout(
 
     with pytest.raises(ConnectionReturned):
         cursor.execute("SELECT 1")
+    with pytest.raises(ConnectionReturned):
+        cursor.fetchone()
     with pool.connection() as con:
         assert con.cursorclass is Cursor
 

@@ -11,7 +11,7 @@ import pymysql
 import pytest
 from conftest import MakeApp
 
-from flask_mysqlpool import ConfigError, Pool, PoolConfig, get_db
+from flask_mysqlpool import ConfigError, Pool, PoolConfig, get_db, optionfile
 from flask_mysqlpool.config import AppConfig
 from flask_mysqlpool.testing import LocalServer
 
@@ -96,6 +96,28 @@ def test_the_pool_connects_to_where_the_file_says(
         output = app.test_cli_runner().invoke(args=["mysqlpool", command]).output
         assert f"{server.host}:{server.port}/test" in output
         assert server.password not in output
+
+
+def test_a_file_is_found_in_the_home_folder(
+    file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file("[client]\nhost=db\n")
+    for variable in "HOME", "USERPROFILE":
+        monkeypatch.setenv(variable, str(tmp_path))
+
+    assert config(CONNECT_ARGS=options("~/my.cnf")).host == "db"
+
+
+def test_a_group_alone_is_of_the_file_of_the_system(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = file("[client]\nhost=wrong\n[shop]\nhost=db\n")
+    files = {"c:\\my.ini": path, "/etc/my.cnf": path}
+    monkeypatch.setattr(optionfile, "open", lambda p: open(files[p]), raising=False)
+    got = config(CONNECT_ARGS={"read_default_group": "shop"})
+
+    assert got.host == "db"
+    assert not got.connect_args
 
 
 EVERYTHING = (
@@ -204,7 +226,10 @@ def test_tls_in_the_file_is_as_strict_as_to_pymysql(
     [
         (f"password={SECRET}\n", "malformed: MissingSectionHeaderError"),
         (f"[client]\npassword={SECRET}\npassword={SECRET}\n", "malformed: Dupl"),
-        ("[client]\nport=x\n", "(read_default_file: port) must be a whole number"),
+        (
+            f"[client]\nport={SECRET}\n",
+            "(read_default_file: port) must be a whole number",
+        ),
         ("[client]\nssl-ca=/none\n", "(read_default_file: ssl-ca) must name a file"),
         (
             f"[client]\nssl-ca={__file__}\nssl-mode=REQUIRED\n",

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from conftest import MakePool
-from pymysql.constants import FIELD_TYPE
+from pymysql.constants import CLIENT, FIELD_TYPE
 from pymysql.cursors import DictCursor, SSCursor
 from pymysql.err import MySQLError
 
-from flask_mysqlpool import Pool, PoolConfig
+from flask_mysqlpool import Pool, PoolConfig, PoolTimeout, link
 from flask_mysqlpool.server import connect_to
 from flask_mysqlpool.testing import LocalServer
 
@@ -264,16 +264,34 @@ def test_a_procedure_that_goes_on_costs_its_connection_and_delays_no_other(
     assert time.monotonic() - started < 2
 
 
+def test_an_answer_that_has_not_come_in_time_is_read_later(
+    sql: Sql, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "MOMENT", 60.0)
+    create(sql, "waits", "BEGIN SELECT 42; DO GET_LOCK('it', 30); SELECT 43; END")
+    pool = make_pool(MAX_SIZE=1, TIMEOUT=30)
+    sql("DO GET_LOCK('it', 0)")
+    with pool.connection() as connection:
+        connection.cursor().callproc("waits")
+        number = connection.thread_id()
+    with pytest.raises(PoolTimeout):
+        pool.connection(timeout=0.001)
+    sql("DO RELEASE_LOCK('it')")
+    with pool.connection() as connection:
+        assert connection.thread_id() == number
+
+
 @pytest.mark.parametrize(
     "then",
     [
+        lambda c: None,
         lambda c: c.commit(),
         lambda c: c.rollback(),
         lambda c: c.ping(),
         lambda c: run(c, "SELECT 1"),
         lambda c: run(c, "BEGIN"),
     ],
-    ids=["commit", "rollback", "ping", "select", "begin"],
+    ids=["nothing", "commit", "rollback", "ping", "select", "begin"],
 )
 @pytest.mark.parametrize("unbuffered", [False, True])
 def test_a_warning_of_an_earlier_statement_is_not_shown_to_the_next_borrower(
@@ -285,6 +303,30 @@ def test_a_warning_of_an_earlier_statement_is_not_shown_to_the_next_borrower(
             cursor.execute("SELECT CAST('secret' AS SIGNED)")
             cursor.fetchall()
         then(connection)
+    with pool.connection() as connection:
+        assert connection.show_warnings() == ()
+    assert pool.stats().opened == 1
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_warning_of_the_first_of_several_statements_is_not_shown_to_the_next(
+    read: bool, make_pool: MakePool
+) -> None:
+    flags = {"client_flag": CLIENT.MULTI_STATEMENTS}
+    pool = make_pool(MAX_SIZE=1, CONNECT_ARGS=flags)
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT CAST('secret' AS SIGNED); SELECT 1")
+        if read:
+            assert cursor.nextset()
+    with pool.connection() as connection:
+        assert connection.show_warnings() == ()
+    assert pool.stats().opened == 1
+
+
+def test_an_error_is_not_shown_to_the_next_borrower(make_pool: MakePool) -> None:
+    pool = make_pool(MAX_SIZE=1)
+    with pool.connection() as connection, suppress(MySQLError):
+        run(connection, "SELECT secret")
     with pool.connection() as connection:
         assert connection.show_warnings() == ()
     assert pool.stats().opened == 1
