@@ -25,6 +25,7 @@ from flask_mysqlpool.fleet import (
     holders,
     is_degraded,
     last_failure,
+    spread,
     totals,
 )
 from flask_mysqlpool.past import identity
@@ -304,6 +305,8 @@ def complete(**about: Any) -> Worker:
         {"connections": [{"thread_id": 1}]},
         {"thread_ids": [[]]},
         {"outdated": None},
+        {"generation": 0.5},
+        {"checkouts": 10**400},
     ],
 )
 def test_a_worker_of_another_version_is_named_and_the_others_are_read(
@@ -336,6 +339,14 @@ def make_folder(path: Path) -> None:
 def make_link(path: Path) -> None:
     path.unlink()
     path.symlink_to("/dev/null")
+
+
+def test_sums_are_as_old_as_the_oldest_worker_that_may_have_changed() -> None:
+    def heard(moment: float, size: int, waiting: int = 0) -> Worker:
+        return {"heard": moment, "size": size, "waiting": waiting}
+
+    assert spread([]) == spread([heard(1.0, 0), heard(50.0, 1)]) == 0
+    assert spread([heard(1.0, 0), heard(50.0, 1), heard(52.04, 0, waiting=1)]) == 2.0
 
 
 def identity_of(app: Flask, bind: str = "default") -> dict[str, str | None]:

@@ -33,6 +33,7 @@ from flask_mysqlpool.logs import log
 from flask_mysqlpool.metrics.prometheus import PoolCollector
 from flask_mysqlpool.server import Server, Unanswered, connect_to
 from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.testing.fake import FakePool
 
 pytestmark = pytest.mark.one_engine
 
@@ -147,6 +148,7 @@ def test_whatever_authorize_raises_refuses_and_is_told_by_its_kind(
             "\\", ""
         )
         assert SECRET not in text and not RAW.search(text)
+        assert re.search(r" \(test_foreign\.py, line \d+\)\.", text)
 
 
 @pytest.mark.parametrize("make", ERRORS)
@@ -161,6 +163,17 @@ def test_whatever_is_raised_while_a_server_is_asked_is_no_traceback(
 
     for text in [*texts(app), *pages(app)]:
         assert not RAW.search(text)
+
+
+@pytest.mark.parametrize("make", [*ERRORS[:9], ERRORS[12]])
+def test_what_a_connect_raises_that_is_not_ours_is_told_by_its_kind(
+    make: Callable[[], BaseException],
+) -> None:
+    pool = FakePool(on_connect=raising(make), TIMEOUT=0.1)
+    with suppress(BaseException):
+        pool.connection()
+
+    assert pool.stats().connect_error == kind(make())
 
 
 def test_an_exit_is_no_error() -> None:
@@ -576,7 +589,8 @@ def test_statements_of_the_settings_are_shown_nowhere(make_app: MakeApp) -> None
 
 
 def test_lines_of_commands_are_as_long_as_they_seem() -> None:
-    assert max(map(len, tables._fitted(HOSTILE * 20, 40))) <= 40
+    fitted = map(tables.printable, tables._fitted(HOSTILE * 20, 40))
+    assert max(map(len, fitted)) <= 40
     for cell, shown in (("y" * 100, "y" * 60 + "…"), ("\x1b\u202e", r"\x1b\u202e")):
         assert tables._aligned([["a", ""], [cell, "b"]])[1] == f"  {shown}  b"
     hostile = tables.Styled("red", HOSTILE, HOSTILE + "y" * 5000)

@@ -32,7 +32,7 @@ from flask_mysqlpool.board import Board, Sheet
 from flask_mysqlpool.fleet import Fleet
 from flask_mysqlpool.monitor import create_monitor, is_local
 from flask_mysqlpool.monitor.asking import Asker, without_values
-from flask_mysqlpool.monitor.figures import percentile, summary
+from flask_mysqlpool.monitor.figures import percentile, reasons, summary
 from flask_mysqlpool.monitor.gate import Gate
 from flask_mysqlpool.past import key_of
 from flask_mysqlpool.server import ServerReport
@@ -262,6 +262,13 @@ def test_the_times_of_all_workers_are_one_histogram(
     assert [worker["wait"] for worker in found["workers"]] == [
         *(quick, slow, zeros, zeros)
     ]
+
+
+def test_reasons_are_added_up_as_far_as_they_are_counts() -> None:
+    of_others = [{"a": "x"}, {"a": 10**400}, ["a"], None]
+    told = [{"a": 1}, *of_others, {"a": 2, "b": 3}]
+
+    assert reasons([{"discarded_by_reason": each} for each in told]) == {"a": 3, "b": 3}
 
 
 def test_a_percentile_lies_in_its_bucket() -> None:
