@@ -57,10 +57,10 @@ def _record(
 
 def _traceback(error: BaseException) -> Iterator[str]:
     for entry in traceback.format_exception(None, error, error.__traceback__):
-        # The text of an error may have lines of its own, which are not ours.
-        is_place = entry.lstrip(" |+-").startswith("File ")
-        for line in entry.rstrip("\n").split("\n") if is_place else [entry.strip("\n")]:
-            yield plain(line)
+        # The text of an error may have lines of its own, which are not Python's.
+        is_text = not entry.startswith("\n") and "File " != entry.lstrip(" |+-")[:5]
+        entry = entry.removesuffix("\n")
+        yield from map(plain, [entry] if is_text else entry.split("\n"))
 
 
 def log(

@@ -528,6 +528,8 @@ def test_a_traceback_in_a_log_is_escaped_and_cut(
         assert not RAW.search(shown) and max(map(len, lines)) <= 1001
         assert "forged" not in lines and "raise KeyError(text)" in shown
         assert lines[-1].startswith("ValueError: ")
+        direct = "The above exception was the direct cause of the following exception:"
+        assert "\n".join(["", "", direct, "", "Traceback (most"]) in shown
         assert record.exc_info is not None and record.exc_info[1] is each
         assert (record.funcName, record.module) == (
             "test_a_traceback_in_a_log_is_escaped_and_cut",
@@ -642,3 +644,18 @@ def test_what_another_worker_says_is_cut(make_app: MakeApp) -> None:
 def test_what_authorize_returns_is_told_by_its_kind(make_app: MakeApp) -> None:
     for text in pages(make_app(), authorize=Nameless):
         assert "authorize must return True or False, not a Nameless." in text
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "ascii"])
+def test_what_a_terminal_has_no_character_for_is_escaped(
+    make_app: MakeApp, charset: str
+) -> None:
+    app = make_app()
+    sheet = heard_from(app, 0, connect_error="naïf \x7f", last_connect_failure=1e10)
+    run = FlaskCliRunner(app, charset=charset).invoke
+    lines = run(args=["mysqlpool", "status"]).output
+    data = run(args=["mysqlpool", "status", "--json"]).output
+    sheet.withdraw()
+
+    assert ("naïf" if charset == "utf-8" else r"na\xeff") + r" \x7f" in lines
+    assert r"na\u00eff \u007f" in data
