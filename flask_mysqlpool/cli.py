@@ -150,7 +150,7 @@ def status(as_json: bool, watch: float | None, bind: str | None, server: bool) -
 
 def _show(report: dict[str, Any], as_json: bool, clear: bool) -> None:
     if as_json:
-        _print(json.dumps(report).replace("\x7f", "\\u007f") + "\n")
+        _print(json.dumps(report) + "\n")
         return
     if clear and sys.stdout.isatty():
         click.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from test_servers import BOARD, PATIENCE, Load, Site, good_site
 
 from flask_mysqlpool import PoolTimeout, get_db
 from flask_mysqlpool.board import Board, Sheet
+from flask_mysqlpool.files import TURN
 from flask_mysqlpool.fleet import totals
 from flask_mysqlpool.metrics.prometheus import PoolCollector
 from flask_mysqlpool.past import total
@@ -130,6 +132,20 @@ def test_no_sum_is_told_while_a_worker_cannot_be_read(make_app: MakeApp) -> None
     assert scrape(app) == {("mysqlpool_readable",): 0}
     other.withdraw()
     assert scrape(app)["mysqlpool_readable",] == 1
+
+
+def test_a_scrape_does_not_wait_for_long_for_whoever_counts(make_app: MakeApp) -> None:
+    app = make_app()
+    heard_from(app, 0).withdraw()
+    lock = Path(app.config["MYSQLPOOL_STATUS_DIR"], "past.lock")
+    with lock.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with pytest.raises(BlockingIOError):
+            scrape(app)
+
+    # Less than Prometheus waits for; orders have more patience.
+    assert time.monotonic() - began < TURN * 0.8
 
 
 def test_pools_of_one_name_are_added_up(make_app: MakeApp) -> None:
