@@ -126,6 +126,37 @@ def test_status_as_json_has_the_fields_of_the_design(
     assert server.password not in json.dumps(seen)
 
 
+def fields_of(value: Any) -> set[str]:
+    """The names of all fields of a report, at any depth."""
+    if isinstance(value, list):
+        return set().union(*map(fields_of, value))
+    if not isinstance(value, dict):
+        return set()
+    below = (fields_of(v) for k, v in value.items() if k != "discarded_by_reason")
+    return (value.keys() - {"default"}).union(*below)
+
+
+def test_the_docs_name_every_field_of_the_report_and_no_other(
+    make_app: MakeApp,
+) -> None:
+    app, other = make_app(MAX_SIZE=1), make_app(PORT=1)
+    with pytest.raises(OperationalError):
+        connected(other)
+    with connected(app):
+        with app.app_context(), pytest.raises(PoolTimeout):
+            extension(app).connection(timeout=0)
+        run(app, "pause")
+        until(lambda: report(app)["pools"]["default"]["holders"])
+        until(lambda: report(app)["pools"]["default"]["checkout_timeout"])
+        until(lambda: report(other)["pools"]["default"]["connect_failure"])
+        fields = fields_of([report(each, "--server") for each in (app, other)])
+
+    page = (Path(__file__).parents[1] / "docs" / "commands.rst").read_text("utf-8")
+    section = page[page.index(".. _json:") : page.index("reset\n-----")]
+    told = set(re.findall("``([a-z_]+)``", section))
+    assert told == fields
+
+
 def test_the_totals_are_the_sums_over_the_workers(make_app: MakeApp) -> None:
     app = make_app()
     connected(app).close()
