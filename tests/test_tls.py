@@ -544,30 +544,17 @@ def test_a_connection_that_ends_leaves_no_error_behind(
             assert queue.is_empty()
 
 
-def test_a_login_that_fails_leaves_no_error_behind(
-    make_pool: MakePool, with_tls: LocalServer, stranger: Path, queue: ErrorQueue
-) -> None:
-    refused: list[dict[str, Any]] = [
-        {"SSL_CA": stranger},
-        {"SSL_CA": __file__},
-        {"SSL_CERT": stranger, "SSL_KEY": stranger},
-    ]
-    for settings in refused:
-        pool = make_pool(URL=with_tls.url, SSL_MODE="VERIFY_CA", **settings)
-
-        with pytest.raises(OperationalError):
-            pool._connector.connect(time.monotonic() + 5)
-
-        assert queue.is_empty()
-
-
 def test_a_handshake_that_is_reset_leaves_no_error_behind(
     make_pool: MakePool,
     with_tls: LocalServer,
     queue: ErrorQueue,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As of OpenSSL 3.5, which leaves it in the queue."""
+    """OpenSSL 3.5 leaves it in the queue, if it hits a write of more than 4096 bytes.
+
+    With TLS 1.2 those are the client's own certificates, if they are many. After other
+    logins that fail, on a certificate or on a read, the queue is empty anyway.
+    """
 
     def is_reset(sock: ssl.SSLSocket, **options: Any) -> None:
         queue.put_reset()
