@@ -24,6 +24,7 @@ from pymysql.err import MySQLError, OperationalError, ProgrammingError
 from test_cli import board_of, heard_from
 from test_fleet import complete, identity_of
 from test_monitor import OURS, csrf, monitored
+from werkzeug.test import create_environ, run_wsgi_app
 
 from flask_mysqlpool import MySQLPool, PoolConfig, PoolTimeout, tables
 from flask_mysqlpool.connector import Connector
@@ -277,10 +278,13 @@ def test_no_header_is_a_500(
         headers = {**OURS, "X-CSRF-Token": token, header: value}
         for method, path in [("GET", ""), ("GET", "status.json"), ("POST", "control")]:
             url = f"/mysqlpool/{path}"
-            response = client.open(
-                url, method=method, headers=headers, data="[" * 99999
-            )
-            assert response.status_code < 500, value
+            sent: dict[str, Any] = {"method": method, "headers": headers}
+            sent["data"] = "[" * 99999
+            if header == "Host":  # which clients of some versions cannot send
+                _, status, _ = run_wsgi_app(app, create_environ(url, **sent))
+            else:
+                status = client.open(url, **sent).status
+            assert int(status[:3]) < 500, value
 
 
 def test_an_order_that_is_nested_without_end_is_refused(make_app: MakeApp) -> None:
