@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,6 +107,17 @@ def table(sql: Callable[..., Any]) -> str:
     sql("DROP TABLE IF EXISTS t")
     sql("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, a INT)")
     return "t"
+
+
+def end_at_server(sql: Callable[..., Any], number: int) -> None:
+    """End a connection that a pool has closed, and what it executes at the server.
+
+    A server may notice seconds later, and the monitor shows such a connection.
+    """
+    with suppress(pymysql.err.MySQLError):
+        sql("KILL %s", number)
+    listed = "SELECT 1 FROM information_schema.processlist WHERE id = %s"
+    until(lambda: not sql(listed, number))
 
 
 class MakePool(Protocol):

@@ -14,7 +14,7 @@ from typing import Any
 import flask.globals
 import pymysql.err
 import pytest
-from conftest import MakeApp, until
+from conftest import MakeApp, end_at_server, until
 from flask import Flask, abort, appcontext_tearing_down, stream_with_context
 from flask.testing import FlaskClient
 
@@ -480,13 +480,9 @@ def asleep(sql: Callable[..., Any]) -> Iterator[Callable[[PooledConnection], Non
         until(lambda: connection._guard.locked())
 
     yield put_to_sleep
-    listed = "SELECT 1 FROM information_schema.processlist WHERE id = %s"
     for number, thread in zip(numbers, threads, strict=True):
         thread.join()
-        # The pool has closed its side, which a server may notice seconds later.
-        with suppress(pymysql.err.MySQLError):
-            sql("KILL %s", number)
-        until(lambda number=number: not sql(listed, number))  # type: ignore[misc]
+        end_at_server(sql, number)
 
 
 def test_a_connection_returned_by_another_thread_in_mid_statement_is_logged(

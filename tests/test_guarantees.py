@@ -13,7 +13,7 @@ from typing import Any
 import pymysql
 import pymysql.err
 import pytest
-from conftest import MakeApp, MakePool, MakeServer, until
+from conftest import MakeApp, MakePool, MakeServer, end_at_server, until
 from pymysql.constants import CLIENT
 from pymysql.cursors import DictCursor, SSCursor
 
@@ -546,10 +546,11 @@ def test_two_threads_in_one_connection_raise_and_corrupt_nothing(
 
 
 def test_a_return_in_the_middle_of_a_statement_ends_the_connection(
-    make_pool: MakePool,
+    make_pool: MakePool, sql: Sql
 ) -> None:
     pool = make_pool()
     connection = pool.connection()
+    number = connection.thread_id()
     errors = []
 
     def sleep() -> None:
@@ -566,6 +567,7 @@ def test_a_return_in_the_middle_of_a_statement_ends_the_connection(
         connection.close()
 
     thread.join()
+    end_at_server(sql, number)
     assert len(errors) == 1
     assert pool.stats().size == 0
 

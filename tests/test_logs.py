@@ -49,11 +49,16 @@ def raising(
     else:
         handler.emit = raising  # type: ignore[assignment, method-assign]
     monkeypatch.setattr(logging, "raiseExceptions", False)
-    monkeypatch.setattr(logging.getLogger("flask_mysqlpool"), "level", logging.DEBUG)
-    monkeypatch.setattr(logging.getLogger("shop"), "level", logging.DEBUG)
+    ours = [logging.getLogger(name) for name in ("flask_mysqlpool", "shop")]
+    levels = [logger.level for logger in ours]
+    for logger in ours:
+        # Set as an attribute, it would not reach what loggers remember of it.
+        logger.setLevel(logging.DEBUG)
     logging.getLogger().addHandler(handler)
     yield raising
     logging.getLogger().removeHandler(handler)
+    for logger, level in zip(ours, levels, strict=True):
+        logger.setLevel(level)
 
 
 class Broken:
