@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from flask_mysqlpool import Pool
-from flask_mysqlpool.testing.fake import FakeConnection, FakePool
+from flask_mysqlpool.testing.fake_driver import FakeConnection, FakePool
 
 
 class Error(Exception):

@@ -45,7 +45,7 @@ def run(connection: Any, statement: str) -> None:
 def pooled(url: str) -> dict[str, Action]:
     """Return what is timed, through the pool of the package that is imported."""
     from flask_mysqlpool import Pool, PoolConfig
-    from flask_mysqlpool.transaction import transaction
+    from flask_mysqlpool.pool.transaction import transaction
 
     def pool(**settings: Any) -> Pool:
         return Pool(PoolConfig.from_mapping({"URL": url, "MAX_SIZE": 2, **settings}))

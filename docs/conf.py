@@ -13,7 +13,8 @@ from docutils.statemachine import StringList
 from pallets_sphinx_themes import get_version
 from sphinx.application import Sphinx
 
-from flask_mysqlpool.config import BINDS, URL, AppConfig, PoolConfig
+from flask_mysqlpool.config import PoolConfig
+from flask_mysqlpool.config.settings import BINDS, URL, AppConfig
 
 project = "flask_mysqlpool"
 copyright = "2026 The flask_mysqlpool developers"

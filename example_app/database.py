@@ -10,7 +10,7 @@ from pymysql.cursors import DictCursor
 from pymysql.err import MySQLError
 
 from flask_mysqlpool import MySQLPool
-from flask_mysqlpool.server import connect_to
+from flask_mysqlpool.workers.mysql_server import connect_to
 
 db = MySQLPool()
 

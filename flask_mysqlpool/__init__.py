@@ -16,10 +16,10 @@ from .errors import (
     TransactionError,
 )
 from .extension import MySQLPool, close_db, get_db, get_recorded_queries
-from .handle import PooledConnection
-from .health import Health
 from .pool import Pool
-from .stats import PoolStats
+from .pool.connection import PooledConnection
+from .pool.health import Health
+from .pool.stats import PoolStats
 
 __all__ = [
     "CommitUnknown",

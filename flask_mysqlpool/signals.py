@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary, ref
 from blinker import NamedSignal, Namespace
 from flask import Flask
 
-from .logs import log
-from .stats import Observer
+from .pool.driver.logs import log
+from .pool.stats import Observer
 
 _signals = Namespace()
 

@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 import pymysql
 
 from flask_mysqlpool.testing import LocalServer, ServerNotFound
-from flask_mysqlpool.testing.engines import find_engine
-from flask_mysqlpool.testing.server import _until
-from flask_mysqlpool.testing.supervisor import Supervisor
+from flask_mysqlpool.testing.local_server import _until
+from flask_mysqlpool.testing.server_binaries import find_engine
+from flask_mysqlpool.testing.watchdog import Supervisor
 
 HOST = "127.0.0.1"
 #: Of the user app, the same everywhere.

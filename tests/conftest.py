@@ -19,7 +19,7 @@ from flask import Flask
 
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig
 from flask_mysqlpool.testing import FaultProxy, LocalServer, ServerNotFound
-from flask_mysqlpool.testing.engines import find_engine
+from flask_mysqlpool.testing.server_binaries import find_engine
 
 #: The folder that ``scripts/mysql-server`` filled, unless MySQL is installed.
 MYSQL_ROOT = os.environ.get("FLASK_MYSQLPOOL_MYSQL_ROOT")

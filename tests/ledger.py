@@ -29,8 +29,8 @@ from pymysql.constants import CLIENT
 from pymysql.err import Error, MySQLError
 
 from flask_mysqlpool import CommitUnknown, ConnectionLost, Pool, PoolConfig
+from flask_mysqlpool.pool.transaction import run_in_transaction, transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
-from flask_mysqlpool.transaction import run_in_transaction, transaction
 
 ACCOUNTS, INITIAL = 24, 1000
 WORKERS, CONNECTIONS = 10, 4

@@ -24,7 +24,7 @@ from typing import Any
 from pymysql.err import MySQLError, OperationalError
 
 from flask_mysqlpool import PoolConfig
-from flask_mysqlpool.connector import NOWHERE, Connector
+from flask_mysqlpool.pool.driver.connector import NOWHERE, Connector
 
 SECRET = "S3cret of the test"
 SALT = bytes(range(65, 85))

@@ -23,7 +23,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from flask_mysqlpool.testing import ServerNotFound
-from flask_mysqlpool.testing.engines import find_engine
+from flask_mysqlpool.testing.server_binaries import find_engine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "_static" / "matrix.json"

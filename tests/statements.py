@@ -23,8 +23,8 @@ from typing import Any
 from pymysql.constants import CLIENT, ER, SERVER_STATUS
 from pymysql.err import MySQLError
 
-from flask_mysqlpool import residue
-from flask_mysqlpool.residue import judge, server_of, within_block
+from flask_mysqlpool.pool.driver import statements
+from flask_mysqlpool.pool.driver.statements import judge, server_of, within_block
 from flask_mysqlpool.testing import LocalServer
 
 #: What a call, a variable or a subquery in a statement may do; %s is for the wrapper.
@@ -656,7 +656,7 @@ def call_names(server: LocalServer) -> Findings:
     """Give stored functions the names that are known, and see what calls them."""
     laboratory = Laboratory(server)
     found, connection = laboratory.findings, server.connect(autocommit=True)
-    tables = residue._CALLS_ON
+    tables = statements._CALLS_ON
     names = sorted({name.decode() for table in tables for name in table})
     body = "(n INT) RETURNS INT DETERMINISTIC BEGIN SET @x = n; RETURN n; END"
     laboratory.attempt(connection, "USE statements")
@@ -713,7 +713,7 @@ class Laboratory:
         self.server = server
         self.observer = server.connect(autocommit=True)
         self.kind = server_of(self.observer.get_server_info())
-        self.is_mariadb = self.kind == residue.MARIADB
+        self.is_mariadb = self.kind == statements.MARIADB
         self.findings = Findings()
         self.usual: dict[str, Any] = {}
         self.about_variables = ""
@@ -811,29 +811,29 @@ class Laboratory:
 
     def compare(self, statement: str, mode: str, effects: set[str]) -> None:
         several = ";" in statement.rstrip("; ")
-        server = self.kind | (residue.SEVERAL if several else 0)
+        server = self.kind | (statements.SEVERAL if several else 0)
         text = statement.encode("latin-1")
         said = judge(text, server)
         found = self.findings
         for effect in sorted(effects):
             if effect == "ENDS":
-                missed = within_block(text, server) == residue.HARMLESS
+                missed = within_block(text, server) == statements.HARMLESS
             elif effect == "SNAPSHOT":
-                missed = not said & residue.TRANSACTIONS
+                missed = not said & statements.TRANSACTIONS
             elif effect == "ROLE":
-                missed = not said & (residue.ROLE | residue.RUNS_CODE)
+                missed = not said & (statements.ROLE | statements.RUNS_CODE)
             else:
-                missed = not said & getattr(residue, effect)
+                missed = not said & getattr(statements, effect)
             if missed and "v_func" in statement.lower():
                 found.excepted += 1  # the one that no text shows
             elif missed:
                 found.misses.append((effect, statement, mode))
         for flag in ("SESSION", "ELSEWHERE", "ROLE", "WRITES", "ENDS"):
-            if said & getattr(residue, flag) and flag not in effects:
+            if said & getattr(statements, flag) and flag not in effects:
                 found.false_alarms[flag] += 1
-        if said & residue.MAY_END and "ENDS" not in effects:
+        if said & statements.MAY_END and "ENDS" not in effects:
             found.false_alarms["MAY_END"] += 1
-        if said & residue.TRANSACTION and "SNAPSHOT" not in effects:
+        if said & statements.TRANSACTION and "SNAPSHOT" not in effects:
             found.false_alarms["TRANSACTION"] += 1
 
     def variables(self, connection: Any) -> Any:

@@ -16,7 +16,7 @@ from liars import END, OK, SALT, Liar, Talk, config, greeting, packet, refusal, 
 from pymysql.constants import COMMAND, SERVER_STATUS
 from pymysql.err import OperationalError, ProgrammingError
 
-from flask_mysqlpool.connector import Connector
+from flask_mysqlpool.pool.driver.connector import Connector
 
 #: What may follow the status of an OK, and flags of the status.
 MORE = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS

@@ -23,8 +23,8 @@ from flask_mysqlpool import (
     close_db,
     get_db,
 )
-from flask_mysqlpool.backends import NullPool
-from flask_mysqlpool.config import AppConfig
+from flask_mysqlpool.config.settings import AppConfig
+from flask_mysqlpool.pool.backends import NullPool
 from flask_mysqlpool.testing import LocalServer
 
 SECRET = "geheim"
@@ -417,7 +417,7 @@ class Counting(Pool):
         ("NULL", NullPool),
         (Counting, Counting),
         (f"{__name__}.Counting", Counting),
-        ("flask_mysqlpool.backends.NullPool", NullPool),
+        ("flask_mysqlpool.pool.backends.NullPool", NullPool),
     ],
 )
 def test_the_backend_is_what_the_setting_says(

@@ -30,7 +30,7 @@ from flask_mysqlpool import (
     PooledConnection,
     TransactionError,
 )
-from flask_mysqlpool.transaction import (
+from flask_mysqlpool.pool.transaction import (
     TransactionBlock,
     run_in_transaction,
     transaction,
@@ -81,8 +81,11 @@ PACKAGE = Path(flask_mysqlpool.__file__).parent
 TRACED = {
     contextlib.__file__,
     *(
-        str(PACKAGE / f"{name}.py")
-        for name in ("transaction", "handle", "connection", "cursors", "link")
+        str(PACKAGE / "pool" / f"{name}.py")
+        for name in (
+            *("transaction", "connection", "cursors"),
+            *("driver/session", "driver/transport"),
+        )
     ),
 }
 
@@ -159,7 +162,7 @@ def test_an_interrupt_at_any_moment_ends_the_block(
     handled: bool,
 ) -> None:
     """The exception that is being handled keeps the frames that it went through."""
-    monkeypatch.setattr("flask_mysqlpool.transaction.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("flask_mysqlpool.pool.transaction.FIRST_PAUSE", 0.0)
     pool = make_pool(AUTOCOMMIT=random.random() < 0.5, MAX_SIZE=1)
 
     def use_again(connection: PooledConnection) -> None:

@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 from conftest import until
 
-import flask_mysqlpool.board
-import flask_mysqlpool.files
-from flask_mysqlpool.board import (
+import flask_mysqlpool.workers.records
+import flask_mysqlpool.workers.status_dir
+from flask_mysqlpool.workers.records import Unusable, load_record, write_record
+from flask_mysqlpool.workers.status_dir import (
     MARK,
     NEW,
     ORDERS,
@@ -34,7 +35,6 @@ from flask_mysqlpool.board import (
     Orders,
     Sheet,
 )
-from flask_mysqlpool.files import Unusable, load_record, write_record
 
 WRITER = """
 import itertools, os, resource, signal, sys, time
@@ -334,14 +334,14 @@ def test_a_withdrawn_sheet_is_written_into_nobody_elses_file(
 ) -> None:
     sheet = published(board, n=1)
     writing, withdrawn = threading.Event(), threading.Event()
-    write = flask_mysqlpool.files.write_record
+    write = flask_mysqlpool.workers.records.write_record
 
     def write_late(fd: int, content: Any) -> None:
         writing.set()
         withdrawn.wait(0.5)
         write(fd, content)
 
-    monkeypatch.setattr(flask_mysqlpool.board, "write_record", write_late)
+    monkeypatch.setattr(flask_mysqlpool.workers.status_dir, "write_record", write_late)
     with ThreadPoolExecutor(1) as threads:
         written = threads.submit(sheet.write, {"n": 2})
         assert writing.wait(5)
@@ -711,7 +711,7 @@ def test_what_is_in_the_way_of_orders_is_named_with_a_mend_and_left_there(
 def test_orders_are_not_given_for_ever_where_the_lock_is_held(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.files, "TURN", 0.05)
+    monkeypatch.setattr(flask_mysqlpool.workers.records, "TURN", 0.05)
     board.order("shop/default", raised)
     with open(f"{board.path}/orders.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

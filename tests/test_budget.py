@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from test_board import Worker, forked, started
 
 from flask_mysqlpool import PoolError
-from flask_mysqlpool.board import Board
-from flask_mysqlpool.budget import Budget, Claim, fair_shares
+from flask_mysqlpool.workers.host_limit import Budget, Claim, fair_shares
+from flask_mysqlpool.workers.status_dir import Board
 
 NAME = "budget-shop"
 

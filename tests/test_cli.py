@@ -31,25 +31,19 @@ from flask.testing import FlaskCliRunner
 from pymysql.err import MySQLError, OperationalError
 from test_fleet import complete, config_of, identity_of
 
-import flask_mysqlpool.check
-import flask_mysqlpool.cli
-import flask_mysqlpool.presence
-import flask_mysqlpool.tables
-from flask_mysqlpool import (
-    MySQLPool,
-    Pool,
-    PoolConfig,
-    PooledConnection,
-    PoolTimeout,
-)
-from flask_mysqlpool.board import ORDERS, SHEET, Board, Sheet
-from flask_mysqlpool.check import examine
-from flask_mysqlpool.connection import PhysicalConnection
-from flask_mysqlpool.connector import Connector
-from flask_mysqlpool.fleet import Fleet
-from flask_mysqlpool.past import identity, key_of
-from flask_mysqlpool.server import Facts, Server, Unanswered, connect_to
+import flask_mysqlpool.cli.check
+import flask_mysqlpool.cli.commands
+import flask_mysqlpool.cli.render
+import flask_mysqlpool.workers.agent
+from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection, PoolTimeout
+from flask_mysqlpool.cli.check import examine
+from flask_mysqlpool.pool.driver.connector import Connector
+from flask_mysqlpool.pool.driver.session import PhysicalConnection
 from flask_mysqlpool.testing import FaultProxy, LocalServer
+from flask_mysqlpool.workers.exited import identity, key_of
+from flask_mysqlpool.workers.fleet import Fleet
+from flask_mysqlpool.workers.mysql_server import Facts, Server, Unanswered, connect_to
+from flask_mysqlpool.workers.status_dir import ORDERS, SHEET, Board, Sheet
 
 pytestmark = pytest.mark.one_engine
 
@@ -315,7 +309,7 @@ def test_a_connect_that_failed_lately_is_shown_and_degraded(make_app: MakeApp) -
 def test_all_threads_of_a_worker_are_claimed_however_many_it_describes(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.presence, "LISTED", 2)
+    monkeypatch.setattr(flask_mysqlpool.workers.agent, "LISTED", 2)
     app = make_app(MAX_SIZE=12)
     with ExitStack() as stack:
         for _ in range(12):
@@ -398,7 +392,9 @@ def test_ctrl_c_ends_watching_without_a_word(
     def press(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(flask_mysqlpool.cli, "time", SimpleNamespace(sleep=press))
+    monkeypatch.setattr(
+        flask_mysqlpool.cli.commands, "time", SimpleNamespace(sleep=press)
+    )
     app = make_app()
 
     code, output = run(app, "status", "--watch", "1")
@@ -460,7 +456,9 @@ def test_at_a_terminal_watching_shows_nothing_but_the_newest(
         if next(rounds, KeyboardInterrupt) is KeyboardInterrupt:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(flask_mysqlpool.cli, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(
+        flask_mysqlpool.cli.commands, "time", SimpleNamespace(sleep=sleep)
+    )
     code, output = terminal.run(app, "status", "--watch", "7")
 
     assert code == 3
@@ -490,7 +488,7 @@ def test_at_a_terminal_reset_asks_first(make_app: MakeApp, terminal: Terminal) -
 def test_many_holders_are_counted_and_not_all_listed(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.presence, "LISTED", 11)
+    monkeypatch.setattr(flask_mysqlpool.workers.agent, "LISTED", 11)
     app = make_app(MAX_SIZE=14, MAX_HOST_CONNECTIONS=20)
     with ExitStack() as stack:
         for _ in range(14):
@@ -514,8 +512,8 @@ def test_in_a_narrow_terminal_what_is_dearest_is_shown_and_other_columns_are_not
 
     def columns(width: int) -> list[str]:
         monkeypatch.setenv("COLUMNS", str(width))
-        found = flask_mysqlpool.tables.status(shown, terminal=True)
-        lines = [*map(flask_mysqlpool.tables.printable, found)]
+        found = flask_mysqlpool.cli.render.status(shown, terminal=True)
+        lines = [*map(flask_mysqlpool.cli.render.printable, found)]
         [head] = [line for line in lines if line.split()[:1] == ["worker"]]
         assert len(head) <= width
         return head.split("  ")[1:]
@@ -1571,7 +1569,7 @@ def test_what_an_error_says_tells_more_than_its_number(
         raise Unanswered(OperationalError(2003, error))
         yield
 
-    monkeypatch.setattr(flask_mysqlpool.check, "connect_to", connect_to)
+    monkeypatch.setattr(flask_mysqlpool.cli.check, "connect_to", connect_to)
     config = PoolConfig.from_mapping({"HOST": "localhost", "USER": "shop"})
 
     *_, connection = examine(config, None)
@@ -1600,7 +1598,7 @@ def test_a_connect_that_failed_is_told_with_its_mend(
         raise Unanswered(error)
         yield
 
-    monkeypatch.setattr(flask_mysqlpool.check, "connect_to", connect_to)
+    monkeypatch.setattr(flask_mysqlpool.cli.check, "connect_to", connect_to)
     config = PoolConfig.from_mapping({"HOST": "localhost", "USER": "shop"})
 
     *_, connection = examine(config, None)
@@ -1686,7 +1684,7 @@ def test_what_is_not_well_at_the_server_is_a_warning_with_its_mend(
     def connect_to(config: PoolConfig) -> Iterator[Any]:
         yield SimpleNamespace(facts=lambda: dataclasses.replace(FACTS, **about))
 
-    monkeypatch.setattr(flask_mysqlpool.check, "connect_to", connect_to)
+    monkeypatch.setattr(flask_mysqlpool.cli.check, "connect_to", connect_to)
     place = {} if "UNIX_SOCKET" in settings else {"HOST": "db.example"}
     config = PoolConfig.from_mapping({**place, "USER": "shop", **settings})
 
@@ -1754,7 +1752,7 @@ def test_what_all_workers_may_open_is_held_against_each_limit(
     def connect_to(config: PoolConfig) -> Iterator[Any]:
         yield SimpleNamespace(facts=lambda: dataclasses.replace(FACTS, **about))
 
-    monkeypatch.setattr(flask_mysqlpool.check, "connect_to", connect_to)
+    monkeypatch.setattr(flask_mysqlpool.cli.check, "connect_to", connect_to)
     config = PoolConfig.from_mapping({"HOST": "localhost", "USER": "shop"})
 
     *_, capacity = examine(config, workers)

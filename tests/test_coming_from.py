@@ -14,7 +14,8 @@ from conftest import until
 from flask import Flask
 
 from flask_mysqlpool import ConfigError, Pool
-from flask_mysqlpool.config import AppConfig, PoolConfig
+from flask_mysqlpool.config import PoolConfig
+from flask_mysqlpool.config.settings import AppConfig
 from flask_mysqlpool.testing import LocalServer
 
 pytestmark = pytest.mark.one_engine

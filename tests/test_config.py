@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymysql.cursors import Cursor, DictCursor, SSCursor
 
-from flask_mysqlpool.config import URL, AppConfig, PoolConfig
+from flask_mysqlpool.config import PoolConfig
+from flask_mysqlpool.config.settings import URL, AppConfig
 from flask_mysqlpool.errors import ConfigError
 
 SECRET = "hunter2-geheim"

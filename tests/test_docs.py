@@ -31,9 +31,10 @@ from flask import Flask, redirect, request, url_for
 
 import flask_mysqlpool
 from flask_mysqlpool import MySQLPool, get_db
-from flask_mysqlpool.check import _MENDS
-from flask_mysqlpool.cli import create_group
-from flask_mysqlpool.config import BINDS, URL, AppConfig, PoolConfig
+from flask_mysqlpool.cli.check import _MENDS
+from flask_mysqlpool.cli.commands import create_group
+from flask_mysqlpool.config import PoolConfig
+from flask_mysqlpool.config.settings import BINDS, URL, AppConfig
 from flask_mysqlpool.testing import LocalServer
 
 ROOT = Path(__file__).parents[1]

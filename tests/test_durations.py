@@ -11,12 +11,12 @@ import pytest
 from conftest import MakePool
 
 from flask_mysqlpool import Pool, PoolConfig, PoolTimeout
-from flask_mysqlpool.cli import _Seconds
-from flask_mysqlpool.convert import YEAR
-from flask_mysqlpool.inventory import Inventory
-from flask_mysqlpool.testing.fake import FakePool
-from flask_mysqlpool.waiters import Waiter
-from flask_mysqlpool.wire import LONGEST_WAIT
+from flask_mysqlpool.cli.commands import _Seconds
+from flask_mysqlpool.config.validators import YEAR
+from flask_mysqlpool.pool.driver.sockets import LONGEST_WAIT
+from flask_mysqlpool.pool.state import Inventory
+from flask_mysqlpool.pool.waiters import Waiter
+from flask_mysqlpool.testing.fake_driver import FakePool
 
 DAY = 86_400.0
 

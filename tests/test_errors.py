@@ -11,8 +11,8 @@ import pytest
 from pymysql.err import OperationalError
 
 from flask_mysqlpool import ConfigError, PoolError
-from flask_mysqlpool.connection import AnotherRole
 from flask_mysqlpool.errors import ConnectionLost
+from flask_mysqlpool.pool.driver.session import AnotherRole
 
 
 def kinds(kind: type[BaseException]) -> Iterator[type[BaseException]]:

@@ -28,7 +28,7 @@ from flask_mysqlpool import (
     close_db,
     get_db,
 )
-from flask_mysqlpool.state import _is_own_command
+from flask_mysqlpool.extension.app_state import _is_own_command
 from flask_mysqlpool.testing import LocalServer
 
 Sql = Callable[..., tuple[tuple[Any, ...], ...]]

@@ -21,7 +21,7 @@ from pymysql.cursors import SSCursor
 from pymysql.err import MySQLError, OperationalError
 
 from flask_mysqlpool import ConnectionLost, Pool, PooledConnection
-from flask_mysqlpool.stats import Observer
+from flask_mysqlpool.pool.stats import Observer
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 #: The first is more than a server keeps to itself until there is a second.

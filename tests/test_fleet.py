@@ -17,8 +17,10 @@ from flask import Flask
 from test_servers import BOARD, PATIENCE, Load, Site, good_site
 
 from flask_mysqlpool import PoolConfig
-from flask_mysqlpool.board import Board, Sheet
-from flask_mysqlpool.fleet import (
+from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.workers.agent import QUIET
+from flask_mysqlpool.workers.exited import identity
+from flask_mysqlpool.workers.fleet import (
     ROUND,
     Fleet,
     Worker,
@@ -28,9 +30,7 @@ from flask_mysqlpool.fleet import (
     spread,
     totals,
 )
-from flask_mysqlpool.past import identity
-from flask_mysqlpool.presence import QUIET
-from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.workers.status_dir import Board, Sheet
 
 BUDGET, MAX_SIZE, WORKERS = 12, 10, 8
 

@@ -22,19 +22,19 @@ from flask import Flask
 from test_board import AS_ROOT, published, raised, started
 from test_fleet import complete, identity_of
 
-import flask_mysqlpool.budget
-import flask_mysqlpool.cli
-import flask_mysqlpool.fleet
-import flask_mysqlpool.presence
+import flask_mysqlpool.cli.commands
+import flask_mysqlpool.workers.agent
+import flask_mysqlpool.workers.fleet
+import flask_mysqlpool.workers.host_limit
 from flask_mysqlpool import MySQLPool, PoolConfig, PoolError
-from flask_mysqlpool.board import MARK, Board
-from flask_mysqlpool.budget import Budget
-from flask_mysqlpool.files import Unusable
-from flask_mysqlpool.fleet import Fleet
-from flask_mysqlpool.past import COUNTED
-from flask_mysqlpool.presence import Presence
-from flask_mysqlpool.stats import BOUNDS
-from flask_mysqlpool.testing.fake import FakePool
+from flask_mysqlpool.pool.stats import BOUNDS
+from flask_mysqlpool.testing.fake_driver import FakePool
+from flask_mysqlpool.workers.agent import Presence
+from flask_mysqlpool.workers.exited import COUNTED
+from flask_mysqlpool.workers.fleet import Fleet
+from flask_mysqlpool.workers.host_limit import Budget
+from flask_mysqlpool.workers.records import Unusable
+from flask_mysqlpool.workers.status_dir import MARK, Board
 
 
 @pytest.fixture
@@ -150,8 +150,8 @@ def test_a_limit_is_not_split_by_a_folder_that_was_moved(
     board: Board, tmp_path: Path
 ) -> None:
     script = (
-        "import sys; from flask_mysqlpool.board import Board; held = []\n"
-        "from flask_mysqlpool.budget import Budget\n"
+        "import sys; from flask_mysqlpool.workers.status_dir import Board; held = []\n"
+        "from flask_mysqlpool.workers.host_limit import Budget\n"
         "budget = Budget(Board(sys.argv[1]), 'budget-0', 1)\n"
         "for line in sys.stdin:\n"
         "    held.append(budget.take()); print(held[-1] is not None, flush=True)\n"
@@ -430,8 +430,8 @@ def test_no_request_fails_for_what_fails_at_the_folder(
     call: str,
 ) -> None:
     for name, seconds in ("BUSY", 0.002), ("QUIET", 0.005):
-        monkeypatch.setattr(flask_mysqlpool.presence, name, seconds)
-    monkeypatch.setattr(flask_mysqlpool.budget, "AFTER_DEATH", 0.0)
+        monkeypatch.setattr(flask_mysqlpool.workers.agent, name, seconds)
+    monkeypatch.setattr(flask_mysqlpool.workers.host_limit, "AFTER_DEATH", 0.0)
     settings: dict[str, Any] = {
         "MAX_HOST_CONNECTIONS": limit,
         "MAX_USAGE": 1,
@@ -474,8 +474,8 @@ def test_what_a_command_cannot_do_at_the_folder_it_says_in_lines(
     app.config["MYSQLPOOL_URL"] = "mysql://u@127.0.0.1:1/shop"
     app.config["MYSQLPOOL_STATUS_DIR"] = board.path
     MySQLPool(app)
-    monkeypatch.setattr(flask_mysqlpool.cli, "SOON", 0.0)
-    monkeypatch.setattr(flask_mysqlpool.fleet, "ROUND", 0.0)
+    monkeypatch.setattr(flask_mysqlpool.cli.commands, "SOON", 0.0)
+    monkeypatch.setattr(flask_mysqlpool.workers.fleet, "ROUND", 0.0)
     worker = published(board, **complete(**identity_of(app)))
     board.order("blog/default", raised)
 

@@ -26,15 +26,16 @@ from test_fleet import complete, identity_of
 from test_monitor import OURS, csrf, monitored
 from werkzeug.test import create_environ, run_wsgi_app
 
-from flask_mysqlpool import MySQLPool, PoolConfig, PoolTimeout, tables
-from flask_mysqlpool.connector import Connector
-from flask_mysqlpool.fleet import Fleet
-from flask_mysqlpool.foreign import is_exit, kind, plain
-from flask_mysqlpool.logs import log
+from flask_mysqlpool import MySQLPool, PoolConfig, PoolTimeout
+from flask_mysqlpool.cli import render
 from flask_mysqlpool.metrics.prometheus import PoolCollector
-from flask_mysqlpool.server import Server, Unanswered, connect_to
+from flask_mysqlpool.pool.driver.connector import Connector
+from flask_mysqlpool.pool.driver.logs import log
+from flask_mysqlpool.pool.driver.text import is_exit, kind, plain
 from flask_mysqlpool.testing import LocalServer
-from flask_mysqlpool.testing.fake import FakePool
+from flask_mysqlpool.testing.fake_driver import FakePool
+from flask_mysqlpool.workers.fleet import Fleet
+from flask_mysqlpool.workers.mysql_server import Server, Unanswered, connect_to
 
 pytestmark = pytest.mark.one_engine
 
@@ -595,15 +596,15 @@ def test_statements_of_the_settings_are_shown_nowhere(make_app: MakeApp) -> None
 
 
 def test_lines_of_commands_are_as_long_as_they_seem() -> None:
-    fitted = map(tables.printable, tables._fitted(HOSTILE * 20, 40))
+    fitted = map(render.printable, render._fitted(HOSTILE * 20, 40))
     assert max(map(len, fitted)) <= 40
     for cell, shown in (("y" * 100, "y" * 60 + "…"), ("\x1b\u202e", r"\x1b\u202e")):
-        assert tables._aligned([["a", ""], [cell, "b"]])[1] == f"  {shown}  b"
-    hostile = tables.Styled("red", HOSTILE, HOSTILE + "y" * 5000)
-    shown = tables.printable(hostile)
+        assert render._aligned([["a", ""], [cell, "b"]])[1] == f"  {shown}  b"
+    hostile = render.Styled("red", HOSTILE, HOSTILE + "y" * 5000)
+    shown = render.printable(hostile)
     assert shown.startswith("\x1b[31m") and r"\x1b]0;owned" in shown
     assert not RAW.search(shown.removeprefix("\x1b[31m").replace("\x1b[0m", ""))
-    assert len(tables.printable("y" * 5000)) == 4001 and len(shown) < 4500
+    assert len(render.printable("y" * 5000)) == 4001 and len(shown) < 4500
 
 
 @pytest.mark.parametrize("depth", [200, 500, 900, 100_000])

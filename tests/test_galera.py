@@ -31,8 +31,8 @@ from ledger import Bank, Figures, Manner, Transfer, audit, furnish, in_retries
 from pymysql.err import MySQLError
 
 from flask_mysqlpool import CommitUnknown, Pool, PoolConfig
+from flask_mysqlpool.pool.transaction import transaction
 from flask_mysqlpool.testing import LocalServer
-from flask_mysqlpool.transaction import transaction
 
 LACK = missing(find_galera, find_haproxy)
 pytestmark = pytest.mark.skipif(bool(LACK), reason=LACK)

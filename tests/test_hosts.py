@@ -24,10 +24,11 @@ from flask_mysqlpool import (
     PoolTimeout,
     get_db,
 )
-from flask_mysqlpool.hosts import FIRST_PAUSE, Hosts, Place, parse
-from flask_mysqlpool.lending import LAG_CHECKED, SECOND_BEST
+from flask_mysqlpool.config.addresses import Place, parse
+from flask_mysqlpool.pool.driver.hosts import FIRST_PAUSE, Hosts
+from flask_mysqlpool.pool.lending import LAG_CHECKED, SECOND_BEST
+from flask_mysqlpool.pool.transaction import run_in_transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
-from flask_mysqlpool.transaction import run_in_transaction
 
 A, B, C = Place("a", 1), Place("b", 2), Place("c", 3)
 
@@ -93,8 +94,8 @@ def test_other_contradictions_are_refused() -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     now = [1000.0]
-    monkeypatch.setattr("flask_mysqlpool.hosts.random.uniform", max)
-    monkeypatch.setattr("flask_mysqlpool.hosts.monotonic", lambda: now[0])
+    monkeypatch.setattr("flask_mysqlpool.pool.driver.hosts.random.uniform", max)
+    monkeypatch.setattr("flask_mysqlpool.pool.driver.hosts.monotonic", lambda: now[0])
     yield now
 
 

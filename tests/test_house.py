@@ -1,4 +1,4 @@
-"""Who may import whom, as the design says, read from the imports themselves."""
+"""Which room may import which, as the design says, read from the imports themselves."""
 
 from __future__ import annotations
 
@@ -11,213 +11,121 @@ import flask_mysqlpool
 
 PACKAGE = Path(flask_mysqlpool.__file__).parent
 
+#: Imports go one way. A room is a folder of the package, or a module at its top.
 MAY_IMPORT: dict[str, set[str]] = {
-    "process": set(),
     "errors": set(),
-    "stats": set(),
-    "foreign": set(),
-    "logs": {"foreign"},
-    "housekeeper": {"logs", "process"},
-    "waiters": {"errors"},
-    "convert": set(),
-    "hints": set(),
-    "hosts": set(),
-    "optionfile": {"convert"},
-    "reader": {"errors", "convert", "hints", "optionfile"},
-    "config": {"convert", "hints", "hosts", "optionfile", "reader"},
-    "leaks": {"foreign"},
-    "recording": {"config", "leaks", "logs"},
-    "lexer": set(),
-    "residue": {"lexer"},
-    "names": {"process"},
-    "wire": {"names"},
-    "link": {"process", "wire"},
-    "login": set(),
-    "connection": {"errors", "config", "leaks", "link", "login", "residue", "stats"},
-    "tls": set(),
-    "certificates": {"config", "tls"},
-    "connector": {
-        "foreign",
-        "certificates",
-        "config",
-        "connection",
-        "hosts",
-        "link",
-        "wire",
-    },
-    "cursors": {"errors", "lexer", "link"},
-    "handle": {
-        "process",
-        "errors",
-        "connection",
-        "cursors",
-        "leaks",
-        "link",
-        "recording",
-        "residue",
-    },
-    "connects": {"waiters"},
-    "inventory": {"errors", "config", "connection", "connects", "stats", "waiters"},
-    "reports": {
-        "foreign",
-        "errors",
-        "connection",
-        "inventory",
-        "leaks",
-        "link",
-        "stats",
-    },
-    "liaison": {"errors", "config"},
-    "lending": {
-        "process",
-        "errors",
-        "config",
-        "connection",
-        "connector",
-        "connects",
-        "handle",
-        "housekeeper",
-        "inventory",
-        "liaison",
-        "link",
-        "logs",
-        "recording",
-        "reports",
-        "stats",
-        "waiters",
-    },
-    "pool": {
-        "process",
-        "config",
-        "connection",
-        "handle",
-        "inventory",
-        "leaks",
-        "lending",
-        "link",
-        "logs",
-        "reports",
-        "stats",
-    },
-    "backends": {"config", "connection", "pool"},
-    "signals": {"logs", "stats"},
-    "health": {"pool", "stats"},
-    "transaction": {"connection", "errors", "handle"},
-    "files": set(),
-    "past": {"config", "stats"},
-    "board": {"files", "past"},
-    "budget": {"process", "errors", "board", "files"},
-    "presence": {
-        "foreign",
-        "process",
-        "board",
-        "budget",
-        "housekeeper",
-        "logs",
-        "past",
-        "pool",
-        "stats",
-    },
-    "fleet": {"board", "config", "files", "past"},
-    "server": {"config", "connection", "connector", "foreign"},
-    "check": {"board", "config", "fleet", "server"},
-    "tables": {"board", "check", "foreign"},
-    "cli": {"board", "check", "config", "convert", "fleet", "server", "tables"},
-    "state": {
-        "connection",
-        "errors",
-        "config",
-        "stats",
-        "handle",
-        "pool",
-        "backends",
-        "board",
-        "presence",
-        "signals",
-        "logs",
-        "recording",
-    },
+    "config": {"errors"},
+    "pool.driver": {"errors", "config"},
+    "pool": {"errors", "config", "pool.driver"},
+    "workers": {"errors", "config", "pool.driver", "pool"},
+    "signals": {"pool.driver", "pool"},
+    "cli": {"config", "pool.driver", "workers"},
     "extension": {
         "errors",
         "config",
-        "stats",
-        "handle",
+        "pool.driver",
         "pool",
+        "workers",
+        "signals",
         "cli",
-        "health",
-        "logs",
-        "recording",
-        "state",
-        "transaction",
     },
+    "monitor": {"config", "pool.driver", "pool", "workers"},
+    "metrics": {"pool.driver", "pool", "workers"},
+    "contrib": {"pool", "extension"},
+    "testing": {"config", "pool.driver", "pool", "extension"},
 }
-WITHOUT_FLASK = set(MAY_IMPORT) - {"extension", "state", "cli", "signals"}
+#: Imports against the direction, to be ended.
+EXCEPTIONS = {
+    ("pool.driver.session", "pool.leaks"),
+    ("pool.driver.session", "pool.stats"),
+}
+WITHOUT_FLASK = {"errors", "config", "pool.driver", "pool", "workers"}
+
+#: The rooms, or modules, that know the packages below this one.
+KNOW: dict[str, set[str]] = {
+    "pymysql": {
+        *("errors", "config", "pool.driver", "pool"),
+        *("workers.mysql_server", "contrib", "testing"),
+    },
+    "dbutils": {"errors", "pool.driver.transport", "pool.pool"},
+}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+#: Entries of a folder, beside ``__init__.py`` and ``py.typed``.
+MOST_ENTRIES = 17
 
 
-def imports(module: str) -> tuple[set[str], set[str]]:
-    """The rooms of ours, and the packages of others, that a module imports."""
-    ours, others = set(), set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+def name_of(path: Path) -> str:
+    """Return the dotted name of a module inside of the package; "" for its own."""
+    names = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+
+
+def room_of(module: str) -> str:
+    """Return the room that a module is in."""
+    head, _, rest = module.partition(".")
+    return "pool.driver" if (head, rest[:6]) == ("pool", "driver") else head
+
+
+NAMES = {name_of(path): path for path in MODULES}
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """Return the modules of ours, and the packages of others, that a module imports."""
+    ours, others = set[str](), set[str]()
+    package = path.relative_to(PACKAGE).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
-            ours |= {node.module} if node.module else {a.name for a in node.names}
+            base = [*package[: len(package) - node.level + 1]]
+            base += node.module.split(".") if node.module else []
+            for alias in node.names:
+                full = ".".join([*base, alias.name])
+                ours.add(full if full in NAMES else ".".join(base))
         elif isinstance(node, ast.ImportFrom):
             others.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.Import):
             others |= {alias.name.split(".")[0] for alias in node.names}
-    return {name.split(".")[0] for name in ours}, others
+    return ours, others
 
 
-def test_every_module_has_its_room_in_the_table() -> None:
-    rooms = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-
-    assert rooms == set(MAY_IMPORT)
+def test_every_folder_and_module_is_a_room_of_the_table() -> None:
+    assert {room_of(name) for name in NAMES} - {""} == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
-def test_a_module_imports_only_what_its_room_allows(module: str) -> None:
-    ours, others = imports(module)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_what_its_room_allows(path: Path) -> None:
+    name = name_of(path)
+    if not name:
+        return
+    room, (ours, others) = room_of(name), imports(path)
+    against = {
+        other for other in ours if room_of(other) not in {room, *MAY_IMPORT[room]}
+    }
 
-    assert ours <= MAY_IMPORT[module]
-    if module in WITHOUT_FLASK:
+    assert {(name, other) for other in against} <= EXCEPTIONS
+    if room in WITHOUT_FLASK:
         assert "flask" not in others
 
 
-@pytest.mark.parametrize(
-    ("package", "modules"),
-    [
-        ("dbutils", {"errors", "link", "pool"}),
-        (
-            "pymysql",
-            {
-                "errors",
-                "link",
-                "login",
-                "connection",
-                "certificates",
-                "connector",
-                "wire",
-                "handle",
-                "cursors",
-                "config",
-                "optionfile",
-                "reader",
-                "convert",
-                "server",
-                "transaction",
-                "recording",
-                "check",
-                "cli",
-            },
-        ),
-    ],
-)
-def test_what_knows_the_drivers(package: str, modules: set[str]) -> None:
-    knows = {module for module in MAY_IMPORT if package in imports(module)[1]}
+def test_no_exception_is_without_need() -> None:
+    found = {(name, other) for name in NAMES for other in imports(NAMES[name])[0]}
 
-    assert knows <= modules
+    assert found >= EXCEPTIONS
 
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
+@pytest.mark.parametrize("package", KNOW)
+def test_what_knows_the_drivers(package: str) -> None:
+    knows = {name for name, path in NAMES.items() if package in imports(path)[1]}
+
+    assert {n for n in knows if not {n, room_of(n)} & KNOW[package]} == set()
+
+
+def test_a_folder_is_taken_in_at_a_glance() -> None:
+    for folder in {path.parent for path in MODULES}:
+        entries = {path.name for path in folder.iterdir()}
+
+        assert len(entries - {"__init__.py", "__pycache__", "py.typed"}) <= MOST_ENTRIES
+
 
 #: Lines of a function without its docstring.
 LONGEST_FUNCTION = 60
@@ -228,7 +136,7 @@ def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_function_is_too_long(path: Path) -> None:
     functions = [
         node
@@ -239,33 +147,11 @@ def test_no_function_is_too_long(path: Path) -> None:
     assert [f.name for f in functions if lines_of(f) > LONGEST_FUNCTION] == []
 
 
-def test_nothing_imports_the_test_tools() -> None:
-    assert not any("testing" in imports(module)[0] for module in MAY_IMPORT)
-
-
-def test_the_monitor_knows_what_is_published_and_no_pool() -> None:
-    modules = {path.stem for path in (PACKAGE / "monitor").glob("*.py")}
-    ours = {name for module in modules for name in imports(f"monitor/{module}")[0]}
-
-    assert ours - modules <= {
-        *("board", "config", "fleet", "foreign", "logs", "past"),
-        *("process", "server", "stats"),
-    }
-
-
-def test_nothing_imports_the_monitor() -> None:
-    others = [p for p in PACKAGE.rglob("*.py") if "monitor" not in p.parts]
-    names = [p.relative_to(PACKAGE).with_suffix("").as_posix() for p in others]
-
-    assert len(names) > len(MAY_IMPORT)
-    assert not any("monitor" in imports(name)[0] for name in names)
-
-
 #: What the standard library may be asked for without its loggers being touched.
 LEVELS = {"DEBUG", "INFO", "WARNING", "ERROR"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nothing_is_logged_but_by_the_one_function_that_cannot_raise(
     path: Path,
 ) -> None:

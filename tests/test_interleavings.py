@@ -18,10 +18,10 @@ from conftest import MakePool, until
 from flask import Flask
 from pymysql.cursors import SSCursor
 
-import flask_mysqlpool.connects
-import flask_mysqlpool.housekeeper
-import flask_mysqlpool.lending
-import flask_mysqlpool.pool
+import flask_mysqlpool.pool.connects
+import flask_mysqlpool.pool.lending
+import flask_mysqlpool.pool.maintenance
+import flask_mysqlpool.pool.pool
 from flask_mysqlpool import (
     ConnectionLost,
     ConnectionReturned,
@@ -33,12 +33,12 @@ from flask_mysqlpool import (
     PoolTimeout,
     get_db,
 )
-from flask_mysqlpool.housekeeper import Housekeeper
-from flask_mysqlpool.inventory import PATIENCE
-from flask_mysqlpool.stats import Observer, PoolStats
+from flask_mysqlpool.pool.maintenance import Housekeeper
+from flask_mysqlpool.pool.state import PATIENCE
+from flask_mysqlpool.pool.stats import Observer, PoolStats
+from flask_mysqlpool.pool.waiters import Waiter
 from flask_mysqlpool.testing import FaultProxy, LocalServer
-from flask_mysqlpool.testing.fake import FakeConnection, FakePool
-from flask_mysqlpool.waiters import Waiter
+from flask_mysqlpool.testing.fake_driver import FakeConnection, FakePool
 
 GONE = ConnectionResetError("gone")
 DOWN = pymysql.err.OperationalError(2003, "Can't connect to MySQL server on 'db'")
@@ -283,8 +283,8 @@ def test_who_looks_around_while_his_connect_ends_begins_no_other(
 def test_failures_side_by_side_count_as_one_and_the_next_success_ends_the_pause(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.connects, "FIRST_PAUSE", 600)
-    monkeypatch.setattr(flask_mysqlpool.connects, "LONGEST_PAUSE", 600)
+    monkeypatch.setattr(flask_mysqlpool.pool.connects, "FIRST_PAUSE", 600)
+    monkeypatch.setattr(flask_mysqlpool.pool.connects, "LONGEST_PAUSE", 600)
     gates = {number: threading.Event() for number in range(1, 6)}
     numbers = count(1)
 
@@ -314,7 +314,7 @@ def test_failures_side_by_side_count_as_one_and_the_next_success_ends_the_pause(
 def test_a_hung_attempt_does_not_hide_that_the_server_is_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.connects, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(flask_mysqlpool.pool.connects, "LONGEST_PAUSE", 0.1)
     hang = threading.Event()
     numbers = count(1)
 
@@ -355,8 +355,8 @@ def test_without_a_thread_for_housekeeping_connections_are_lent_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = threading.Thread.start
-    keeper = flask_mysqlpool.housekeeper.Housekeeper("housekeeper")
-    monkeypatch.setattr(flask_mysqlpool.lending, "housekeeper", lambda *_: keeper)
+    keeper = flask_mysqlpool.pool.maintenance.Housekeeper("housekeeper")
+    monkeypatch.setattr(flask_mysqlpool.pool.lending, "housekeeper", lambda *_: keeper)
 
     def start_no_housekeeper(thread: threading.Thread) -> None:
         if thread.name == "mysqlpool-housekeeper":

@@ -28,18 +28,18 @@ from conftest import MakePool
 
 import flask_mysqlpool
 from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolError
-from flask_mysqlpool.inventory import PATIENCE
-from flask_mysqlpool.testing.fake import FakeConnection, FakePool
-from flask_mysqlpool.waiters import Waiter
+from flask_mysqlpool.pool.state import PATIENCE
+from flask_mysqlpool.pool.waiters import Waiter
+from flask_mysqlpool.testing.fake_driver import FakeConnection, FakePool
 
 GONE = ConnectionResetError("gone")
 
 #: The modules whose every instruction is tried.
 OURS = tuple(
-    str(Path(flask_mysqlpool.__file__).with_name(f"{name}.py"))
+    str(Path(flask_mysqlpool.__file__).with_name("pool") / f"{name}.py")
     for name in (
-        *("pool", "lending", "inventory", "waiters"),
-        *("handle", "cursors", "connection", "link"),
+        *("pool", "lending", "state", "waiters", "connection", "cursors"),
+        *("driver/session", "driver/transport"),
     )
 )
 

@@ -15,7 +15,7 @@ from pymysql.connections import Connection
 from pymysql.cursors import Cursor, DictCursor, SSCursor, SSDictCursor
 
 from flask_mysqlpool import ConnectionReturned, Pool, PooledConnection
-from flask_mysqlpool.recording import RecordedQuery, make_recorder
+from flask_mysqlpool.pool.query_log import RecordedQuery, make_recorder
 from flask_mysqlpool.testing import LocalServer
 
 

@@ -27,8 +27,8 @@ from flask_mysqlpool.testing import (
     ServerFailed,
     ServerNotFound,
 )
-from flask_mysqlpool.testing import engines as engines_module
-from flask_mysqlpool.testing import server as server_module
+from flask_mysqlpool.testing import local_server as server_module
+from flask_mysqlpool.testing import server_binaries as engines_module
 
 DEADLINE = 20.0
 

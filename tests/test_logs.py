@@ -19,9 +19,9 @@ from test_monitor import csrf, monitored, order
 
 import flask_mysqlpool
 from flask_mysqlpool import ConnectionShared, PooledConnection, get_db, signals
-from flask_mysqlpool.housekeeper import RECOVERY, Housekeeper, _housekeep
+from flask_mysqlpool.pool.maintenance import RECOVERY, Housekeeper, _housekeep
 from flask_mysqlpool.testing import LocalServer
-from flask_mysqlpool.testing.fake import FakePool
+from flask_mysqlpool.testing.fake_driver import FakePool
 
 PACKAGE = Path(flask_mysqlpool.__file__).parent
 
@@ -195,17 +195,17 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "lending._tell_of_end": session_that_cannot_be_cleaned,
     "pool._report_leak": connection_that_is_dropped,
     "signals._send": receiver_that_raises,
-    "recording._log": slow_statement,
-    "recording.note": statement_that_cannot_be_recorded,
-    "presence._note": board_that_cannot_be_used,
-    "state._release": connection_that_cannot_be_returned,
-    "state._warn_of_rollback": changes_that_are_not_committed,
-    "extension._unavailable": request_that_gets_no_connection,
-    "housekeeper.watch": housekeeper_that_cannot_start,
-    "housekeeper._housekeep": housekeeping_that_fails,
-    "pages.steer": order_of_the_monitor,
-    "presence._obey": pause_that_a_worker_obeys,
-    "gate.refusal": authorize_that_raises,
+    "query_log._log": slow_statement,
+    "query_log.note": statement_that_cannot_be_recorded,
+    "agent._note": board_that_cannot_be_used,
+    "app_state._release": connection_that_cannot_be_returned,
+    "app_state._warn_of_rollback": changes_that_are_not_committed,
+    "mysqlpool._unavailable": request_that_gets_no_connection,
+    "maintenance.watch": housekeeper_that_cannot_start,
+    "maintenance._housekeep": housekeeping_that_fails,
+    "views.steer": order_of_the_monitor,
+    "agent._obey": pause_that_a_worker_obeys,
+    "auth.refusal": authorize_that_raises,
 }
 
 

@@ -26,19 +26,19 @@ from test_fleet import complete, identity_of
 from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
-import flask_mysqlpool.monitor.asking
+import flask_mysqlpool.monitor.server_cache
 from flask_mysqlpool import MySQLPool, PoolConfig, PoolTimeout
-from flask_mysqlpool.board import Board, Sheet
-from flask_mysqlpool.fleet import Fleet
 from flask_mysqlpool.monitor import create_monitor, is_local
-from flask_mysqlpool.monitor.asking import Asker, without_values
-from flask_mysqlpool.monitor.figures import percentile, reasons, summary
-from flask_mysqlpool.monitor.gate import Gate
-from flask_mysqlpool.past import key_of
-from flask_mysqlpool.server import ServerReport
-from flask_mysqlpool.server import Thread as ServerThread
-from flask_mysqlpool.stats import BOUNDS
+from flask_mysqlpool.monitor.auth import Gate
+from flask_mysqlpool.monitor.percentiles import percentile, reasons, summary
+from flask_mysqlpool.monitor.server_cache import Asker, without_values
+from flask_mysqlpool.pool.stats import BOUNDS
 from flask_mysqlpool.testing import FaultProxy, LocalServer
+from flask_mysqlpool.workers.exited import key_of
+from flask_mysqlpool.workers.fleet import Fleet
+from flask_mysqlpool.workers.mysql_server import ServerReport
+from flask_mysqlpool.workers.mysql_server import Thread as ServerThread
+from flask_mysqlpool.workers.status_dir import Board, Sheet
 
 TOKEN = "a-token-that-nobody-guesses"
 SECRET = "hunter2-is-the-password"
@@ -535,7 +535,7 @@ class Patient:
         self.threads = threads
         self.asking, self.go = Barrier(2, timeout=10), Barrier(2, timeout=10)
         self.slow = False
-        asking = flask_mysqlpool.monitor.asking
+        asking = flask_mysqlpool.monitor.server_cache
         monkeypatch.setattr(asking, "connect_to", lambda config: self)
 
     def __enter__(self) -> Patient:
@@ -587,7 +587,9 @@ def test_a_fork_while_somebody_asks_leaves_nobody_waiting(
     assert version(asker) is None
 
     pid = os.getpid()
-    monkeypatch.setattr(flask_mysqlpool.monitor.asking, "process", lambda: pid + 1)
+    monkeypatch.setattr(
+        flask_mysqlpool.monitor.server_cache, "process", lambda: pid + 1
+    )
 
     assert version(asker) == "v1"
 

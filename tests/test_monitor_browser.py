@@ -34,9 +34,9 @@ from test_fleet import complete, identity_of
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from flask_mysqlpool import MySQLPool
-from flask_mysqlpool.board import Board, Sheet
 from flask_mysqlpool.monitor import create_monitor
 from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.workers.status_dir import Board, Sheet
 
 selenium = pytest.importorskip("selenium", reason="needs selenium")
 

@@ -14,8 +14,9 @@ from conftest import until
 from liars import Liar, honest
 from pymysql.err import OperationalError
 
-from flask_mysqlpool import Pool, PoolConfig, names
-from flask_mysqlpool.names import MOST, addresses
+from flask_mysqlpool import Pool, PoolConfig
+from flask_mysqlpool.pool.driver import names
+from flask_mysqlpool.pool.driver.names import MOST, addresses
 
 
 class Resolver:

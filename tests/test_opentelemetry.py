@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from flask_mysqlpool import PoolTimeout, get_db
 from flask_mysqlpool.metrics.opentelemetry import _Figures, instrument
-from flask_mysqlpool.stats import BOUNDS
+from flask_mysqlpool.pool.stats import BOUNDS
 
 POOL = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"

@@ -11,8 +11,9 @@ import pymysql
 import pytest
 from conftest import MakeApp
 
-from flask_mysqlpool import ConfigError, Pool, PoolConfig, get_db, optionfile
-from flask_mysqlpool.config import AppConfig
+from flask_mysqlpool import ConfigError, Pool, PoolConfig, get_db
+from flask_mysqlpool.config import option_file
+from flask_mysqlpool.config.settings import AppConfig
 from flask_mysqlpool.testing import LocalServer
 
 SECRET = "geheim"
@@ -113,7 +114,7 @@ def test_a_group_alone_is_of_the_file_of_the_system(
 ) -> None:
     path = file("[client]\nhost=wrong\n[shop]\nhost=db\n")
     files = {"c:\\my.ini": path, "/etc/my.cnf": path}
-    monkeypatch.setattr(optionfile, "open", lambda p: open(files[p]), raising=False)
+    monkeypatch.setattr(option_file, "open", lambda p: open(files[p]), raising=False)
     got = config(CONNECT_ARGS={"read_default_group": "shop"})
 
     assert got.host == "db"

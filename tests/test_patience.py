@@ -13,10 +13,12 @@ import pymysql.err
 import pytest
 from conftest import MakePool, until
 
-from flask_mysqlpool import Pool, PooledConnection, PoolTimeout, lending, link
-from flask_mysqlpool.link import SILENCE
+from flask_mysqlpool import Pool, PooledConnection, PoolTimeout
+from flask_mysqlpool.pool import lending
+from flask_mysqlpool.pool.driver import transport
+from flask_mysqlpool.pool.driver.transport import SILENCE
 from flask_mysqlpool.testing import FaultProxy, LocalServer
-from flask_mysqlpool.testing.fake import FakePool
+from flask_mysqlpool.testing.fake_driver import FakePool
 
 pytestmark = pytest.mark.one_engine
 
@@ -166,9 +168,9 @@ def test_without_time_to_wait_a_connect_of_another_is_not_waited_for() -> None:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the server time to answer on a busy machine."""
-    for module in link, lending:
+    for module in transport, lending:
         monkeypatch.setattr(module, "SILENCE", 5.0)
-    monkeypatch.setattr(link, "REST", 5.0)
+    monkeypatch.setattr(transport, "REST", 5.0)
 
 
 @pytest.mark.parametrize("timeout", [0, 0.001, 0.03, 0.06])

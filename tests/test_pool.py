@@ -20,19 +20,13 @@ import pytest
 from conftest import until
 from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 
-import flask_mysqlpool.inventory
-import flask_mysqlpool.lending
-import flask_mysqlpool.pool
-import flask_mysqlpool.waiters
-from flask_mysqlpool import (
-    Pool,
-    PoolClosed,
-    PooledConnection,
-    PoolFull,
-    PoolTimeout,
-)
-from flask_mysqlpool.connects import FIRST_PAUSE
-from flask_mysqlpool.testing.fake import FakePool
+import flask_mysqlpool.pool.lending
+import flask_mysqlpool.pool.pool
+import flask_mysqlpool.pool.state
+import flask_mysqlpool.pool.waiters
+from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolFull, PoolTimeout
+from flask_mysqlpool.pool.connects import FIRST_PAUSE
+from flask_mysqlpool.testing.fake_driver import FakePool
 
 T = TypeVar("T")
 
@@ -297,7 +291,7 @@ def test_one_hung_connect_delays_nobody_else(gate: Gate, threads: Threads) -> No
 def test_many_waiters_start_few_connects_while_others_may_return(
     gate: Gate, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.inventory, "PATIENCE", 60)
+    monkeypatch.setattr(flask_mysqlpool.pool.state, "PATIENCE", 60)
     pool = FakePool(gate, MAX_SIZE=10)
     gate.tickets.release()
     held = pool.connection()
@@ -363,7 +357,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_and_costs_no_place(
 
     pool = FakePool(MAX_SIZE=1)
     no_threads = SimpleNamespace(start_new_thread=start)
-    monkeypatch.setattr(flask_mysqlpool.lending, "_thread", no_threads)
+    monkeypatch.setattr(flask_mysqlpool.pool.lending, "_thread", no_threads)
     with pytest.raises(RuntimeError, match="can't start new thread"):
         pool.connection()
     stats = pool.stats()
@@ -384,7 +378,9 @@ def test_connects_pause_longer_and_longer_while_they_fail() -> None:
         with pytest.raises(pymysql.err.OperationalError, match="2003"):
             pool.connection()
 
-    pause = pool._inventory.connects.next_chance(0) - flask_mysqlpool.pool.monotonic()
+    pause = (
+        pool._inventory.connects.next_chance(0) - flask_mysqlpool.pool.pool.monotonic()
+    )
     assert 4 * FIRST_PAUSE * 0.9 < pause
     assert pool.connects == 4
 
@@ -592,7 +588,7 @@ def test_an_interrupted_wait_leaves_nobody_in_line(
         held.close()  # it is being served at this very moment
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(flask_mysqlpool.waiters.Waiter, "wait", interrupt)
+    monkeypatch.setattr(flask_mysqlpool.pool.waiters.Waiter, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pool.connection()
 
@@ -639,7 +635,7 @@ def test_without_fork_hooks_a_child_can_ask_a_pool_whose_lock_was_held(
     ask: Callable[[FakePool], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = FakePool()
-    monkeypatch.setattr(flask_mysqlpool.pool, "_POOLS", [])  # nothing for the hook
+    monkeypatch.setattr(flask_mysqlpool.pool.pool, "_POOLS", [])  # nothing for the hook
     held, fork = threading.Event(), threading.Event()
 
     def hold() -> None:

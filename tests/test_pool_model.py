@@ -24,11 +24,11 @@ from hypothesis.stateful import (
     rule,
 )
 
-import flask_mysqlpool.connects
-import flask_mysqlpool.lending
-import flask_mysqlpool.pool
+import flask_mysqlpool.pool.connects
+import flask_mysqlpool.pool.lending
+import flask_mysqlpool.pool.pool
 from flask_mysqlpool import PooledConnection, PoolTimeout
-from flask_mysqlpool.testing import fake
+from flask_mysqlpool.testing import fake_driver
 
 
 @dataclass
@@ -59,13 +59,17 @@ class PoolMachine(RuleBasedStateMachine):
     def begin(self, size: int) -> None:
         self.patch = pytest.MonkeyPatch()
         self.clock = Clock()
-        for module in (flask_mysqlpool.lending, flask_mysqlpool.pool, fake):
+        for module in (
+            flask_mysqlpool.pool.lending,
+            flask_mysqlpool.pool.pool,
+            fake_driver,
+        ):
             self.patch.setattr(module, "monotonic", self.clock)
-        self.patch.setattr(flask_mysqlpool.connects, "FIRST_PAUSE", 0.0)
+        self.patch.setattr(flask_mysqlpool.pool.connects, "FIRST_PAUSE", 0.0)
         self.executor = ThreadPoolExecutor(100)
         self.under_way: list[Connect] = []
         self.size = size
-        self.pool = fake.FakePool(self.connect, MAX_SIZE=size, TIMEOUT=10)
+        self.pool = fake_driver.FakePool(self.connect, MAX_SIZE=size, TIMEOUT=10)
         # The model: numbers of idle connections, what is out, and who stands in line.
         # How many connects are under way is left to the pool, within bounds.
         self.idle: list[int] = []

@@ -16,12 +16,12 @@ from conftest import until
 from pymysql.err import OperationalError
 from test_board import Worker, started
 
-import flask_mysqlpool.housekeeper
-import flask_mysqlpool.presence
+import flask_mysqlpool.pool.maintenance
+import flask_mysqlpool.workers.agent
 from flask_mysqlpool import PoolError, PoolTimeout
-from flask_mysqlpool.board import Board, Orders, Sheet
-from flask_mysqlpool.presence import PATIENCE, Presence
-from flask_mysqlpool.testing.fake import FakePool
+from flask_mysqlpool.testing.fake_driver import FakePool
+from flask_mysqlpool.workers.agent import PATIENCE, Presence
+from flask_mysqlpool.workers.status_dir import Board, Orders, Sheet
 
 #: What the pools of these tests are kept under.
 KEY = "shop/default @localhost:3306"
@@ -238,7 +238,7 @@ def test_a_worker_at_rest_is_heard_of(
 def test_of_many_connections_some_are_described_and_all_are_named(
     make: MakePool, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.presence, "LISTED", 2)
+    monkeypatch.setattr(flask_mysqlpool.workers.agent, "LISTED", 2)
     pool = make(MAX_SIZE=3)
     held = [pool.connection() for _ in range(3)]
     until(lambda: shown(board, in_use=3))
@@ -416,8 +416,8 @@ def test_a_pause_does_not_lengthen_a_deadline(make: MakePool, board: Board) -> N
 def test_a_new_process_learns_of_a_pause_before_it_connects(
     make: MakePool, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.housekeeper, "_OF_PROCESS", {})
-    monkeypatch.setattr(flask_mysqlpool.presence, "PATIENCE", 10)
+    monkeypatch.setattr(flask_mysqlpool.pool.maintenance, "_OF_PROCESS", {})
+    monkeypatch.setattr(flask_mysqlpool.workers.agent, "PATIENCE", 10)
     pause(board)
     pool = make()
 
@@ -444,7 +444,7 @@ def test_a_pool_at_rest_learns_of_a_pause_before_it_connects(
         begun.wait(0.2)
         before_connect(presence)
 
-    monkeypatch.setattr(flask_mysqlpool.presence, "PATIENCE", 10)
+    monkeypatch.setattr(flask_mysqlpool.workers.agent, "PATIENCE", 10)
     pool = make()
     pool.connection().close()
     pool.reset()

@@ -9,10 +9,10 @@ from functools import partial
 import pytest
 from conftest import MakePool
 
-import flask_mysqlpool.process
+import flask_mysqlpool.pool.driver.process
 from flask_mysqlpool import ConnectionShared
-from flask_mysqlpool.process import process
-from flask_mysqlpool.testing.fake import FakePool
+from flask_mysqlpool.pool.driver.process import process
+from flask_mysqlpool.testing.fake_driver import FakePool
 
 pytestmark = [
     pytest.mark.one_engine,
@@ -23,7 +23,9 @@ pytestmark = [
 @pytest.fixture
 def same_number(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Have each process take itself for number 1, as in containers."""
-    patch = partial(monkeypatch.setattr, flask_mysqlpool.process, "getpid", lambda: 1)
+    patch = partial(
+        monkeypatch.setattr, flask_mysqlpool.pool.driver.process, "getpid", lambda: 1
+    )
     return patch
 
 
@@ -54,7 +56,7 @@ def test_a_fork_that_python_did_not_see_is_told_by_the_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = process()
-    monkeypatch.setattr(flask_mysqlpool.process, "getpid", lambda: 2)
+    monkeypatch.setattr(flask_mysqlpool.pool.driver.process, "getpid", lambda: 2)
 
     assert process() != before
 

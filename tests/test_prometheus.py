@@ -21,11 +21,11 @@ from test_cli import heard_from
 from test_servers import BOARD, PATIENCE, Load, Site, good_site
 
 from flask_mysqlpool import PoolTimeout, get_db
-from flask_mysqlpool.board import Board, Sheet
-from flask_mysqlpool.files import TURN
-from flask_mysqlpool.fleet import totals
 from flask_mysqlpool.metrics.prometheus import PoolCollector
-from flask_mysqlpool.past import total
+from flask_mysqlpool.workers.exited import total
+from flask_mysqlpool.workers.fleet import totals
+from flask_mysqlpool.workers.records import TURN
+from flask_mysqlpool.workers.status_dir import Board, Sheet
 
 Samples = dict[tuple[Any, ...], float]
 

@@ -29,8 +29,8 @@ from pymysql.cursors import DictCursor
 from pymysql.err import MySQLError
 
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection, get_db
+from flask_mysqlpool.pool.transaction import run_in_transaction
 from flask_mysqlpool.testing import LocalServer
-from flask_mysqlpool.transaction import run_in_transaction
 
 LACK = missing(find_mysql)
 pytestmark = pytest.mark.skipif(bool(LACK), reason=LACK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flask_mysqlpool.residue import (
+from flask_mysqlpool.pool.driver.statements import (
     DOUBTFUL,
     ELSEWHERE,
     ENDS,

@@ -20,8 +20,8 @@ from flask_mysqlpool import (
     TransactionError,
     get_db,
 )
+from flask_mysqlpool.pool.transaction import transaction
 from flask_mysqlpool.testing import rolled_back
-from flask_mysqlpool.transaction import transaction
 
 pytest_plugins = ["pytester"]
 

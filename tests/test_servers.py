@@ -30,9 +30,9 @@ import pytest
 from conftest import local_server, until
 
 from flask_mysqlpool import PoolConfig
-from flask_mysqlpool.board import Board
-from flask_mysqlpool.fleet import Fleet
 from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.workers.fleet import Fleet
+from flask_mysqlpool.workers.status_dir import Board
 
 TESTS = Path(__file__).parent
 

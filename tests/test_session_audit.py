@@ -21,7 +21,12 @@ from pymysql.cursors import DictCursor, SSCursor
 from pymysql.err import MySQLError
 
 from flask_mysqlpool import Pool, PooledConnection
-from flask_mysqlpool.residue import _CALLS_ON, RUNS_CODE, residue, server_of
+from flask_mysqlpool.pool.driver.statements import (
+    _CALLS_ON,
+    RUNS_CODE,
+    residue,
+    server_of,
+)
 from flask_mysqlpool.testing import LocalServer
 
 Sql = Callable[..., tuple[tuple[Any, ...], ...]]

@@ -14,9 +14,10 @@ from pymysql.constants import CLIENT, FIELD_TYPE
 from pymysql.cursors import DictCursor, SSCursor
 from pymysql.err import MySQLError
 
-from flask_mysqlpool import Pool, PoolConfig, PoolTimeout, link
-from flask_mysqlpool.server import connect_to
+from flask_mysqlpool import Pool, PoolConfig, PoolTimeout
+from flask_mysqlpool.pool.driver import transport
 from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.workers.mysql_server import connect_to
 
 Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 
@@ -267,7 +268,7 @@ def test_a_procedure_that_goes_on_costs_its_connection_and_delays_no_other(
 def test_an_answer_that_has_not_come_in_time_is_read_later(
     sql: Sql, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "MOMENT", 60.0)
+    monkeypatch.setattr(transport, "MOMENT", 60.0)
     create(sql, "waits", "BEGIN SELECT 42; DO GET_LOCK('it', 30); SELECT 43; END")
     pool = make_pool(MAX_SIZE=1, TIMEOUT=30)
     sql("DO GET_LOCK('it', 0)")

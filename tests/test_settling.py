@@ -25,18 +25,12 @@ import pytest
 from conftest import until
 from test_interruptions import Signals, at_rest
 
-from flask_mysqlpool import (
-    Pool,
-    PoolClosed,
-    PooledConnection,
-    PoolError,
-    PoolTimeout,
-)
-from flask_mysqlpool.board import Board
-from flask_mysqlpool.budget import Budget
-from flask_mysqlpool.housekeeper import Housekeeper
-from flask_mysqlpool.stats import Observer
-from flask_mysqlpool.testing.fake import FakePool
+from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolError, PoolTimeout
+from flask_mysqlpool.pool.maintenance import Housekeeper
+from flask_mysqlpool.pool.stats import Observer
+from flask_mysqlpool.testing.fake_driver import FakePool
+from flask_mysqlpool.workers.host_limit import Budget
+from flask_mysqlpool.workers.status_dir import Board
 
 pytestmark = [
     # What is dropped on the way says so.

@@ -17,7 +17,7 @@ from conftest import MakeApp, MakePool, extension, until
 from flask import Flask
 
 from flask_mysqlpool import MySQLPool, Pool, PoolTimeout, get_db, signals
-from flask_mysqlpool.stats import BOUNDS, Observer, Times
+from flask_mysqlpool.pool.stats import BOUNDS, Observer, Times
 from flask_mysqlpool.testing import LocalServer
 
 ALL = [signal for signal in vars(signals).values() if isinstance(signal, NamedSignal)]

@@ -26,9 +26,9 @@ from flask_mysqlpool import (
     TransactionError,
     get_db,
 )
-from flask_mysqlpool.residue import within_block
+from flask_mysqlpool.pool.driver.statements import within_block
+from flask_mysqlpool.pool.transaction import run_in_transaction, transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
-from flask_mysqlpool.transaction import run_in_transaction, transaction
 
 Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 
@@ -816,7 +816,7 @@ def test_it_gives_up_after_so_many_times(
     connection: PooledConnection, stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("flask_mysqlpool.transaction.time.sleep", pauses.append)
+    monkeypatch.setattr("flask_mysqlpool.pool.transaction.time.sleep", pauses.append)
     calls = []
 
     def work(connection: PooledConnection) -> None:

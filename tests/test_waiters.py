@@ -7,7 +7,7 @@ from weakref import ref
 
 import pytest
 
-from flask_mysqlpool.waiters import Waiter, WaiterQueue
+from flask_mysqlpool.pool.waiters import Waiter, WaiterQueue
 
 
 class Owner:
@@ -58,7 +58,7 @@ def test_a_line_that_a_signal_handler_changes_is_looked_at_again(
             handlers.pop()()
         return islice(line, count)
 
-    monkeypatch.setattr("flask_mysqlpool.waiters.islice", interrupted)
+    monkeypatch.setattr("flask_mysqlpool.pool.waiters.islice", interrupted)
 
     assert queue.first(2) == (second,)
     handlers.append(lambda: queue.leave(second))

@@ -1,7 +1,7 @@
 """What pages take from elsewhere in the repository, so that it is as it is there.
 
-``.. rooms::`` is the table of the package's modules, each with the first sentence of
-its documentation, and with what ``tests/test_house.py`` lets it import.
+``.. rooms::`` is the table of the package's rooms and modules, each with the first
+sentence of its documentation, and with what ``tests/test_house.py`` lets it import.
 ``:measured:`table.row.column``` is a figure of ``_static/benchmarks/results.json``.
 ``.. matrix::`` is what ran: ``_static/matrix.json``, which ``tests/matrix.py`` writes.
 ``.. bill:: EXTRA`` is what an extra brings, or the package by itself if none is named,
@@ -47,7 +47,7 @@ def _table(
 
 
 def rooms() -> dict[str, set[str]]:
-    """The modules of the package, and what each may import."""
+    """The rooms of the package, and what each may import."""
     for node in ast.parse(HOUSE.read_text("utf-8")).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MAY_IMPORT":
             assert node.value is not None
@@ -55,9 +55,17 @@ def rooms() -> dict[str, set[str]]:
     raise ValueError(f"{HOUSE} has no table of rooms")
 
 
-def sentence(module: str) -> str:
+def modules_of(room: str) -> list[Path]:
+    """The modules of a room, its package's own first."""
+    place = PACKAGE.joinpath(*room.split("."))
+    if not place.is_dir():
+        return [place.with_suffix(".py")]
+    return sorted(place.glob("*.py"), key=lambda path: (path.stem != "__init__", path))
+
+
+def sentence(path: Path) -> str:
     """The first one of the module's documentation, without roles of Sphinx's."""
-    text = ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text("utf-8")))
+    text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
     first = re.match(r"(.+?[.?])(?:\s|$)", " ".join((text or "").split()))
     return re.sub(r":\w+:`[~.]*(\S+?)`", r"``\1``", first[1] if first else "")
 
@@ -67,13 +75,16 @@ class Rooms(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         rows = [("Module", "What it is", "May import")]
-        for module, others in rooms().items():
+        for room, others in rooms().items():
             allowed = ", ".join(map("``{}``".format, sorted(others)))
-            rows.append((f"``{module}``", sentence(module), allowed or "nothing"))
-        for module in rooms():
-            self.env.note_dependency(str(PACKAGE / f"{module}.py"))
+            for index, path in enumerate(modules_of(room)):
+                inside = path.relative_to(PACKAGE).with_suffix("").as_posix()
+                name = f"**{room}**" if index == 0 else f"``{inside}``"
+                may = "" if index else allowed or "nothing"
+                rows.append((name, sentence(path), may))
+                self.env.note_dependency(str(path))
         self.env.note_dependency(str(HOUSE))
-        return _table(self, "14 46 40", rows)
+        return _table(self, "24 50 26", rows)
 
 
 @cache

@@ -16,8 +16,8 @@ from pymysql.cursors import Cursor
 from werkzeug.local import LocalProxy
 
 from ..extension import get_db
-from ..handle import PooledConnection
-from ..state import request_context
+from ..extension.app_state import request_context
+from ..pool.connection import PooledConnection
 
 
 class PooledDatabase(MySQLDatabase):

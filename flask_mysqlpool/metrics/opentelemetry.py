@@ -28,7 +28,7 @@ from opentelemetry.metrics import (
     get_meter,
 )
 
-from ..stats import BOUNDS, Observer, PoolStats
+from ..pool.stats import BOUNDS, Observer, PoolStats
 
 #: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/
 PREFIX = "db.client.connection."

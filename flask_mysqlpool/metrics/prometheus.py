@@ -37,11 +37,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ..fleet import Fleet, Worker
-from ..foreign import plain
-from ..past import Counts, total
-from ..past import counts as counted_by
-from ..stats import BOUNDS, PoolStats
+from ..pool.driver.text import plain
+from ..pool.stats import BOUNDS, PoolStats
+from ..workers.exited import Counts, total
+from ..workers.exited import counts as counted_by
+from ..workers.fleet import Fleet, Worker
 
 #: Characters of a label.
 _LABEL = 100

@@ -6,7 +6,7 @@ connection, so it answers when the pool is exhausted, too.
 
 from __future__ import annotations
 
-from .gate import is_local
-from .pages import create_monitor
+from .auth import is_local
+from .views import create_monitor
 
 __all__ = ["create_monitor", "is_local"]

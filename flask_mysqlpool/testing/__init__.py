@@ -5,10 +5,10 @@ Fixtures for pytest are in :mod:`flask_mysqlpool.testing.fixtures`.
 
 from __future__ import annotations
 
-from .engines import ServerNotFound as ServerNotFound
-from .proxy import FaultProxy as FaultProxy
+from .fault_proxy import FaultProxy as FaultProxy
+from .local_server import LocalServer as LocalServer
+from .local_server import ServerFailed as ServerFailed
 from .rollback import rolled_back as rolled_back
-from .server import LocalServer as LocalServer
-from .server import ServerFailed as ServerFailed
+from .server_binaries import ServerNotFound as ServerNotFound
 
 __all__ = ["FaultProxy", "LocalServer", "ServerFailed", "ServerNotFound", "rolled_back"]

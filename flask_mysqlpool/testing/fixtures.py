@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 from flask import Flask
 
+from .local_server import LocalServer
 from .rollback import rolled_back
-from .server import LocalServer
 
 
 @pytest.fixture(scope="session")

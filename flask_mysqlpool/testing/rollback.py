@@ -20,12 +20,12 @@ from pymysql.constants import ER
 from pymysql.cursors import Cursor
 from pymysql.err import OperationalError
 
-from ..connection import OWN, PhysicalConnection
-from ..extension import KEY
-from ..handle import PooledConnection
-from ..lexer import bare
+from ..extension.mysqlpool import KEY
 from ..pool import Pool
-from ..transaction import transaction
+from ..pool.connection import PooledConnection
+from ..pool.driver.lexer import bare
+from ..pool.driver.session import OWN, PhysicalConnection
+from ..pool.transaction import transaction
 
 #: For savepoints: of all checkouts, also where one is within another's block.
 _NUMBERS = count(1)

@@ -1,0 +1,1 @@
+"""``flask mysqlpool``: arguments in, lines out."""

@@ -1,0 +1,307 @@
+"""The doctor: connects once, and examines what often goes wrong.
+
+Each finding is one line: what was looked at, what was found and, where it is not well,
+the mend.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from ..config import PoolConfig
+from ..workers.fleet import Fleet
+from ..workers.mysql_server import Facts, Unanswered, connect_to
+from ..workers.status_dir import Orders
+
+OK, WARNING, FAILURE = "ok", "warning", "failure"
+
+#: Milliseconds of a round trip from which on it is worth a word.
+SLOW = 20.0
+
+#: The oldest servers that are supported.
+_OLDEST = {"MariaDB": (10, 6), "MySQL": (8, 0)}
+
+_MENDS = {
+    1040: "raise max_connections at the server, or lower MAX_SIZE",
+    1044: "GRANT the account its rights on this database",
+    1045: "correct USER and PASSWORD, or the account at the server",
+    1049: "create the database, or correct DATABASE",
+    1129: "have the server's administrator run FLUSH HOSTS",
+    1203: "raise the account's max_user_connections, or lower MAX_SIZE",
+    1226: "raise the account's max_user_connections, or lower MAX_SIZE",
+    1698: "no such account, or one that logs in by the unix socket: set UNIX_SOCKET"
+    " (/run/mysqld/mysqld.sock), or give it a password",
+    2003: "start the server, or correct HOST, PORT or UNIX_SOCKET",
+    2005: "correct HOST: its name cannot be resolved",
+    2026: "correct SSL_CA and SSL_MODE, or the server's certificate",
+    3159: "set SSL_MODE = 'REQUIRED': the server refuses connections without TLS",
+}
+
+_MENDS_OF_FILES = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room for its owner, whose quota is used up",
+    errno.EIO: "look after its disk, and set STATUS_DIR to a folder on another one",
+    errno.EAGAIN: "end the process that keeps it locked",
+    errno.ENOLCK: "set STATUS_DIR to a folder of a file system that has locks",
+    errno.ENOSYS: "set STATUS_DIR to a folder of a file system that has locks",
+    errno.EROFS: "set STATUS_DIR to a folder that can be written to",
+}
+
+#: What tells more than a number does: the first of these that is in the error's text.
+_SAID = {
+    "does not speak": "correct HOST and PORT: something else listens there",
+    "in clear text": "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA, or CLEARTEXT_PLUGIN",
+    "cryptography": "pip install cryptography, or use TLS (SSL_MODE = 'REQUIRED')",
+    "server doesn't support it": "enable TLS at the server, or lower SSL_MODE",
+    "certificate": _MENDS[2026],
+    "SSL": _MENDS[2026],
+    "Can't connect": _MENDS[2003],
+    "not a primary": "correct TARGET or HOST",
+    "not a replica": "correct TARGET or HOST",
+    "a replica that is stopped": "start its replication (START REPLICA)",
+    "behind its primary": "let it catch up, or raise MAX_LAG",
+}
+
+#: What an error begins with that the session's set-up has met.
+_SET_UP = "INIT_COMMAND", "SETSESSION", "CHARSET, COLLATION or SQL_MODE"
+
+
+class Finding(NamedTuple):
+    level: str
+    subject: str
+    text: str
+    mend: str = ""
+
+
+def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
+    """Look at one pool's settings and its server.
+
+    ``workers`` is how many processes use it on this host; None if that is not known.
+    """
+    if config.account is None:
+        text = f"{config.server}, and the system's user has no name to log in by"
+        yield Finding(FAILURE, "settings", text, "set USER")
+        return
+    unset = " (USER is not set)" * (not config.user)
+    yield Finding(OK, "settings", f"{config.server} as {config.account}{unset}")
+    try:
+        with connect_to(config) as server:
+            facts = server.facts()
+    except Unanswered as error:
+        yield _no_connection(error)
+        return
+    yield Finding(OK, "connection", f"opened in {facts.connect * 1000:.1f} ms")
+    yield _latency(facts)
+    yield _version(facts)
+    yield _tls(config, facts)
+    yield _account(facts)
+    yield _read_only(facts)
+    yield _idle_limit(config, facts)
+    yield _capacity(config, facts, workers)
+
+
+def look_at_board(
+    fleet: Fleet | None,
+    pools: Mapping[str, PoolConfig],
+    typed: Callable[[str], str],
+) -> Iterator[Finding]:
+    """Whether workers can publish, and commands can read, what they do.
+
+    ``typed`` gives a command of the same group as it is to be typed.
+    """
+    mend = "set STATUS_DIR to a folder that the site's user can write to"
+    if fleet is None:
+        yield Finding(
+            WARNING, "workers", "STATUS_DIR is False, so they cannot be seen", mend
+        )
+        return
+    try:
+        workers = fleet.workers()
+        fleet.board.try_out()
+    except OSError as error:
+        text = f"{fleet.board.path}: {error.strerror or error}"
+        level = WARNING
+        if any(config.max_host_connections for config in pools.values()):
+            level = FAILURE
+            text += "; so MAX_HOST_CONNECTIONS cannot be kept, and nothing connects"
+        yield Finding(level, "workers", text, mend_of(error) or mend)
+        return
+    # Containers that share the folder may have the same process ids.
+    pids = {(w.get("site"), w["pid"]) for some in workers.values() for w in some}
+    place = fleet.board.path if pids else fleet.board.place()
+    yield Finding(OK, "workers", f"{len(pids)} publish in {place}")
+    for problem in fleet.problems:
+        mend = _mend_of_problem(problem, fleet, typed)
+        yield Finding(WARNING, "workers", problem, mend)
+    for bind in pools:
+        if fleet.is_paused(bind, workers.get(bind, [])):
+            told = Orders.in_words(fleet.orders(bind))
+            text = f"{bind} is {told}: checkouts wait"
+            yield Finding(WARNING, "workers", text, typed("resume"))
+
+
+def mend_of(error: OSError) -> str:
+    """What helps where the folder, or a file in it, cannot be used."""
+    if isinstance(error, PermissionError):
+        return getattr(error, "mend", "run this as the site's user, or as root")
+    return _MENDS_OF_FILES.get(error.errno or 0, "")
+
+
+def _mend_of_problem(problem: str, fleet: Fleet, typed: Callable[[str], str]) -> str:
+    if "belongs to" in problem:
+        return f"chown {fleet.board.path}, and what is in it, to the site's user"
+    if problem in fleet.hidden:
+        return "restart the site's workers: it is that of one which is alive"
+    if problem == fleet.misorder:
+        return f"remove it, and order anew: {typed('pause')}, or {typed('resume')}"
+    return "remove it"
+
+
+def _no_connection(error: Unanswered) -> Finding:
+    code, text = error.number, error.text
+    mend = _MENDS.get(code, "") if code is not None else ""
+    told = next((words for words in _SAID if words in text), None)
+    refused = [name for name in _SET_UP if text.startswith(f"{code}: {name}: ")]
+    if refused:
+        mend = f"correct {refused[0]}"
+    elif error.__cause__ and isinstance(error.__cause__.__cause__, socket.gaierror):
+        mend = _MENDS[2005]
+    elif told is not None:
+        mend = _SAID[told]
+    return Finding(FAILURE, "connection", text, mend)
+
+
+def _latency(facts: Facts) -> Finding:
+    milliseconds = facts.round_trip * 1000
+    text = f"{milliseconds:.2f} ms for a round trip"
+    if milliseconds < SLOW:
+        return Finding(OK, "latency", text)
+    return Finding(WARNING, "latency", text, "bring the app nearer to its database")
+
+
+def _version(facts: Facts) -> Finding:
+    brand = "MariaDB" if "MariaDB" in facts.version else "MySQL"
+    number = re.search(r"(\d+)\.(\d+)", facts.version.removeprefix("5.5.5-"))
+    text = f"{brand} {facts.version}"
+    oldest = _OLDEST[brand]
+    if number is not None and (int(number[1]), int(number[2])) < oldest:
+        mend = f"upgrade to {brand} {oldest[0]}.{oldest[1]} or newer"
+        return Finding(WARNING, "version", text, mend)
+    return Finding(OK, "version", text)
+
+
+def _tls(config: PoolConfig, facts: Facts) -> Finding:
+    if facts.cipher is None:
+        if config.unix_socket or _are_loopback(config):
+            return Finding(OK, "TLS", "none; nothing leaves this host")
+        return Finding(
+            WARNING,
+            "TLS",
+            "none: whoever is in between can read and change everything",
+            "enable TLS at the server, and set SSL_MODE = 'VERIFY_IDENTITY'",
+        )
+    verified = {
+        "VERIFY_CA": "the certificate is verified, the host's name is not",
+        "VERIFY_IDENTITY": "certificate and host name are verified",
+    }.get(config.ssl_mode)
+    if verified is not None:
+        return Finding(OK, "TLS", f"{facts.cipher}; {verified}")
+    text = f"{facts.cipher}; the server is not verified (SSL_MODE {config.ssl_mode})"
+    if _are_loopback(config):
+        return Finding(OK, "TLS", text)
+    mend = "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA"
+    return Finding(WARNING, "TLS", text, mend)
+
+
+def _are_loopback(config: PoolConfig) -> bool:
+    return all(_is_loopback(place.host) for place in config.places)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _account(facts: Facts) -> Finding:
+    text = f"{facts.account} by {facts.plugin}"
+    if facts.plugin in ("mysql_native_password", "sha256_password") and (
+        "MariaDB" not in facts.version
+    ):
+        mend = "ALTER USER … IDENTIFIED WITH caching_sha2_password BY …"
+        return Finding(WARNING, "authentication", text, mend)
+    return Finding(OK, "authentication", text)
+
+
+def _read_only(facts: Facts) -> Finding:
+    if not facts.read_only:
+        return Finding(OK, "read_only", "off")
+    return Finding(
+        WARNING,
+        "read_only",
+        "on: every write fails, unless the account may override it",
+        "connect to the primary, or have SET GLOBAL read_only = OFF there",
+    )
+
+
+def _idle_limit(config: PoolConfig, facts: Facts) -> Finding:
+    """The server must not be the one that closes idle connections."""
+    limits = [config.max_idle, config.max_lifetime * 1.1]
+    ours = min((limit for limit in limits if limit), default=float("inf"))
+    text = (
+        f"{facts.wait_timeout} s; MAX_IDLE {config.max_idle:g},"
+        f" MAX_LIFETIME {config.max_lifetime:g}"
+    )
+    if ours < facts.wait_timeout:
+        return Finding(OK, "wait_timeout", text)
+    mend = "raise wait_timeout"
+    if facts.wait_timeout > 1:
+        most = facts.wait_timeout - 1
+        mend = f"set MAX_IDLE to less than {most + 1} (1 to {most}), or {mend}"
+    return Finding(
+        WARNING,
+        "wait_timeout",
+        f"{text}: the server closes idle connections before the pool does",
+        mend,
+    )
+
+
+def _capacity(config: PoolConfig, facts: Facts, workers: int | None) -> Finding:
+    most = (workers or 1) * config.max_size
+    text = f"{workers or 1} worker{'s' * ((workers or 1) != 1)}"
+    text += " seen" * (workers is not None) + f" × MAX_SIZE {config.max_size} = {most}"
+    if config.max_host_connections is not None:
+        most = min(most, config.max_host_connections)
+        text += f", MAX_HOST_CONNECTIONS {config.max_host_connections}"
+    elsewhere = facts.of_other_hosts
+    others = max(facts.connected - facts.of_this_user, 0)
+    text += f"; max_connections {facts.max_connections}"
+    text += f", of which others use {others}" * (others > 0)
+    text += f", and this site on other hosts {elsewhere}" * (elsewhere > 0)
+    limits = {"max_connections": facts.max_connections - others - elsewhere}
+    needed = {
+        "max_connections": most + others + elsewhere,
+        "max_user_connections": most + elsewhere,
+    }
+    if facts.max_user_connections:
+        limits["max_user_connections"] = facts.max_user_connections - elsewhere
+        text += f", max_user_connections {facts.max_user_connections}"
+    if workers is None:
+        text += "; the number of workers is not known"
+    binding = [name for name, limit in limits.items() if limit < most]
+    if not binding:
+        return Finding(OK, "capacity", text)
+    raised = " and ".join(f"{name} to {needed[name]} or more" for name in binding)
+    return Finding(
+        FAILURE,
+        "capacity",
+        text,
+        f"raise {raised}, lower MAX_SIZE, or set MAX_HOST_CONNECTIONS to"
+        f" {max(min(limits.values()), 1)}",
+    )

@@ -1,0 +1,515 @@
+"""``flask mysqlpool …``: arguments in, lines out, an exit code; nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+import click
+from flask import current_app
+from flask.cli import AppGroup, with_appcontext
+
+from ..config import PoolConfig
+from ..config.validators import YEAR
+from ..workers.fleet import (
+    Fleet,
+    Worker,
+    holders,
+    is_degraded,
+    last_failure,
+    last_timeout,
+    spread,
+    totals,
+)
+from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
+from ..workers.status_dir import Orders
+from . import render
+from .check import FAILURE, Finding, examine, look_at_board, mend_of
+
+#: Exit codes; 2 is click's, for a command that was typed wrong.
+HEALTHY, DEGRADED, NOTHING = 0, 1, 3
+
+#: Seconds in which workers that are not busy have done what they were told.
+SOON = 2.0
+
+NO_WORKER = (
+    "No worker of {app!r} is running, or none has used its pool yet: none publishes in"
+    " {place}. This command's own pool is empty."
+)
+UNREADABLE = "No worker of {app!r} can be read in {place}."
+
+
+class Site(NamedTuple):
+    """What a command works on: the current app, its pools, and their workers."""
+
+    app: str
+    pools: dict[str, PoolConfig]
+    fleet: Fleet | None
+    #: Why the workers cannot be seen, if they cannot.
+    blind: str
+    workers: dict[str, list[Worker]]
+
+
+def _site(bind: str | None = None) -> Site:
+    pools: dict[str, PoolConfig] = {}
+    states = list(current_app.extensions["mysqlpool"].values())
+    for state in states:
+        pools.update(state.published())
+    if bind is not None:
+        if bind not in pools:
+            known = ", ".join(map(repr, pools))
+            raise click.UsageError(f"no bind is called {bind!r}; configured: {known}")
+        pools = {bind: pools[bind]}
+    board = states[0].board
+    if board is None:
+        return Site(current_app.name, pools, None, "STATUS_DIR is False", {})
+    fleet = Fleet(board, current_app.name, pools)
+    try:
+        workers = fleet.workers()
+    except OSError as error:
+        return Site(current_app.name, pools, fleet, _reason(error), {})
+    return Site(current_app.name, pools, fleet, "", workers)
+
+
+def _reason(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    mend = mend_of(error)
+    return f"{place}{error.strerror or error}{' -> ' * bool(mend)}{mend}"
+
+
+def create_group(name: str) -> AppGroup:
+    """The command group, to be added to ``app.cli`` under this name."""
+    group = AppGroup(name, help="See and steer the connections of all workers.")
+    for command in (status, reset, pause, resume, check):
+        group.add_command(command)
+    return group
+
+
+class _Seconds(click.FloatRange):
+    """A duration: ``inf`` is as long as can be waited, ``nan`` is none."""
+
+    _UNITS: ClassVar = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+    def convert(self, value: Any, *about: Any) -> float:
+        unit = self._UNITS.get(str(value)[-1:], 0)
+        try:
+            seconds = float(str(value)[:-1] if unit else value) * (unit or 1)
+        except ValueError:
+            seconds = math.nan
+        if math.isnan(seconds):
+            text = f"{value!r} is not a duration, such as 90, 90s, 10m or 2h."
+            self.fail(text, *about)
+        return min(super().convert(seconds, *about), YEAR)
+
+
+_bind = click.option("--bind", metavar="NAME", help="This pool only.")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--watch",
+    type=_Seconds(min=0.1),
+    metavar="SECONDS",
+    help="Print it again and again.",
+)
+@_bind
+@click.option("--server", is_flag=True, help="Ask the server as well.")
+@with_appcontext
+def status(as_json: bool, watch: float | None, bind: str | None, server: bool) -> None:
+    """Show the pools of all workers.
+
+    Exit code 0: all is well. 1: a pool is paused; somebody waits; within the last
+    minute a checkout has timed out or a connect failed; or the server cannot be asked.
+    3: no worker is running.
+    """
+    code = NOTHING
+    try:
+        while True:
+            code, report = _report(_site(bind), server)
+            _show(report, as_json, clear=watch is not None)
+            if watch is None:
+                break
+            time.sleep(watch)
+    except KeyboardInterrupt:
+        if watch is None:
+            raise
+    sys.exit(code)
+
+
+def _show(report: dict[str, Any], as_json: bool, clear: bool) -> None:
+    if as_json:
+        _print(json.dumps(report) + "\n")
+        return
+    if clear and sys.stdout.isatty():
+        click.clear()
+    _echo(render.status(report, sys.stdout.isatty()))
+
+
+def _report(site: Site, with_server: bool) -> tuple[int, dict[str, Any]]:
+    """The exit code, and what ``--json`` prints."""
+    pools = {
+        bind: _pool(site, bind, site.workers.get(bind, []), with_server)
+        for bind in site.pools
+    }
+    workers = [worker for bind in pools for worker in site.workers.get(bind, [])]
+    problems = list(site.fleet.problems) if site.fleet else []
+    if not workers:
+        problems.insert(0, _why_nobody(site))
+    report = {"app": site.app, "host": socket.gethostname(), "pools": pools}
+    code = HEALTHY if workers else NOTHING
+    if is_degraded(workers) or any(map(_is_degraded, pools.values())):
+        code = DEGRADED
+    return code, {**report, "problems": problems}
+
+
+def _why_nobody(site: Site) -> str:
+    if site.fleet is None or site.blind:
+        return f"the workers cannot be seen: {site.blind}"
+    text = UNREADABLE if site.fleet.hidden else NO_WORKER
+    return text.format(app=site.app, place=site.fleet.board.place())
+
+
+def _is_degraded(pool: dict[str, Any]) -> bool:
+    return pool["paused"] or "error" in pool.get("seen_by_server", ())
+
+
+def _pool(
+    site: Site, bind: str, workers: list[Worker], with_server: bool
+) -> dict[str, Any]:
+    config = site.pools[bind]
+    fleet = None if site.blind else site.fleet
+    orders = fleet.orders(bind) if fleet else Orders()
+    pool = {
+        "max_size": config.max_size,
+        "max_host_connections": config.max_host_connections,
+        "server": config.server,
+        "paused": fleet is not None and fleet.is_paused(bind, workers),
+        "pause": orders.about() if orders.paused else None,
+        "generation": orders.generation,
+        "totals": totals(workers),
+        "spread": spread(workers),
+        "workers": [_public(worker) for worker in workers],
+        "holders": holders(workers),
+        "checkout_timeout": last_timeout(workers),
+        "connect_failure": last_failure(workers),
+    }
+    if with_server:
+        pool["seen_by_server"] = _ask_server(config, workers)
+    return pool
+
+
+def _public(worker: Worker) -> dict[str, Any]:
+    hidden = ("app", "bind", "user", "server")
+    return {key: value for key, value in worker.items() if key not in hidden}
+
+
+def _ask_server(config: PoolConfig, workers: Iterable[Worker]) -> dict[str, Any]:
+    """What each connection is doing, and which ones no live worker knows of."""
+    pid_of = {number: w["pid"] for w in workers for number in _threads_of(w)}
+    try:
+        with connect_to(config) as server:
+            report: ServerReport = server.report()
+    except Unanswered as error:
+        return {"error": error.text}
+    threads = [_thread(thread, pid_of) for thread in report.threads]
+    return {
+        "version": report.version,
+        "max_connections": report.max_connections,
+        "connected": report.connected,
+        "threads": threads,
+        "orphans": sum(thread["pid"] is None for thread in threads),
+    }
+
+
+def _threads_of(worker: Worker) -> list[int]:
+    """All of them; what is described of each is bounded."""
+    described = [connection["thread_id"] for connection in worker["connections"]]
+    return worker.get("thread_ids") or described
+
+
+def _thread(thread: Thread, pid_of: dict[int, int]) -> dict[str, Any]:
+    return {
+        "thread_id": thread.thread_id,
+        "pid": pid_of.get(thread.thread_id),
+        "client": thread.client,
+        "program": thread.program,
+        "command": thread.command,
+        "for": thread.seconds,
+    }
+
+
+@click.command()
+@_bind
+@click.option(
+    "--wait",
+    type=_Seconds(min=0),
+    metavar="SECONDS",
+    help="Wait so long for busy connections, and show the progress.",
+)
+@click.option("--server", is_flag=True, help="End idle connections at the server.")
+@click.option("--yes", is_flag=True, help="Do not ask first, as at a terminal.")
+@with_appcontext
+def reset(bind: str | None, wait: float | None, server: bool, yes: bool) -> None:
+    """Replace the connections of all workers.
+
+    Idle ones are replaced within a second, busy ones when they are returned; no request
+    notices. With --server, the sleeping connections of this database user are ended at
+    the server, wherever they come from; a request between two statements then gets an
+    error.
+    """
+    if server and wait is not None:
+        raise click.UsageError("--server ends connections at once: there is no --wait")
+    site = _site(bind)
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"Replace the connections of {site.app!r}?", abort=True)
+    if server:
+        _reset_at_server(site)
+        return
+    code = _order(site, Fleet.reset, wait, REPLACED)
+    sys.exit(HEALTHY if wait is None and code == DEGRADED else code)
+
+
+def _reset_at_server(site: Site) -> None:
+    for bind, config in site.pools.items():
+        try:
+            with connect_to(config) as server:
+                idle = [thread for thread in server.report().threads if thread.sleeps]
+                ended = server.kill(idle)
+        except Unanswered as error:
+            _echo([f"{bind}: cannot connect to {config.server}: {error}"])
+            sys.exit(DEGRADED)
+        s = "" if ended == 1 else "s"
+        _echo([f"{bind}: ended {ended} idle connection{s} on {config.server}"])
+
+
+@click.command()
+@click.option(
+    "--wait",
+    type=_Seconds(min=0),
+    metavar="SECONDS",
+    help="Wait so long for all connections to be closed.",
+)
+@click.option(
+    "--for",
+    "seconds",
+    type=_Seconds(min=0, min_open=True),
+    metavar="DURATION",
+    help="Resume by itself after this time, such as 90s, 10m or 2h.",
+)
+@_bind
+@with_appcontext
+def pause(wait: float | None, seconds: float | None, bind: str | None) -> None:
+    """Let new checkouts wait, in order, until `resume`.
+
+    What is in use may finish; then no worker has a connection any more, and the server
+    can be restarted. A checkout waits no longer than its deadline (TIMEOUT).
+    """
+    code = _order(_site(bind), partial(Fleet.pause, seconds=seconds), wait, PAUSED)
+    # Without --wait, it may well be meant for workers that start later.
+    sys.exit(code if wait is not None else HEALTHY)
+
+
+@click.command()
+@_bind
+@with_appcontext
+def resume(bind: str | None) -> None:
+    """End `pause`: serve all who wait."""
+    sys.exit(_order(_site(bind), Fleet.resume, None, RESUMED))
+
+
+_Test = Callable[[Worker], bool]
+
+
+def _order(
+    site: Site,
+    order: Callable[[Fleet, str], _Test],
+    wait: float | None,
+    outcome: _Outcome,
+) -> int:
+    """Give an order to all pools, and follow it; the exit code.
+
+    However that ends, at last it is told what is paused.
+    """
+    fleet = site.fleet
+    if fleet is None or site.blind:
+        _end(f"The workers cannot be reached: {site.blind}")
+    with _interrupted_by_signals():
+        try:
+            tests = {bind: order(fleet, bind) for bind in site.pools}
+            return _follow(site, fleet, tests, wait, outcome)
+        except KeyboardInterrupt as interrupt:
+            holds = "what was ordered holds" if fleet.given else "nothing was ordered"
+            _echo([f"Interrupted: {holds}."])
+            sys.exit(128 + interrupt.args[0] if interrupt.args else DEGRADED)
+        except OSError as error:
+            what = "seen" if fleet.given else "reached"
+            _end(f"The workers cannot be {what}: {_reason(error)}")
+        finally:
+            orders = {bind: fleet.orders(bind) for bind in site.pools}
+            paused = [f"{b}: {o.in_words()}" for b, o in orders.items() if o.paused]
+            _echo([*paused, f"To end that: {_typed('resume')}"] if paused else [])
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Have SIGTERM, and SIGHUP of a lost terminal, do what Ctrl-C does."""
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a shell sends SIGHUP once more
+        raise KeyboardInterrupt(number)
+
+    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():
+        numbers = set()
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):  # as by nohup; not by Python
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _typed(command: str) -> str:
+    """Another command for what this one is about, as it is to be typed."""
+    context = click.get_current_context()
+    group, bind = context.parent, context.params.get("bind")
+    only = f" --bind {shlex.quote(bind)}" if bind is not None else ""
+    return f"flask {group.info_name if group else 'mysqlpool'} {command}{only}"
+
+
+def _end(text: str) -> NoReturn:
+    _echo([text])
+    sys.exit(NOTHING)
+
+
+class _Outcome(NamedTuple):
+    """What becomes of pools, and what is shown of those that have still to follow."""
+
+    done: str
+    #: The field that goes down to zero, and what it counts.
+    field: str
+    to_go: str
+
+
+REPLACED = _Outcome("replaced", "outdated", "{} connection{s} to go")
+PAUSED = _Outcome("paused", "size", "{} connection{s} to go")
+RESUMED = _Outcome("resumed", "waiting", "{} checkout{s} still waiting")
+
+
+def _follow(
+    site: Site,
+    fleet: Fleet,
+    tests: Mapping[str, _Test],
+    wait: float | None,
+    outcome: _Outcome,
+) -> int:
+    """Show who has still to follow; the exit code.
+
+    1 if somebody has not, in time, or cannot be read; 3 if nobody is there who could.
+    """
+    deadline = time.monotonic() + (SOON if wait is None else wait)
+    seen, complete = 0, True
+    for bind, has_done in tests.items():
+        workers, late = _follow_one(fleet, bind, has_done, deadline, wait, outcome)
+        seen += workers
+        complete = complete and not late
+    _echo(fleet.hidden)
+    if not seen:
+        _echo([_why_nobody(site)])
+        return NOTHING
+    return HEALTHY if complete and not fleet.hidden else DEGRADED
+
+
+def _follow_one(
+    fleet: Fleet,
+    bind: str,
+    has_done: _Test,
+    deadline: float,
+    wait: float | None,
+    outcome: _Outcome,
+) -> tuple[int, int]:
+    """How many workers there are, and how many of them have still to follow."""
+    shown: list[str] = []
+    others: list[Worker] = []
+    for others in fleet.wait(bind, has_done, deadline - time.monotonic()):
+        lines = list(_progress(bind, others, outcome)) if wait is not None else []
+        _echo(line for line in lines if line not in shown)
+        shown = lines
+    workers = len(fleet.workers().get(bind, []))
+    s = "" if workers == 1 else "s"
+    if others:
+        later = f"{bind}: {len(others)} of {workers} worker{s} will follow"
+        _echo([later, *(_progress(bind, others, outcome) if wait is None else ())])
+    elif workers:
+        _echo([f"{bind}: {outcome.done} ({workers} worker{s})"])
+    else:
+        _echo([f"{bind}: ordered, but no worker is there to confirm it"])
+    return workers, len(others)
+
+
+def _progress(bind: str, others: Iterable[Worker], outcome: _Outcome) -> Iterator[str]:
+    for worker in others:
+        number = worker[outcome.field]
+        what = outcome.to_go.format(number, s="s" * (number != 1))
+        if not number:
+            what = "has still to begin"
+        yield f"{bind}: worker {worker['pid']}: {what}, {worker['in_use']} in use"
+
+
+def _echo(lines: Iterable[render.Line]) -> None:
+    """Print them now; ends the command if that cannot be done."""
+    _print("".join(f"{render.printable(line)}\n" for line in lines))
+
+
+def _print(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        click.echo(text, nl=False, color=False if os.environ.get("NO_COLOR") else None)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # Click's affair
+    except OSError as error:
+        click.echo(f"The output cannot be written: {error.strerror}", err=True)
+        # Python would try again at exit, and choose the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(DEGRADED)
+
+
+@click.command()
+@_bind
+@with_appcontext
+def check(bind: str | None) -> None:
+    """Connect once and examine settings, server and workers.
+
+    Exit code 1 if something is wrong.
+    """
+    site = _site(bind)
+    findings: list[Finding] = []
+
+    def show(found: Iterable[Finding]) -> None:
+        for finding in found:
+            findings.append(finding)
+            _echo([render.finding(finding)])
+
+    show(look_at_board(site.fleet, site.pools, _typed))
+    for name, config in site.pools.items():
+        _echo(["", f"{name}: {config.server}"])
+        show(examine(config, len(site.workers.get(name, [])) or None))
+    sys.exit(DEGRADED if any(f.level == FAILURE for f in findings) else HEALTHY)

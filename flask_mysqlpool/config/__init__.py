@@ -1,0 +1,7 @@
+"""The settings: what each is, how they are read and validated."""
+
+from __future__ import annotations
+
+from .settings import PoolConfig
+
+__all__ = ["PoolConfig"]

@@ -1,0 +1,83 @@
+"""Reads option files, such as ``~/.my.cnf``, as ``pymysql.connect`` does."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from .validators import Wrong
+
+#: What PyMySQL reads of them, and ``ssl-mode``, which it would pass over; our names.
+OPTIONS = {
+    "user": "user",
+    "password": "password",
+    "host": "host",
+    "port": "port",
+    "socket": "unix_socket",
+    "database": "database",
+    "default-character-set": "charset",
+    "ssl-ca": "ssl_ca",
+    "ssl-cert": "ssl_cert",
+    "ssl-key": "ssl_key",
+    "ssl-mode": "ssl_mode",
+    "bind-address": "bind_address",
+}
+FROM_FILE = {*OPTIONS.values()}
+_NOT_TAKEN = (
+    *("ssl-capath", "ssl-cipher", "ssl-password", "ssl-passphrase", "ssl-crl"),
+    *("ssl-crlpath", "ssl-fp", "ssl-fplist", "tls-version", "tls-ciphersuites"),
+    "server-public-key-path",
+)
+#: What MariaDB's clients have instead of ``ssl-mode``, without a value or with one.
+_FLAGS = {"ssl-verify-server-cert": "VERIFY_IDENTITY", "ssl": "REQUIRED"}
+
+
+def names_a_file(arguments: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether these arguments of ``pymysql.connect`` have it read an option file."""
+    return isinstance(arguments, Mapping) and bool(
+        arguments.get("read_default_file") or arguments.get("read_default_group")
+    )
+
+
+def read(path: object, group: object) -> dict[str, str]:
+    """Return the options that one group of a file has, by their names in the file.
+
+    A file that cannot be read raises :exc:`Wrong`, which repeats nothing of it.
+    """
+    from pymysql.optionfile import Parser
+
+    if not path:
+        path = "c:\\my.ini" if sys.platform.startswith("win") else "/etc/my.cnf"
+    group = group or "client"
+    if not isinstance(path, str | os.PathLike) or not isinstance(group, str):
+        raise Wrong("must have text for read_default_file and read_default_group")
+    parser = Parser()
+    try:
+        with open(os.path.expanduser(path)) as file:
+            parser.read_file(file)
+    except (OSError, ValueError) as error:
+        kind = getattr(error, "strerror", None) or type(error).__name__
+        raise Wrong(f"names a read_default_file that cannot be read: {kind}") from None
+    except configparser.Error as error:
+        kind = type(error).__name__
+        raise Wrong(f"names a read_default_file that is malformed: {kind}") from None
+    found: dict[str, str] = {}
+    for option in (*OPTIONS, *_NOT_TAKEN):
+        try:
+            value = parser.get(group, option)
+        except Exception:  # no group, no such option, or one without a value
+            continue
+        if value and option in _NOT_TAKEN:
+            raise Wrong(f"names a read_default_file with {option}: leave it out")
+        if value:
+            found[option] = value
+    # Its get() takes no option without a value.
+    given = dict(parser.items(group)) if parser.has_section(group) else {}
+    for flag, mode in _FLAGS.items():
+        is_on = str(given.get(flag, 0)).lower() not in ("0", "off", "false")
+        if is_on and not found.keys() & {"ssl-mode", "ssl-ca"}:
+            found["ssl-mode"] = mode
+    return found

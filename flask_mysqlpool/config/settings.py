@@ -1,0 +1,429 @@
+"""The settings: what each is, what it may be, and what is wrong with it.
+
+A setting is one field: its default, the function that converts what the user
+wrote, and one line of documentation. A converter returns the typed value or
+raises :exc:`Wrong`, and takes back what it has returned: a config built directly
+is held to the same rules as one read from a mapping. In a fault's text
+``{MAX_SIZE}`` stands for that setting as the user spells it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from . import validators
+from .addresses import Place, parse
+from .foreign_names import FOREIGN
+from .option_file import FROM_FILE, names_a_file
+from .parser import PLACES, PREFIX, Reader, arguments
+
+if TYPE_CHECKING:
+    from pymysql.cursors import Cursor
+
+
+def _connect_args(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise validators.Wrong("must be a mapping of arguments of pymysql.connect")
+    faults = [text for name in value if (text := _argument_fault(name))]
+    if faults:
+        raise validators.Wrong(*faults)
+    return dict(value)
+
+
+def _argument_fault(name: object) -> str | None:
+    if not isinstance(name, str):
+        return "must have text for its keys, the names of arguments"
+    if name in _POOL or name in FOREIGN:
+        hint = f"write {{{name.upper()}}}" if name in _POOL else FOREIGN[name]
+        return f"may not hold {name}: {hint}"
+    known = arguments()
+    if name in known:
+        return None
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"; the nearest is {near[0]}" if near else ""
+    return f"holds {name!r:.60}, which pymysql.connect does not take{hint}"
+
+
+_HIDDEN = {"secret", "quiet"}
+
+
+def _setting(
+    default: Any, convert: Callable[[Any], Any], doc: str, **about: object
+) -> Any:
+    """A field. ``unit`` is for the documentation; a ``secret`` is shown nowhere, nor is
+    what is ``quiet``: statements, which may hold one."""
+    kind: Any = "default_factory" if callable(default) else "default"
+    metadata = {"convert": convert, "doc": doc, **about}
+    return field(**{kind: default}, repr=not _HIDDEN & about.keys(), metadata=metadata)
+
+
+def _duration(default: float | None, doc: str, *, zero: bool = True) -> Any:
+    what = (
+        f"seconds, {'0 or more' if zero else 'more than 0'}, at most {validators.YEAR}"
+    )
+    fits = validators.number(
+        float, what, lambda n: 0 <= n <= validators.YEAR and (zero or n > 0)
+    )
+    return _setting(default, fits, doc, unit="seconds")
+
+
+_SSL_MODES = "DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"
+_RESETS = "auto", "always", "transaction"
+
+URL = _setting(
+    None,
+    validators.url,
+    "Server, account and database in one; single settings win over it.",
+    secret=True,
+)
+"""The setting ``URL``: it becomes others, and so is no field of its own."""
+
+BINDS = _setting(
+    dict,
+    validators.binds,
+    "Further pools by name, each a mapping of settings; what they leave out is as it is"
+    " for the pool itself.",
+    secret=True,
+)
+"""The setting ``BINDS``: it becomes pools."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Every setting of one pool.
+
+    Durations are float seconds. A wrong setting raises ConfigError, whether the
+    config is built directly or by :meth:`from_mapping`.
+    """
+
+    host: str = _setting(
+        "localhost",
+        validators.host,
+        "The server's name or IP address; or several, ``db1:3306,db2:3306``.",
+    )
+    port: int = _setting(3306, validators.whole(1, 65535), "The server's TCP port.")
+    max_lag: float | None = _duration(
+        None, "How far a replica may be behind its primary; unset, any time."
+    )
+    readers: str | None = _setting(
+        None,
+        validators.word,
+        "The bind that ``get_db(readonly=True)`` takes instead of this pool.",
+    )
+    host_order: str = _setting(
+        "given",
+        validators.choice("given", "random"),
+        "In which order several hosts are tried: as given, or random.",
+    )
+    target: str = _setting(
+        "any",
+        validators.choice("any", "primary", "replica", "prefer-replica"),
+        "Which hosts will do: any, primary (writable), replica (read-only), or"
+        " prefer-replica.",
+    )
+    unix_socket: str | None = _setting(
+        None,
+        validators.path,
+        "Path of the server's socket; used instead of HOST and PORT.",
+    )
+    user: str | None = _setting(
+        None,
+        validators.label,
+        "The account's name; by default that of the system's user, as PyMySQL has it.",
+    )
+    password: str | Callable[[], str] | None = _setting(
+        None,
+        validators.password,
+        "The account's password, or a callable that is asked for it at each connect.",
+        secret=True,
+    )
+    database: str | None = _setting(
+        None, validators.label, "The database that statements use by default."
+    )
+    charset: str = _setting(
+        "utf8mb4", validators.charset, "Character set of the session and of its texts."
+    )
+    collation: str | None = _setting(
+        None,
+        validators.text(r"[A-Za-z0-9_]+", "a collation"),
+        "Collation of the session; by default the server's for the character set.",
+    )
+    sql_mode: str | None = _setting(
+        None,
+        validators.text(".*", "text"),
+        "SQL mode of the session; by default the server's.",
+    )
+    read_only: bool = _setting(
+        False, validators.flag, "Whether sessions are read-only, and refuse to write."
+    )
+    init_command: str | None = _setting(
+        None,
+        validators.statement,
+        "A statement that is run after each connect.",
+        quiet=True,
+    )
+    autocommit: bool = _setting(
+        False,
+        validators.flag,
+        "Whether each statement commits by itself; off, as PEP 249 has it.",
+    )
+    cursorclass: type[Cursor] = _setting(
+        "Cursor",
+        validators.cursorclass,
+        "What kind of rows a cursor gives, such as DictCursor.",
+    )
+    connect_timeout: float = _duration(
+        10.0, "How long a connect may take as a whole.", zero=False
+    )
+    read_timeout: float | None = _duration(
+        None,
+        "How long an answer may keep a request waiting; unset, for ever.",
+        zero=False,
+    )
+    write_timeout: float | None = _duration(
+        None, "How long sending may take; unset, for ever.", zero=False
+    )
+    ssl_mode: str = _setting(
+        "PREFERRED",
+        validators.choice(*_SSL_MODES),
+        "Whether to use TLS, and what to verify; as in the mysql client. With SSL_CA it"
+        " is VERIFY_CA by default, with SSL_CERT alone REQUIRED.",
+    )
+    ssl_ca: str | None = _setting(
+        None,
+        validators.file,
+        "File of the authorities to trust; by default the system's.",
+    )
+    ssl_cert: str | None = _setting(
+        None, validators.file, "File of the client's certificate."
+    )
+    ssl_key: str | None = _setting(
+        None, validators.file, "File of the client's private key, not encrypted."
+    )
+    cleartext_plugin: bool = _setting(
+        False,
+        validators.flag,
+        "Whether a server that is not verified may ask for the password in clear text,"
+        " or, if it offers no TLS, encrypted with a key of its own.",
+    )
+    connect_args: Mapping[str, Any] = _setting(
+        dict,
+        _connect_args,
+        "Any further arguments of ``pymysql.connect``, as a mapping.",
+        secret=True,
+    )
+    min_size: int = _setting(
+        0, validators.whole(0), "Connections that a process keeps ready."
+    )
+    max_size: int = _setting(
+        10,
+        validators.whole(1),
+        "The most connections that a process has, those being opened included.",
+    )
+    timeout: float = _duration(
+        10.0,
+        "How long to wait for a connection; 0 means not to wait for other borrowers.",
+    )
+    max_waiting: int = _setting(
+        0,
+        validators.whole(0),
+        "How many may wait at once, one more is refused; 0 means any number.",
+    )
+    max_lifetime: float = _duration(
+        1800.0, "Age at which a connection is replaced, ±10 %; 0 means never."
+    )
+    max_idle: float = _duration(
+        600.0,
+        "How long a connection may lie idle before it is closed; 0 means for ever.",
+    )
+    max_usage: int = _setting(
+        0,
+        validators.whole(0),
+        "Checkouts after which a connection is replaced; 0 means never.",
+    )
+    ping_after: float = _duration(
+        30.0, "How long a connection may lie idle and be handed out without a ping."
+    )
+    reset_session: str = _setting(
+        "auto",
+        validators.choice(*_RESETS),
+        "How a returned session is cleaned: auto, always or transaction; see below.",
+    )
+    setsession: tuple[str, ...] = _setting(
+        (),
+        validators.statements,
+        "Statements that are run on every new or cleaned session.",
+        quiet=True,
+    )
+    max_host_connections: int | None = _setting(
+        None,
+        validators.whole(1),
+        "The most connections that all processes of this host have together.",
+    )
+    leak_threshold: float = _duration(
+        0.0,
+        "How long a connection may be in use before its holder is logged with the"
+        " stack that took it; 0 means never.",
+    )
+    record_queries: bool = _setting(
+        False,
+        validators.flag,
+        "Whether statements are recorded, for ``get_recorded_queries()``.",
+    )
+    slow_query: float = _duration(
+        0.0, "How long a statement may take before it is logged; 0 means never."
+    )
+    log_parameters: bool = _setting(
+        False,
+        validators.flag,
+        "Whether the parameters of statements are recorded and logged, too.",
+    )
+    backend: str | type = _setting(
+        "pooled",
+        validators.backend,
+        "pooled; null, which connects for each checkout; or a subclass of ``Pool``.",
+    )
+    name: str = _setting(
+        "mysqlpool",
+        validators.label,
+        "What the pool is called in messages, in status and at the server.",
+    )
+
+    @classmethod
+    def from_mapping(
+        cls, mapping: Mapping[str, Any], *, prefix: str = "", name: str | None = None
+    ) -> PoolConfig:
+        """Read one pool's settings, the keys in upper or, without prefix, lower case.
+
+        Keys that do not begin with ``prefix`` are left alone; ``name`` is the
+        default for ``NAME``. Raises ConfigError, which lists every fault.
+        """
+        reader = Reader(_POOL, prefix)
+        values = reader.pool(reader.take(mapping, _POOL))
+        reader.finish()
+        return cls(**({} if name is None else {"name": name}) | values)
+
+    def __post_init__(self) -> None:
+        reader, known = Reader(_POOL), _settings(PoolConfig)
+        reader.written = {key: key for key in known}
+        values = {key: getattr(self, key) for key in known}
+        given = {
+            k: v
+            for k, v in values.items()
+            if v is not None or known[k].default is not None
+        }
+        if self.ssl_mode == known["ssl_mode"].default:
+            del given["ssl_mode"]
+        if names_a_file(self.connect_args):
+            # A default cannot be told from the same value that was given.
+            given = {
+                k: v
+                for k, v in given.items()
+                if k not in FROM_FILE or v != known[k].default
+            }
+        values = {k: f.default for k, f in known.items() if k not in given}
+        values |= reader.pool(given)
+        reader.finish()
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The hosts, each with its port."""
+        return parse(self.host, self.port)
+
+    @property
+    def account(self) -> str | None:
+        """Who it logs in as: ``USER`` or, as PyMySQL has it, the system's user."""
+        from pymysql.connections import DEFAULT_USER
+
+        return self.user or DEFAULT_USER
+
+    @property
+    def server(self) -> str:
+        """Where it connects to: ``127.0.0.1:3306/shop`` or ``/run/my.sock/shop``."""
+        place = self.unix_socket or ",".join(map(str, self.places))
+        return place if self.database is None else f"{place}/{self.database}"
+
+    def settings(self) -> dict[str, object]:
+        """Every setting for display: upper-case keys, plain values, no secret."""
+        known = _settings(PoolConfig).items()
+        return {
+            key.upper(): _shown(getattr(self, key), not setting.repr)
+            for key, setting in known
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppConfig:
+    """What the extension reads from ``app.config``, in one go."""
+
+    pools: Mapping[str, PoolConfig]
+    status_dir: str | None = _setting(
+        "mysqlpool",
+        validators.folder,
+        "Folder where workers publish their state, within the instance folder if not"
+        " absolute; False for none.",
+    )
+    handle_errors: bool = _setting(
+        True,
+        validators.flag,
+        "Whether a timeout that nobody handles is answered with 503.",
+    )
+    cli: str | None = _setting(
+        "mysqlpool", validators.command, "Name of the command group; False for none."
+    )
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], *, name: str) -> AppConfig:
+        """Read every key that begins with ``MYSQLPOOL_``; others are not ours.
+
+        ``name`` is the app's name, the default for ``NAME``. Raises ConfigError,
+        which lists every fault.
+        """
+        own = _settings(cls)
+        reader = Reader(_POOL, PREFIX, own.keys() | {"binds"})
+        known = own | _POOL | {"binds": BINDS}
+        given = reader.take(mapping, known)
+        reader.look_alikes(mapping, known)
+        values = reader.convert(given, own)
+        if "max_host_connections" in given and values.get("status_dir", "") is None:
+            reader.fault("max_host_connections", "needs {STATUS_DIR}, which is False")
+        binds = reader.convert(given, {"binds": BINDS}).get("binds", {})
+        has_place = bool(given.keys() & PLACES)
+        if not (has_place or binds or reader.faults):
+            reader.no_server(mapping, known)
+        found = {"default": {"name": name} | reader.pool(given)}
+        default = found["default"]
+        for bind, settings in binds.items():
+            label = f"{default['name']}/{bind}"
+            found[bind] = {"name": label} | reader.inherit(bind, settings, given)
+        for settings in found.values():
+            if settings.get("readers") not in (None, *found):
+                text = "must name one of {BINDS}"
+                reader.fault("readers", text, repr(settings["readers"]))
+        reader.finish()
+        if not has_place:
+            # Settings for all, and no pool that they would be the only ones of.
+            del found["default"]
+        return cls(pools={b: PoolConfig(**s) for b, s in found.items()}, **values)
+
+
+def _settings(owner: type) -> dict[str, Field[Any]]:
+    return {f.name: f for f in fields(owner) if f.metadata}
+
+
+_POOL = {"url": URL, **_settings(PoolConfig)}
+
+
+def _shown(value: Any, secret: bool) -> object:
+    if secret and isinstance(value, Mapping):
+        return dict.fromkeys(value, "***")
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, tuple):
+        return ["***" if secret else one for one in value]
+    return "***" if secret and value is not None else value

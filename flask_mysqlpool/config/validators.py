@@ -1,0 +1,255 @@
+"""What one setting may be: a converter for each kind of value.
+
+A converter returns the typed value or raises :exc:`Wrong`, and takes back what
+it has returned. In the text of a fault ``{MAX_SIZE}`` stands for that setting as
+the user spells it, and ``{}`` for the setting at fault.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from pymysql.cursors import Cursor
+
+YEAR = 31_536_000  # PyMySQL's own bound on its timeouts
+_INT = r"-?(0|[1-9][0-9]{0,17})"
+_FLOAT = _INT + r"(\.[0-9]+)?([eE][+-]?[0-9]+)?"
+_URL = re.compile(
+    r"mysql://(?:(?P<user>[^\s:@/?#]*)(?::(?P<password>[^\s/?#]*))?@)?"
+    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:@/?#\[\],]*))"
+    r"(?::(?P<port>[0-9]+))?(?P<more>,[^\s@/?#]*)?(?:/(?P<database>[^\s@/?#]*))?"
+    r"(?:\?(?P<query>(?:[\w.-]+=[^\s@#&]*(?:&[\w.-]+=[^\s@#&]*)*)?))?"
+)
+_ODD_PORT = re.compile(_URL.pattern.replace("<port>[0-9]+", "<port>[^\\s:@/?#]*"))
+_PORT_HINT = "; what stands for the port is no number"
+
+
+class Wrong(Exception):
+    """What a setting must be instead, one argument per fault."""
+
+
+def number(kind: Any, what: str, fits: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    form = re.compile(_INT if kind is int else _FLOAT)
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, str) and form.fullmatch(value):
+            value = kind(value)
+        if type(value) in (int, kind) and fits(value):
+            return kind(value)
+        raise Wrong(f"must be {what}")
+
+    return convert
+
+
+def whole(low: int, high: int = 10**18) -> Callable[[Any], Any]:
+    bounds = f"{low} or more" if high == 10**18 else f"{low} to {high}"
+    return number(int, f"a whole number, {bounds}", lambda n: low <= n <= high)
+
+
+def text(pattern: str, what: str, number: bool = False) -> Callable[[Any], str]:
+    """Text of one form; with ``number``, whole numbers are taken as text too."""
+
+    def convert(value: Any) -> str:
+        if number and type(value) is int:
+            value = str(value)
+        if isinstance(value, str) and re.fullmatch(pattern, value, re.DOTALL):
+            return value
+        hint = "" if isinstance(value, str) else f"; {_QUOTE}"
+        raise Wrong(f"must be {what}{hint}")
+
+    return convert
+
+
+def choice(*allowed: str) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        for one in allowed:
+            if isinstance(value, str) and value.lower() == one.lower():
+                return one
+        raise Wrong(f"must be one of {', '.join(allowed)}")
+
+    return convert
+
+
+_QUOTE = """in the environment, quote it, as in FLASK_MYSQLPOOL_{}='"1e10"'"""
+_WORD = r"(?!\s)[^\x00-\x1f\x7f]+(?<!\s)", "text with no blanks around it, not empty"
+word = text(*_WORD)
+# The environment turns a database called 2024 into a number, without any loss.
+label = text(*_WORD, number=True)
+statement = text(r".*\S.*", "an SQL statement, as text")
+_host = text(
+    r"(?![^:]*:[^:]*$)[^\s\x00-\x1f/@\[\],]+",
+    "a bare host name or address (a port goes to {PORT}, a socket to {UNIX_SOCKET}, "
+    "a URL to {URL})",
+)
+_ONE_OF_SEVERAL = re.compile(
+    r"(?:[^\s\x00-\x1f/@\[\]:,]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+)
+
+
+def host(value: Any) -> str:
+    """One host, or several with a comma between them, each with a port of its own."""
+    if isinstance(value, str) and "," not in value:
+        return _host(value)
+    hosts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(hosts, list | tuple) or len(hosts) < 2:
+        return _host(hosts[0] if isinstance(hosts, list | tuple) and hosts else value)
+    hosts = [one.strip() if isinstance(one, str) else one for one in hosts]
+    for one in hosts:
+        form = isinstance(one, str) and _ONE_OF_SEVERAL.fullmatch(one)
+        if not form or not 1 <= int(form["port"] or 1) <= 65535:
+            raise Wrong(
+                "must be hosts with a comma between them, such as db1:3306,db2:3306;"
+                f" this is none: {one!r:.60}"
+            )
+    if len(set(hosts)) < len(hosts):
+        raise Wrong("must not name one host twice")
+    return ",".join(hosts)
+
+
+def flag(value: Any) -> bool:
+    if isinstance(value, bool | str) and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    raise Wrong("must be True or False")
+
+
+def password(value: Any) -> str | Callable[[], str]:
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, str) or callable(value):
+        return value  # type: ignore[no-any-return]
+    raise Wrong(f"must be text or a callable, or be left out for none; {_QUOTE}")
+
+
+def path(value: Any) -> str:
+    return word(os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
+def folder(value: Any) -> str | None:
+    if value is False or isinstance(value, str) and value.lower() == "false":
+        return None
+    if value is not True and str(value).lower() != "true":
+        return path(value)
+    raise Wrong("must be a folder's path, or False for none")
+
+
+def file(value: Any) -> str:
+    if os.path.isfile(name := path(value)):
+        return name
+    raise Wrong("must name a file that exists")
+
+
+def charset(value: Any) -> str:
+    from pymysql.charset import charset_by_name
+
+    if charset_by_name(charset := word(value)):
+        return charset
+    raise Wrong("must be a character set that PyMySQL knows: write utf8mb4")
+
+
+def statements(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(statement(one) for one in value)
+    raise Wrong("must be a list of SQL statements; put a single one into a list")
+
+
+def command(value: Any) -> str | None:
+    if value is False or isinstance(value, str) and value.lower() == "false":
+        return None
+    # A "true" from the environment is a mistake, not the name of a command.
+    return text(r"(?!(?i:true)$)\w[\w-]*", "a command's name, or False for none")(value)
+
+
+def backend(value: Any) -> str | type:
+    """``pooled``, ``null``, or a subclass of Pool, known here by its name alone."""
+    found = value
+    if isinstance(value, str):
+        if value.lower() in ("pooled", "null"):
+            return value.lower()
+        try:
+            found = resolve_name(value)
+        except Exception:  # a module may raise anything on its import
+            found = None
+    if isinstance(found, type):
+        bases = {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
+        if "flask_mysqlpool.pool.pool.Pool" in bases:
+            return found
+    raise Wrong(
+        "must be pooled, null, or a subclass of flask_mysqlpool.Pool or its dotted path"
+    )
+
+
+def binds(value: Any) -> dict[str, Mapping[str, Any]]:
+    if not isinstance(value, Mapping):
+        raise Wrong("must be a mapping: {'reports': {'URL': …}, …}")
+    faults = []
+    for name, settings in value.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            faults.append(
+                f"may not have a bind called {name!r:.60}: letters, digits, . _ -"
+            )
+        elif name == "default":
+            faults.append(
+                "may not have a bind called 'default': that is the pool itself"
+            )
+        elif not isinstance(settings, Mapping):
+            faults.append(f"must have a mapping of settings for {name!r}: {{'URL': …}}")
+    if faults:
+        raise Wrong(*faults)
+    return dict(value)
+
+
+def cursorclass(value: Any) -> type[Cursor]:
+    from pymysql.cursors import Cursor
+
+    found = value
+    if isinstance(value, str):
+        try:
+            found = resolve_name(value if "." in value else f"pymysql.cursors.{value}")
+        except Exception:  # a module may raise anything on its import
+            found = None
+    if isinstance(found, type) and issubclass(found, Cursor):
+        return found
+    raise Wrong(
+        "must be a subclass of pymysql.cursors.Cursor or the name of one: Cursor, "
+        "DictCursor, SSCursor, SSDictCursor, or a dotted path that can be imported"
+    )
+
+
+def url(value: Any) -> dict[str, str]:
+    """The parts of a URL; whether each is right, its own setting decides.
+
+    Nothing of it is repeated in a fault: where a password is not escaped, any
+    part may hold a piece of it.
+    """
+    if not isinstance(value, str) or not value.startswith("mysql://"):
+        raise Wrong("must begin with mysql://, for MariaDB too, with no driver's name")
+    form = _URL.fullmatch(value)
+    if form is None or re.search(r"%(?![0-9A-Fa-f]{2})", value):
+        port = "" if form or not _ODD_PORT.fullmatch(value) else _PORT_HINT
+        raise Wrong(
+            "must have the form mysql://user:password@host:port/database?charset=…, "
+            "special characters percent-encoded (@ is %40, / is %2F, # is %23, ? is "
+            f"%3F, % is %25){port}"
+        )
+    if form["user"] == "":
+        raise Wrong("must name a server and an account; a variable in it may be empty")
+    parts = {name: text for name, text in form.groupdict().items() if text}
+    if more := parts.pop("more", ""):
+        first = f"[{parts.pop('ipv6')}]" if "ipv6" in parts else parts.get("host", "")
+        port = f":{parts.pop('port')}" if "port" in parts else ""
+        parts["host"] = f"{first}{port}{more}"
+    parts["host"] = parts.pop("ipv6", "") or parts.get("host", "")
+    pairs = [pair.split("=", 1) for pair in parts.pop("query", "").split("&") if pair]
+    pairs += [[name, text] for name, text in parts.items() if text]
+    if len(pairs) > len({name.replace("-", "_") for name, _ in pairs}):
+        raise Wrong("must not say one thing twice: a parameter repeats another part")
+    try:
+        return {name: unquote(text, errors="strict") for name, text in pairs}
+    except UnicodeDecodeError:
+        raise Wrong("must have percent-encoded UTF-8 in it") from None

@@ -1,0 +1,305 @@
+"""Who may see the monitor, who may steer by it, and which requests are forged.
+
+All that is remembered of a visitor is in one cookie, which is signed, closed to scripts
+and never sent along by other sites. It holds an id, to which the token of the control
+buttons is bound, and whether its owner has signed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import secrets
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from logging import ERROR
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, current_app, request, url_for
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+from werkzeug.exceptions import HTTPException
+
+from ..pool.driver.logs import log
+from ..pool.driver.text import is_exit, kind, plain
+from ..workers.status_dir import Board, Orders
+
+COOKIE = "mysqlpool_monitor"
+CSRF_HEADER = "X-CSRF-Token"
+
+#: Seconds that a cookie is good for.
+LIFETIME = 12 * 3600
+
+#: Characters that a token has at the least: nobody is kept from guessing.
+SHORTEST = 16
+
+#: What of the orders counts how often visitors have signed out.
+_SIGNED_OUT = "the monitor"
+
+_FORWARDED = "Forwarded", "X-Forwarded-For", "X-Real-IP"
+
+_NOT_IN_DEVELOPMENT = (
+    "is_local lets in requests to Flask's development server only, as proxies on this"
+    " host cannot be told from it elsewhere: give create_monitor a token, or another"
+    " authorize."
+)
+
+Authorize = Callable[[], bool]
+
+
+class Refusal(NamedTuple):
+    """The status that a request is answered with, and why."""
+
+    status: int
+    reason: str
+
+
+class Visit(NamedTuple):
+    """What a cookie says."""
+
+    id: str
+    #: How often all had been signed out by then; None for one who has not signed in.
+    signed_in: int | None
+
+
+def is_local() -> bool:
+    """Whether the current request comes straight from this host.
+
+    False for whatever Flask's development server, or a test, has not received: other
+    servers stand behind proxies, whose requests all come from this host, and some
+    remove the headers that would show it. False with such a header, and for any other
+    name of the host, which defeats DNS rebinding.
+    """
+    if not _is_in_development() or any(name in request.headers for name in _FORWARDED):
+        return False
+    try:
+        host = urlsplit(f"//{request.host}").hostname or ""
+    except ValueError:
+        return False
+    is_named = host == "localhost" or host.endswith(".localhost")
+    return _is_loopback(request.remote_addr) and (is_named or _is_loopback(host))
+
+
+def _is_in_development() -> bool:
+    environ = request.environ
+    is_test = type(environ["wsgi.input"]) is BytesIO and not environ.get(
+        "SERVER_SOFTWARE"
+    )
+    return is_test or "werkzeug.socket" in environ
+
+
+def _is_loopback(address: str | None) -> bool:
+    try:
+        found = ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
+        return found.ipv4_mapped.is_loopback
+    return found.is_loopback
+
+
+def _board() -> Board | None:
+    states = current_app.extensions.get("mysqlpool") or {}
+    return next((state.board for state in states.values()), None)
+
+
+def _host_in(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def _asked(authorize: Authorize) -> tuple[bool, str]:
+    """What it answers, and what is wrong with that. It may abort the request."""
+    try:
+        allowed: object = current_app.ensure_sync(authorize)()
+    except HTTPException:
+        raise
+    except BaseException as error:
+        if is_exit(error):
+            raise
+        # Its text may hold anything.
+        return False, f"authorize raised {kind(error)}{_place(error)}."
+    if type(allowed) is not bool:
+        # A redirect to a login page, or a method that was not called, is true.
+        name = kind(allowed)
+        return False, f"authorize must return True or False, not a {name}."
+    return allowed, ""
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised, for the one who looks for it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({os.path.basename(place.filename)}, line {place.lineno})"
+
+
+class Gate:
+    """Decides about the current request."""
+
+    def __init__(self, authorize: Authorize | None, token: str | None) -> None:
+        if authorize is not None and token is not None:
+            raise ValueError("create_monitor takes authorize or token, not both")
+        if authorize is not None and not callable(authorize):
+            raise TypeError("authorize must be a callable that returns True or False")
+        if token is not None and len(token) < SHORTEST:
+            raise ValueError(
+                f"token must have {SHORTEST} characters or more; make one with"
+                " python -c 'import secrets; print(secrets.token_urlsafe())'"
+            )
+        self._authorize = authorize
+        self._token = token
+
+    @property
+    def takes_token(self) -> bool:
+        return self._token is not None
+
+    def check(self, app: Flask, needs_key: bool) -> None:
+        """Refuse to be part of an app that it would not be safe in."""
+        if self._authorize is None and self._token is None and not app.debug:
+            raise RuntimeError(
+                "create_monitor() needs to be told who may see it, unless the app is"
+                " in debug mode: create_monitor(authorize=...), or token=..."
+            )
+        if needs_key and not app.secret_key:
+            raise RuntimeError(
+                "the monitor signs a cookie: set SECRET_KEY before it is registered"
+            )
+
+    def refusal(self) -> Refusal | None:
+        """Why this request may see nothing; None if it may."""
+        if self._token is not None:
+            if self._has_token() or self.has_signed_in():
+                return None
+            return Refusal(401, "Sign in with the token that the monitor was given.")
+        if self._authorize is not None:
+            allowed, fault = _asked(self._authorize)
+            if allowed:
+                return None
+            if fault:
+                log(current_app.logger, ERROR, "the monitor: %s", fault)
+                return Refusal(403, fault)
+            if self._authorize is is_local and not _is_in_development():
+                return Refusal(403, _NOT_IN_DEVELOPMENT)
+            return Refusal(403, "You may not see the monitor.")
+        if current_app.debug and is_local():
+            return None
+        return Refusal(
+            403,
+            "Without authorize or token, the monitor is for debug mode and for"
+            " requests from this host to Flask's development server only.",
+        )
+
+    def _has_token(self) -> bool:
+        sent = request.authorization
+        is_bearer = sent is not None and sent.type == "bearer"
+        return is_bearer and self.is_token((sent and sent.token) or "")
+
+    def is_token(self, text: str) -> bool:
+        return hmac.compare_digest(text.encode(), (self._token or "").encode())
+
+    def has_signed_in(self) -> bool:
+        visit = self.visit()
+        return visit is not None and visit.signed_in == self.signed_out()
+
+    def signed_out(self) -> int:
+        """How often visitors of this app have signed out, in all its workers."""
+        board = _board()
+        with suppress(OSError, ValueError):
+            return board.orders(_SIGNED_OUT).generation if board else 0
+        return 0
+
+    def sign_out(self) -> Refusal | None:
+        """End every copy of the cookie; why, if that cannot be done."""
+        board = _board()
+        try:
+            if board is None:
+                raise OSError("STATUS_DIR is False")
+            board.order(_SIGNED_OUT, lambda o: Orders(o.generation + 1))
+        except OSError as error:
+            text = (
+                "You are signed out here; a copy of the cookie is good until it expires"
+            )
+            return Refusal(503, f"{text}: {error.strerror or error}.")
+        return None
+
+    # The cookie
+
+    def visit(self) -> Visit | None:
+        try:
+            id, signed_in = self._signer().loads(
+                request.cookies.get(COOKIE, ""), max_age=LIFETIME
+            )
+        except (BadSignature, TypeError, ValueError):  # or another version's
+            return None
+        if not isinstance(id, str):
+            return None
+        # What another version has signed could be False, which is equal to 0.
+        return Visit(id, signed_in if type(signed_in) is int else None)
+
+    def begin_visit(self, signed_in: int | None = None) -> Visit:
+        return Visit(secrets.token_urlsafe(), signed_in)
+
+    def remember(self, visit: Visit, response: Response) -> None:
+        secure = request.is_secure or current_app.config["SESSION_COOKIE_SECURE"]
+        response.set_cookie(
+            COOKIE,
+            str(self._signer().dumps(visit)),
+            max_age=LIFETIME,
+            # With a slash at the end, the page without one would not be sent it.
+            path=url_for(".page").rstrip("/") or "/",
+            secure=secure,
+            httponly=True,
+            samesite="Strict",
+        )
+
+    def _signer(self) -> URLSafeTimedSerializer:
+        return URLSafeTimedSerializer(
+            self._key("cookie"), signer_kwargs={"digest_method": hashlib.sha256}
+        )
+
+    def _key(self, purpose: str) -> bytes:
+        """Another one as soon as the secret key or the token is."""
+        key = current_app.secret_key or ""
+        key = key.encode() if isinstance(key, str) else key
+        about = f"flask_mysqlpool.monitor {purpose} {self._token or ''}"
+        return hmac.digest(key, about.encode(), "sha256")
+
+    # Forged requests
+
+    def csrf_token(self, visit: Visit) -> str:
+        return hmac.digest(self._key("csrf"), visit.id.encode(), "sha256").hex()
+
+    def forgery(self) -> Refusal | None:
+        """Why this request may change nothing; None if it may."""
+        visit = self.visit()
+        sent = request.headers.get(CSRF_HEADER, "")
+        if visit is None or not hmac.compare_digest(
+            sent.encode(), self.csrf_token(visit).encode()
+        ):
+            return Refusal(403, "This page is too old: reload it, and try again.")
+        return self.foreign()
+
+    def foreign(self) -> Refusal | None:
+        """Why this request is, or may be, another site's; None if it is ours."""
+        site = request.headers.get("Sec-Fetch-Site")
+        origin = request.headers.get("Origin", "null")
+        # A form of a page without referrer has no origin either.
+        is_ours = origin == "null" or _host_in(origin) == request.host
+        if site not in (None, "same-origin"):
+            return Refusal(403, "This was sent by the page of another site.")
+        if not is_ours:
+            text = (
+                f"This was sent by a page of {plain(origin, 100)}, and this site is"
+                f" {request.host}. If that is one site, a proxy in between"
+                " rewrites Host: have it pass Host on, or X-Forwarded-Host, with"
+                " werkzeug's ProxyFix."
+            )
+            return Refusal(403, text)
+        if site is None and origin == "null":
+            return Refusal(403, "This does not say which page has sent it.")
+        return None

@@ -1,0 +1,308 @@
+"""What the monitor tells of an app's pools: plain data, of all workers together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask
+
+from ..config import PoolConfig
+from ..workers.fleet import RECENT, Fleet, Worker, holders, totals
+from .percentiles import TIMES, histogram, reasons, summary
+from .server_cache import Answer, Asker, describe
+
+#: Seconds after which no further server is asked for this page, but for the next one.
+BUDGET = 0.4
+
+#: Samples that are kept for the line, and seconds between two of them at the least.
+KEPT, APART = 300, 0.8
+
+#: Holders that are listed.
+LISTED = 50
+
+#: Seconds after which a worker with connections has not been heard of as it should.
+SILENT = 2.0
+
+#: What is told of a worker as it publishes it.
+_FIELDS = (
+    *(
+        "id",
+        "name",
+        "pid",
+        "generation",
+        "size",
+        "idle",
+        "in_use",
+        "connecting",
+        "waiting",
+    ),
+    *("outdated", "paused", "checkouts", "timeouts", "opened", "discarded"),
+)
+
+_COLUMNS = "thread_id", "pid", "worker", "endpoint", "for", "age"
+
+
+@dataclass(frozen=True)
+class Site:
+    """An app's pools, and the workers that use them."""
+
+    app: str
+    configs: Mapping[str, PoolConfig]
+    fleet: Fleet | None
+    workers: Mapping[str, list[Worker]]
+    #: Why these are not all workers but this process alone; or an empty string.
+    blind: str
+
+    @property
+    def problems(self) -> list[str]:
+        if self.blind:
+            return [f"Only this worker is shown, {os.getpid()}: {self.blind}."]
+        if self.fleet is None:
+            return []
+        orders = {bind: self.fleet.orders(bind) for bind in self.configs}
+        pauses = [f"{b}: {o.in_words()}" for b, o in orders.items() if o.paused]
+        return [*pauses, *self.fleet.problems]
+
+
+def look(app: Flask) -> Site:
+    """Read what all workers publish; if that cannot be, what this one knows itself."""
+    states = app.extensions.get("mysqlpool")
+    if not states:
+        raise RuntimeError(
+            f"the monitor has nothing to show: the app {app.name!r} has no MySQLPool"
+        )
+    configs = {}
+    for state in states.values():
+        configs.update(state.published())
+    board = next(iter(states.values())).board
+    fleet, blind = None, "STATUS_DIR is False"
+    if board is not None:
+        fleet = Fleet(board, app.name, configs)
+        try:
+            return Site(app.name, configs, fleet, fleet.workers(), "")
+        except OSError as error:
+            blind = reason(error)
+    own = {bind: [_own_worker(pool)] for bind, pool in own_pools(app).items()}
+    return Site(app.name, configs, None, own, blind)
+
+
+def reason(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
+
+
+def own_pools(app: Flask) -> dict[str, Any]:
+    """This process's pools, by the same names."""
+    return {
+        bind: pool
+        for db, state in app.extensions["mysqlpool"].items()
+        for bind, pool in zip(state.published(), db.pools.values(), strict=True)
+    }
+
+
+def _own_worker(pool: Any) -> Worker:
+    """What a worker would publish."""
+    stats, now = pool.stats(), time.time()
+    return {
+        **vars(stats),
+        **{name: getattr(stats, f"{name}_seconds") for name in TIMES},
+        **{"id": "", "name": str(os.getpid()), "pid": os.getpid()},
+        "updated": now,
+        "heard": now,
+        "connections": [{**vars(c), "for": c.since} for c in pool.connections()],
+    }
+
+
+class Memory:
+    """What one process remembers of one app between two looks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._askers: dict[object, Asker] = {}
+        self._lines: dict[str, deque[tuple[float, int, int]]] = {}
+
+    def asker(self, config: PoolConfig) -> Asker:
+        """The one for this account; binds may share it."""
+        key = config.server, config.user
+        with self._lock:
+            if key not in self._askers:
+                self._askers[key] = Asker(config)
+            return self._askers[key]
+
+    def line(
+        self, bind: str, counts: Mapping[str, int]
+    ) -> list[tuple[float, int, int]]:
+        """The last minutes as (moment, in use, waiting), with this sample added."""
+        now = time.time()
+        with self._lock:
+            line = self._lines.setdefault(bind, deque(maxlen=KEPT))
+            if not line or abs(now - line[-1][0]) >= APART:
+                line.append((round(now, 1), counts["in_use"], counts["waiting"]))
+            return list(line)
+
+
+def status(
+    site: Site, memory: Memory, *, with_server: bool, with_line: bool
+) -> dict[str, Any]:
+    """All that a page shows and that changes."""
+    pools = {bind: _pool(site, bind) for bind in site.configs}
+    answers = _ask(site, memory) if with_server else {}
+    for bind, pool in pools.items():
+        line = memory.line(bind, pool["totals"])
+        if with_line:
+            pool["line"] = line
+        if bind in answers:
+            _add_server(pool, answers[bind])
+            if "," not in site.configs[bind].host:
+                # Elsewhere a number may be that of a connection to another host.
+                _match(pool, answers[bind], _claimed(site, bind))
+    return {
+        "app": site.app,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "time": round(time.time(), 3),
+        "problems": site.problems,
+        "pools": pools,
+    }
+
+
+def _pool(site: Site, bind: str) -> dict[str, Any]:
+    config, workers = site.configs[bind], site.workers.get(bind, [])
+    counts = totals(workers)
+    held = holders(workers)
+    pool = {
+        "server": config.server,
+        "max_size": config.max_size,
+        "max_host_connections": config.max_host_connections,
+        "capacity": _capacity(config, len(workers)),
+        "paused": _is_paused(site, bind),
+        "totals": counts,
+        "waited": max((float(w.get("waited") or 0) for w in workers), default=0.0),
+        "workers": [_public(worker) for worker in workers],
+        "holders": [{k: h.get(k) for k in _COLUMNS} for h in held[:LISTED]],
+        # A worker describes the first of its connections only.
+        "unlisted": max(counts["in_use"], len(held)) - len(held[:LISTED]),
+        **{name: summary(workers, name) for name in TIMES},
+        "discarded_by_reason": reasons(workers),
+        "last_timeout": _ago(workers, "last_timeout"),
+        "connect_failure": _failure(workers),
+    }
+    return {"state": _state(pool), **pool}
+
+
+def _capacity(config: PoolConfig, workers: int) -> int:
+    """The most connections that these workers may have."""
+    most = config.max_size * workers
+    return min(most, config.max_host_connections or most)
+
+
+def _is_paused(site: Site, bind: str) -> bool:
+    workers = site.workers.get(bind, [])
+    if site.fleet is not None:
+        return site.fleet.is_paused(bind, workers)
+    return any(worker["paused"] for worker in workers)
+
+
+def _state(pool: Mapping[str, Any]) -> str:
+    """The worst that is to be said of it."""
+    counts, failure = pool["totals"], pool["connect_failure"]
+    if pool["paused"]:
+        return "paused"
+    if failure is not None and failure["ago"] < RECENT:
+        return "failing"
+    if counts["waiting"]:
+        return "waiting"
+    if pool["last_timeout"] is not None and pool["last_timeout"] < RECENT:
+        return "timeouts"
+    if not counts["workers"]:
+        return "unused"
+    return "full" if counts["in_use"] >= pool["capacity"] else "ok"
+
+
+def _public(worker: Worker) -> dict[str, Any]:
+    silence = time.time() - worker["heard"]
+    expected = worker["size"] or worker["waiting"]
+    return {
+        **{name: worker[name] for name in _FIELDS},
+        "silent": round(silence, 1) if expected and silence > SILENT else 0,
+        "discarded_by_reason": reasons([worker]),
+        **{name: histogram(worker, name) for name in TIMES},
+    }
+
+
+def _ago(workers: Iterable[Worker], field: str) -> float | None:
+    moments = [worker[field] for worker in workers if worker.get(field)]
+    return round(max(time.time() - max(moments), 0), 1) if moments else None
+
+
+def _failure(workers: Iterable[Worker]) -> dict[str, Any] | None:
+    """The last connect that failed, however long ago."""
+    failed = [worker for worker in workers if worker.get("last_connect_failure")]
+    if not failed:
+        return None
+    last = max(failed, key=lambda worker: float(worker["last_connect_failure"]))
+    error = str(last.get("connect_error") or "unknown")
+    ago = _ago([last], "last_connect_failure")
+    return {"pid": last["pid"], "worker": last["name"], "ago": ago, "error": error}
+
+
+# The server
+
+
+def _ask(site: Site, memory: Memory) -> dict[str, Answer]:
+    deadline = time.monotonic() + BUDGET
+    return {
+        bind: memory.asker(config).answer(may_ask=time.monotonic() < deadline)
+        for bind, config in site.configs.items()
+    }
+
+
+def _claimed(site: Site, bind: str) -> set[int]:
+    """The connections of all workers to this bind's server and database."""
+    place = site.configs[bind].server
+    return {
+        number
+        for other, config in site.configs.items()
+        if config.server == place
+        for worker in site.workers.get(other, [])
+        for number in _threads_of(worker)
+    }
+
+
+def _add_server(pool: dict[str, Any], answer: Answer) -> None:
+    if answer.report is None:
+        pool["seen_by_server"] = {"error": answer.error}
+        return
+    pool["seen_by_server"] = {
+        "version": answer.report.version,
+        "max_connections": answer.report.max_connections,
+        "connected": answer.report.connected,
+        "threads": len(answer.report.threads),
+    }
+
+
+def _match(pool: dict[str, Any], answer: Answer, claimed: set[int]) -> None:
+    """Tell of each holder what the server says of his connection."""
+    if answer.report is None:
+        return
+    threads = {thread.thread_id: thread for thread in answer.report.threads}
+    pool["seen_by_server"]["orphans"] = len(threads.keys() - claimed)
+    age = time.monotonic() - answer.asked
+    for holder in pool["holders"]:
+        thread = threads.get(holder["thread_id"])
+        # What was asked before somebody took it is about the last holder.
+        is_his = thread is not None and holder["for"] >= age
+        holder["doing"] = describe(thread) if thread and is_his else None
+
+
+def _threads_of(worker: Worker) -> list[int]:
+    """All of them; what is described of each is bounded."""
+    described = [connection["thread_id"] for connection in worker["connections"]]
+    return worker.get("thread_ids") or described

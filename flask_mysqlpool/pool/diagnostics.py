@@ -1,0 +1,150 @@
+"""What a pool says of itself: its figures, its connections, and why somebody got none.
+
+All that is wanted of a pool's inventory is read in one go, with its lock held; texts
+are made of it afterwards.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import PoolError, PoolTimeout
+from .driver.session import PhysicalConnection
+from .driver.text import kind, plain, quoted
+from .driver.transport import DRIVER
+from .leaks import describe
+from .state import Inventory
+from .stats import ConnectionStats, PoolStats, Times
+
+
+def snapshot(inventory: Inventory, now: float) -> PoolStats:
+    """The pool at this instant. [lock held]"""
+    config, generation = inventory.config, inventory.generation
+    everything = inventory.open()
+    first = next(iter(inventory.waiters), None)
+    outdated = sum(con.generation != generation for con in everything)
+    checkouts = inventory.past_uses + sum(con.uses for con in everything)
+    uses = _sum([inventory.past_times, *(con.times for con in everything)])
+    waits = _sum([inventory.waits])
+    # The others took no time.
+    waits.counts[0] += checkouts - sum(waits.counts)
+    return PoolStats(
+        name=config.name,
+        min_size=config.min_size,
+        max_size=config.max_size,
+        limit=inventory.limit,
+        closed=inventory.closed,
+        size=inventory.places(),
+        idle=len(inventory.idle),
+        in_use=len(inventory.in_use),
+        connecting=len(inventory.connects),
+        waiting=len(inventory.waiters),
+        waited=now - first.since if first else 0.0,
+        generation=generation,
+        outdated=outdated + inventory.connects.outdated(generation),
+        paused=inventory.paused,
+        short=inventory.short and first is not None and inventory.has_room(),
+        checkouts=checkouts,
+        timeouts=inventory.timeouts,
+        last_timeout=inventory.last_timeout,
+        last_connect_failure=inventory.connects.failed_at,
+        connect_error=_what_was_said(inventory.connects.last_error),
+        failing=inventory.connects.failing,
+        opened=inventory.opened,
+        discarded=inventory.discarded.total(),
+        discarded_by_reason=dict(inventory.discarded),
+        wait_seconds=waits.snapshot(),
+        use_seconds=uses.snapshot(),
+        create_seconds=inventory.creates.snapshot(),
+    )
+
+
+def _sum(parts: Iterable[Times]) -> Times:
+    total = Times()
+    for part in parts:
+        total.merge(part)
+    return total
+
+
+def _what_was_said(error: BaseException | None) -> str | None:
+    """An error as the mysql client prints it; no more than its kind if it is not ours.
+
+    What a ``PASSWORD`` that is a function raises could hold a secret.
+    """
+    if isinstance(error, (DRIVER.MySQLError, PoolError)):
+        return ": ".join(map(plain, error.args))
+    return None if error is None else kind(error)
+
+
+def connections(inventory: Inventory, now: float) -> list[ConnectionStats]:
+    """Every open connection: those in use first, the oldest holder at the top."""
+    with inventory.lock:
+        in_use = [(con, owner()) for con, owner in inventory.in_use.items()]
+        idle = [*inventory.idle]
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+
+    def about(con: PhysicalConnection, state: str, who: object) -> ConnectionStats:
+        return ConnectionStats(
+            thread_id=con.raw.thread_id(),
+            state=state,
+            since=now - con.since,
+            endpoint=getattr(who, "endpoint", None)
+            or (names.get(con.holder) if who else None),
+            age=now - con.opened,
+        )
+
+    return [
+        *(about(con, "in_use", owner) for con, owner in in_use),
+        *(about(con, "idle", None) for con in reversed(idle)),
+    ]
+
+
+def timeout(inventory: Inventory, started: float, now: float) -> PoolTimeout:
+    """The error for a checkout that ran out of time."""
+    config = inventory.config
+    with inventory.lock:
+        oldest, owner = next(iter(inventory.in_use.items()), (None, None))
+        endpoint = getattr(owner and owner(), "endpoint", None)
+        text = (
+            f"{config.name}: no connection within {now - started:.2f} s:"
+            f" in use {len(inventory.in_use)}/{config.max_size},"
+            f" waiting {len(inventory.waiters)}, connecting {len(inventory.connects)}"
+            + ", paused" * inventory.paused
+            + ", and this host's MAX_HOST_CONNECTIONS are taken" * inventory.short
+        )
+        cause = inventory.connects.error
+        in_use = len(inventory.in_use) or None
+        mine = sum(con.holder == threading.get_ident() for con in inventory.in_use)
+    if oldest:
+        text += f"; held longest: {now - oldest.since:.2f} s by thread"
+        text += f" {quoted(_holder(oldest) or 'that has ended')}"
+        text += f", for {quoted(endpoint)}" if endpoint else ""
+    if mine:
+        text += f"; this thread itself holds {mine}"
+    if mine == in_use:
+        text += ", and waits for itself: let it return one before it takes another"
+    error = PoolTimeout(text)
+    error.__cause__ = cause
+    return error
+
+
+def drop(pool: str, con: PhysicalConnection) -> str:
+    """What to say of a connection that was dropped without being returned."""
+    assert con.dropped_by is not None
+    who = describe(con.dropped_by[0], _holder(con), con.dropped_by[1])
+    return f"{pool}: a connection was dropped without being returned; {who}"
+
+
+def leak(pool: str, con: PhysicalConnection, handle: Any, held: float) -> str:
+    """What to say of a holder that has had its connection for so many seconds."""
+    who = describe(handle.endpoint, _holder(con), handle.stack)
+    return f"{pool}: a connection is in use for {held:.1f} s; {who}"
+
+
+def _holder(con: PhysicalConnection) -> str | None:
+    """The name of the thread that took it; None if that has ended."""
+    # Not enumerate(): where thousands time out at once, each would list thousands.
+    thread = threading._active.get(con.holder)  # type: ignore[attr-defined]
+    return None if thread is None else str(thread.name)

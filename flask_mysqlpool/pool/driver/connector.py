@@ -1,0 +1,368 @@
+"""Opens connections as the settings say."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, cast
+
+from pymysql.constants import CR, ER
+from pymysql.err import InternalError, MySQLError, OperationalError
+
+from ...config import PoolConfig
+from ...config.addresses import Place
+from .certificates import Certificates
+from .hosts import Hosts
+from .session import NOT_READY, AnotherRole, PhysicalConnection
+from .sockets import longest
+from .text import is_exit, kind, plain
+from .transport import LOST, without_traceback
+
+#: Login errors that hold for every host: the account, the database, this side's set-up.
+NOWHERE = frozenset(
+    {
+        *(ER.ACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, ER.BAD_DB_ERROR),
+        *(1698, 1862),  # no password, or an expired one
+        # An account that is locked (MySQL, MariaDB), or was after wrong passwords.
+        *(3118, 4151, 3955),
+        CR.CR_AUTH_PLUGIN_CANNOT_LOAD,
+    }
+)
+
+#: Answers to the set-up of a session that are about the server, not the statement.
+ELSEWHERE = (
+    LOST
+    | NOT_READY
+    | {
+        *(ER.CON_COUNT_ERROR, ER.SERVER_SHUTDOWN, ER.HOST_IS_BLOCKED),
+        *(ER.HOST_NOT_PRIVILEGED, ER.TOO_MANY_USER_CONNECTIONS, ER.USER_LIMIT_REACHED),
+        3032,  # offline_mode
+    }
+)
+
+monotonic = time.monotonic
+
+
+def program_name(pool: str) -> str:
+    """What the server is told of a connection: the pool, this host, this process."""
+    return f"{pool} {socket.gethostname()} {os.getpid()}"
+
+
+class Secret:
+    """The password of one connect, in a form that no representation shows."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, password: object) -> None:
+        if password is None or isinstance(password, bytes):
+            self.value = password or b""
+            return
+        try:
+            # PyMySQL would take text for Latin-1, and the server takes it for UTF-8.
+            # What of the environment is not UTF-8 becomes the bytes again that it was.
+            self.value = str.encode(password, errors="surrogateescape")  # type: ignore[arg-type]
+            return
+        except (TypeError, UnicodeEncodeError):
+            # The error holds the password, and so does the variable.
+            password = type(password).__name__
+        raise OperationalError(
+            CR.CR_UNKNOWN_ERROR,
+            f"PASSWORD is {password}, and not text that UTF-8 can represent",
+        )
+
+
+class InClear:
+    """Refuses to show the password to a server that may be another one.
+
+    PyMySQL makes one when the server asks for a plug-in that needs it in clear text.
+    """
+
+    def __init__(self, raw: object) -> None:
+        raise _unverified("in clear text,")
+
+
+class HashedOnly(bytes):
+    """A password that PyMySQL may hash, but not send to a server without TLS.
+
+    Whatever sends it, encrypted with a key of the server's or not, appends a zero.
+    """
+
+    _raw: Callable[[], Any]
+
+    @classmethod
+    def of(cls, raw: Any) -> HashedOnly:
+        made = cls(raw.password)
+        made._raw = weakref.ref(raw)
+        return made
+
+    def __add__(self, more: Any) -> bytes:
+        if self._raw()._secure:
+            return super().__add__(more)
+        raise _unverified("without TLS, with a key of its own,")
+
+
+def _unverified(how: str) -> OperationalError:
+    return OperationalError(
+        CR.CR_AUTH_PLUGIN_CANNOT_LOAD,
+        f"The server asks for the password {how} and it is not verified:"
+        " set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA, or, if any server may have"
+        " the password, CLEARTEXT_PLUGIN = True",
+    )
+
+
+def _ask(source: Callable[[], object]) -> object:
+    try:
+        password = source()
+    except BaseException as error:
+        if is_exit(error):
+            raise
+        # Its text may hold anything.
+        text = f"PASSWORD cannot be asked for: it raised {kind(error)}"
+        failure = OperationalError(CR.CR_UNKNOWN_ERROR, text)
+        failure.__cause__ = without_traceback(error)
+    else:
+        if inspect.iscoroutine(password):
+            password.close()  # which Python would say was never awaited
+        if password is not None:
+            return password
+        text = "PASSWORD returned None, and no password is an empty text"
+        failure = OperationalError(CR.CR_UNKNOWN_ERROR, text)
+    raise failure
+
+
+#: Plug-ins that send the password as it is.
+IN_CLEAR = dict.fromkeys(("mysql_clear_password", "dialog"), InClear)
+
+
+class Connector:
+    """Opens connections as one :class:`PoolConfig` says."""
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.config = config
+        self.hosts = Hosts(config.places, in_random_order=config.host_order == "random")
+        self._certificates = Certificates(config)
+        #: Where a login makes nothing unusual of its session.
+        self._usual: set[Place] = set()
+
+    def connect(self, deadline: float) -> PhysicalConnection:
+        """Open a connection and set its session up, all before the deadline.
+
+        Of several hosts, each is tried within its share of the time, until one will
+        do. Raises what PyMySQL raises (2003 unreachable, 1045 refused, 1049 unknown
+        database, …). A deadline that passes on the way is a 2003 or a 2013.
+        """
+        try:
+            return self._open(deadline)
+        except OperationalError as error:
+            rotates = callable(self.config.password)
+            if error.args[0] != ER.ACCESS_DENIED_ERROR or not rotates:
+                raise
+        # It may have been changed between being given out and being used.
+        return self._open(deadline)
+
+    def _open(self, deadline: float) -> PhysicalConnection:
+        secret = self._secret()
+        if len(self.hosts) == 1:
+            [place] = self.hosts
+            connection = self._make(place, secret, deadline)
+            return self._opened(connection, place, deadline)
+        return self._search(secret, deadline)
+
+    def _secret(self) -> Secret:
+        # No variable here may hold it.
+        if callable(self.config.password):
+            return Secret(_ask(self.config.password))
+        return Secret(self.config.password)
+
+    def _search(self, secret: Secret, deadline: float) -> PhysicalConnection:
+        """Try the hosts in their order, each for its share of the time."""
+        refusals: list[tuple[Place, OperationalError]] = []
+        second_best: PhysicalConnection | None = None
+        try:
+            for tried, place in enumerate(self.hosts):
+                share = (deadline - monotonic()) / (len(self.hosts) - tried)
+                found = self._try(place, secret, monotonic() + share, refusals)
+                if found is None:
+                    continue
+                if found.is_replica or self.config.target != "prefer-replica":
+                    return found
+                if second_best is None:
+                    second_best = found
+                else:
+                    found.close()
+            if second_best is not None:
+                found, second_best = second_best, None
+                return found
+        finally:
+            if second_best is not None:
+                second_best.close()
+        raise _none_will_do(refusals)
+
+    def _try(
+        self,
+        place: Place,
+        secret: Secret,
+        deadline: float,
+        refusals: list[tuple[Place, OperationalError]],
+    ) -> PhysicalConnection | None:
+        """None, with the refusal noted, if another host may do."""
+        connection = self._make(place, secret, deadline)
+        try:
+            self._opened(connection, place, deadline)
+        except OperationalError as error:
+            if not self._may_do_elsewhere(error, connection.is_logged_in):
+                raise
+            self._note(place, error)
+            refusals.append((place, error))
+            return None
+        self.hosts.works(place)
+        return connection
+
+    def _opened(
+        self, connection: PhysicalConnection, place: Place, deadline: float
+    ) -> PhysicalConnection:
+        """Open it.
+
+        Whatever goes wrong before the login, and whatever is no error of the server's,
+        is raised as an :exc:`~pymysql.err.OperationalError` with a number. It is raised
+        here, where no frame of the driver's is left: their variables hold the password.
+        """
+        try:
+            connection.open(deadline, thorough=place not in self._usual)
+        except Exception as error:
+            failure: BaseException = _failure(connection, error)
+        except BaseException as error:
+            failure = error.with_traceback(None)
+        else:
+            if connection.login.is_usual:
+                self._usual.add(place)
+            else:
+                self._usual.discard(place)
+            return connection
+        raise failure
+
+    def _may_do_elsewhere(self, error: OperationalError, logged_in: bool) -> bool:
+        number = error.args[0]
+        if number == ER.ACCESS_DENIED_ERROR:
+            # Accounts reach replicas later than the primary.
+            return callable(self.config.password)
+        if not logged_in:
+            return number not in NOWHERE
+        # Proxies have numbers of their own, or say what they were told as clients.
+        of_a_proxy = 2000 <= number < 3000 or 9000 <= number < 10000
+        return of_a_proxy or number in ELSEWHERE
+
+    def _note(self, place: Place, error: OperationalError) -> None:
+        if isinstance(error, AnotherRole):
+            self.hosts.has_another_role(place)
+        else:
+            self.hosts.failed(place)
+
+    def _make(
+        self, place: Place, secret: Secret, deadline: float
+    ) -> PhysicalConnection:
+        """A connection that is still to be opened."""
+        failure: OperationalError | None = None
+        try:
+            connection = PhysicalConnection(self.config, self._arguments(place))
+        except Exception as error:
+            text = f"CONNECT_ARGS cannot be used ({error!r})"
+            failure = OperationalError(CR.CR_UNKNOWN_ERROR, text)
+            failure.__cause__ = without_traceback(error)
+        if failure is not None:
+            raise failure
+        raw = connection.raw
+        # Not among the arguments, which are variables of many frames.
+        raw.password = secret.value or raw.password
+        config = self.config
+        is_verified = config.ssl_mode in ("VERIFY_CA", "VERIFY_IDENTITY")
+        if not (is_verified or raw.unix_socket or config.cleartext_plugin):
+            raw._auth_plugin_map = IN_CLEAR | raw._auth_plugin_map
+            if raw.password and config.ssl_mode != "DISABLED":
+                raw.password = HashedOnly.of(raw)
+        if self._wants_tls():
+            raw.ssl, raw.ctx = True, self._certificates.context(deadline)
+            raw._ssl_required = self.config.ssl_mode != "PREFERRED"
+        return connection
+
+    def _arguments(self, place: Place) -> dict[str, Any]:
+        config = self.config
+        return {
+            "host": place.host,
+            "port": place.port,
+            "unix_socket": config.unix_socket,
+            "user": config.user,
+            "database": config.database,
+            "charset": config.charset,
+            "collation": config.collation,
+            "cursorclass": config.cursorclass,
+            "read_timeout": longest(config.read_timeout),
+            "write_timeout": longest(config.write_timeout),
+            "program_name": program_name(config.name),
+            **config.connect_args,
+            # PyMySQL would spend a round trip each on what `setup` does in one,
+            # and build a TLS context for every connection.
+            "autocommit": None,
+            "ssl_disabled": True,
+            "defer_connect": True,
+        }
+
+    def _wants_tls(self) -> bool:
+        config = self.config
+        preferred = config.ssl_mode == "PREFERRED"
+        return config.ssl_mode != "DISABLED" and not (preferred and config.unix_socket)
+
+
+def _failure(connection: PhysicalConnection, error: Exception) -> MySQLError:
+    """What is raised instead of an error that came up while connecting."""
+    known = isinstance(error, MySQLError) and not isinstance(error, InternalError)
+    kind: type[MySQLError] = OperationalError
+    cause: BaseException | None = error
+    number, text = (*error.args, None, None)[:2]
+    if known and number and isinstance(number, int) and isinstance(text, str):
+        if connection.is_logged_in or isinstance(error, OperationalError):
+            kind = cast("type[MySQLError]", type(error))
+        reason = getattr(error, "original_exception", None)
+        cause = reason or error.__cause__ or error.__context__
+        if number == CR.CR_AUTH_PLUGIN_ERR and isinstance(cause, TypeError):
+            text = "the plug-in of auth_plugin_map did not answer with bytes"
+    elif isinstance(error, (RuntimeError, AttributeError)):
+        # A package that is missing, or a plug-in (mysql_old_password) in the driver.
+        number, text = CR.CR_AUTH_PLUGIN_CANNOT_LOAD, str(error)
+    elif isinstance(error, UnicodeEncodeError):
+        number = CR.CR_UNKNOWN_ERROR
+        text = (
+            "USER, DATABASE, SQL_MODE, INIT_COMMAND or SETSESSION has a character that"
+            f" CHARSET {connection.config.charset!r} lacks: change one of them"
+        )
+    else:
+        raw = connection.raw
+        number = CR.CR_MALFORMED_PACKET
+        text = (
+            f"What answers at {raw.unix_socket or raw.host!r} does not speak the"
+            f" protocol of MySQL ({error or type(error).__name__})"
+        )
+    failure = kind(number, text)
+    failure.sqlstate = getattr(error, "sqlstate", None)  # type: ignore[attr-defined]
+    failure.__cause__ = cause and without_traceback(cause)
+    return failure
+
+
+def _none_will_do(refusals: list[tuple[Place, OperationalError]]) -> OperationalError:
+    """One error for all hosts; of a kind that is worth waiting for, if one is."""
+    passing = any(
+        isinstance(error, AnotherRole) or error.args[0] in NOT_READY
+        for _, error in refusals
+    )
+    kind = AnotherRole if passing else OperationalError
+    # A password that is refused may be a new one by now; so that is what is raised.
+    denied = [e for _, e in refusals if e.args[0] == ER.ACCESS_DENIED_ERROR]
+    last = (denied or [refusals[-1][1]])[-1]
+    said = "; ".join(f"{place}: {plain(error.args[1])}" for place, error in refusals)
+    failure = kind(last.args[0], f"No host can be used ({said})")
+    failure.__cause__ = last
+    return failure

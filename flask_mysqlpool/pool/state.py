@@ -1,0 +1,350 @@
+"""What a pool has and who is next: every decision about it, and nothing else.
+
+Each method of :class:`Inventory` is called with its lock held. None does I/O, waits or
+calls anybody back; what has to be closed or connected, they return, and the pool sees
+to it after it has let go of the lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
+from weakref import ref
+
+from ..config import PoolConfig
+from ..errors import PoolClosed, PoolFull
+from .connects import LONGEST_PAUSE, SEARCH_PAUSE, Connect, Connects
+from .driver.session import PhysicalConnection
+from .stats import Times
+from .waiters import Waiter, WaiterQueue
+
+#: While other connections are open, a waiter trusts for so many seconds that one
+#: of them, or the one connect under way, will serve it; then it starts its own.
+PATIENCE = 0.05
+
+
+class Errand(dict[PhysicalConnection, str]):
+    """Connections that are about to be closed, and why; in use for as long as it lives.
+
+    What is interrupted on an errand is found to be held by nobody, and closed then.
+    """
+
+
+class Inventory:
+    """The connections of one pool in one process, and those who wait for one.
+
+    A place is taken when a connect begins, and is free again when the socket has been
+    closed: ``size = connecting + idle + in_use`` holds at each moment.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.config = config
+        #: The only lock. It lets its holder in again, since a finalizer or a signal
+        #: handler may use the pool in the middle of anything that its thread is doing.
+        self.lock: Any = threading.RLock()
+        #: The last one returned is the first to go out again.
+        self.idle: list[PhysicalConnection] = []
+        #: Who holds which, in order of checkout. A holder that is gone without having
+        #: returned anything leaves a dead reference; see :meth:`take_abandoned`.
+        self.in_use: dict[PhysicalConnection, ref[Any]] = {}
+        #: Connects under way; each takes a place.
+        self.connects = Connects(
+            LONGEST_PAUSE if config.target == "any" else SEARCH_PAUSE
+        )
+        self.waiters: WaiterQueue[PhysicalConnection] = WaiterQueue()
+        #: Handles that were garbage before they were returned. The one thing that
+        #: a finalizer may touch, so it needs no lock.
+        self.dropped: deque[PhysicalConnection] = deque()
+        #: The last one that came back with an error which may mean that the server was
+        #: demoted. The next checkout takes it first, for the answer concerns all.
+        self.suspect: PhysicalConnection | None = None
+        #: Raised by all that outdates the connections that there are: a reset, a pause,
+        #: the end of the pool, and a server that went away.
+        self.generation = 0
+        self.closed = self.paused = self.short = False
+        #: The most connections at present; never more than MAX_SIZE.
+        self.limit = config.max_size
+        self.timeouts = self.opened = 0
+        self.last_timeout: float | None = None
+        #: Checkouts of the connections that are no more; the others count theirs.
+        self.past_uses = 0
+        self.past_times = Times()
+        #: Of the checkouts that took any time, and of the connects.
+        self.waits, self.creates = Times(), Times()
+        self.discarded: Counter[str] = Counter()
+
+    # Places
+
+    def open(self) -> tuple[PhysicalConnection, ...]:
+        """Every open connection."""
+        return (*self.idle, *self.in_use)
+
+    def places(self) -> int:
+        """How many connections there are or may be."""
+        return len(self.idle) + len(self.in_use) + len(self.connects)
+
+    def has_room(self) -> bool:
+        """Whether one more connection is allowed."""
+        return self.places() < self.limit and not self.paused
+
+    # Checkout
+
+    def take_idle(self, owner: ref[Any]) -> PhysicalConnection | None:
+        """Let the owner have the connection that was returned last."""
+        if not self.idle:
+            return None
+        if self.suspect is not None:
+            self._take_first(self.suspect)
+        con = self.idle[-1]
+        # In this order, an interrupt in between loses nothing.
+        self.in_use[con] = owner
+        del self.idle[-1]
+        return con
+
+    def _take_first(self, con: PhysicalConnection) -> None:
+        """Move an idle connection to the top of the stack."""
+        self.suspect = None
+        if con in self.idle:
+            self.idle.append(con)
+            self.idle.remove(con)
+
+    def join(
+        self, waiter: Waiter[PhysicalConnection], been_served: bool = False
+    ) -> None:
+        """Stand in line; who has been served in vain may do so where others may not.
+
+        Raises :exc:`~.errors.PoolClosed` or :exc:`~.errors.PoolFull`.
+        """
+        limit = self.config.max_waiting
+        if limit and len(self.waiters) >= limit and not been_served:
+            raise PoolFull(f"{self.config.name}: {limit} checkouts are waiting already")
+        self.waiters.join(waiter)
+        if self.closed:  # perhaps by a signal handler, just now
+            self.waiters.leave(waiter)
+            raise PoolClosed(f"{self.config.name}: the pool has been closed")
+
+    def leave(self, waiter: Waiter[PhysicalConnection]) -> None:
+        """Give up; and hand on the ring that may have come for this one."""
+        self.waiters.leave(waiter)
+        self.ring_next()
+
+    def ring_next(self) -> None:
+        """There may be room: let the first without a connect see."""
+        look = bool(self.waiters)
+        while look and self.has_room():
+            look = False
+            # With as many connects as places, one more waiter is the first without.
+            for waiter in self.waiters.first(self.config.max_size + 1):
+                if waiter.owner() is None:
+                    look = self.waiters.leave(waiter)
+                elif not waiter.connecting:
+                    waiter.ring()
+                    return
+
+    def due_connect(
+        self, waiter: Waiter[PhysicalConnection], now: float
+    ) -> list[Connect]:
+        """A place for a connect, if this waiter should have one made."""
+        if waiter.served or waiter.connecting or not self.has_room():
+            return []
+        may_be_served_soon = waiter.waits and self.connects and self.in_use
+        if may_be_served_soon and now < waiter.since + PATIENCE:
+            return []
+        if not self.connects.may_begin(now):
+            return []
+        connect = self.connects.begin(self.generation, now, waiter)
+        # Whoever takes a chance passes the word on, so that no chance is missed.
+        self.ring_next()
+        return [connect]
+
+    def look_again(self, waiter: Waiter[PhysicalConnection], now: float) -> float:
+        """When this waiter has to wake by itself."""
+        if waiter.connecting or not self.has_room():
+            return waiter.deadline
+        patient_until = waiter.since + PATIENCE
+        soonest = patient_until if patient_until > now else float("inf")
+        return min(soonest, self.connects.next_chance(now), waiter.deadline)
+
+    # Return
+
+    def put_back(self, con: PhysicalConnection, now: float) -> str | None:
+        """Hand a connection that is in use to the first in line, or keep it.
+
+        Why not, if it has to be closed instead: by what was decided up to now.
+        """
+        if con not in self.in_use:
+            return None
+        if con.retired or con.generation != self.generation:
+            return self.fault(con)
+        con.since = now
+        if con.is_suspect:
+            self.suspect = con
+        if self.waiters and self.waiters.hand_over(con, self.in_use):
+            return None
+        del self.in_use[con]
+        self.idle.append(con)
+        return None
+
+    def fault(self, con: PhysicalConnection) -> str | None:
+        """Why a connection has to go although it works, if it has to."""
+        if con.generation != self.generation:
+            return "closed" if self.closed else con.retired or "invalidated"
+        return con.retired or None
+
+    def free(self, con: PhysicalConnection, reason: str) -> bool:
+        """Free the place of a connection that has been closed; False if it had none."""
+        if con not in self.in_use:
+            return False
+        del self.in_use[con]
+        self.discarded[reason] += 1
+        self.past_uses += con.uses
+        self.past_times.merge(con.times)
+        gone = con.is_disconnected or con.is_demoted
+        if gone and con.generation == self.generation:
+            # The server went away under one connection, or is the primary no more;
+            # the others look as good as ever for as long as nobody tells them.
+            self.generation += 1
+        return True
+
+    # Connecting
+
+    def opened_by(
+        self, connect: Connect, con: PhysicalConnection, took: float, now: float
+    ) -> str | None:
+        """A connect has succeeded, for the first in line; why not, if it has to go."""
+        self.creates.add(took)
+        self.in_use[con] = ref(connect)
+        self.connects.succeeded(connect)
+        self.opened += 1
+        self.short = False
+        if self.places() > self.limit:
+            con.retired = "surplus"
+        # In one step, or who waits for it could find that nobody connects for him.
+        fault = self.put_back(con, now)
+        if fault is None:
+            self.ring_next()
+        return fault
+
+    def postpone(self, connect: Connect, now: float) -> None:
+        """Give up a connect that may not be made now, for the time being."""
+        self.short = not (self.paused or self.closed)
+        self.connects.postponed(connect, now)
+        if connect.waiter is not None:
+            connect.waiter.ring()
+
+    def failed(
+        self, connect: Connect, error: BaseException, now: float, patient: bool
+    ) -> list[Waiter[PhysicalConnection]]:
+        """A connect has failed; whom that concerns, taken out of the line.
+
+        Whom it was made for; all, if there is nothing that they could wait for. Nobody,
+        if they are to be ``patient``.
+        """
+        self.connects.failed(connect, error, now)
+        refused = []
+        if patient:
+            if connect.waiter is not None:
+                connect.waiter.ring()
+        elif connect.waiter is not None and self.waiters.leave(connect.waiter):
+            refused.append(connect.waiter)
+        while self.waiters and self.places() == 0 and not patient:
+            waiter = self.waiters.next()
+            if waiter is not None:
+                refused.append(waiter)
+        self.ring_next()
+        return refused
+
+    def missing(self, now: float) -> list[Connect]:
+        """Places for the connects that ``MIN_SIZE`` asks for."""
+        if self.closed or self.paused or self.connects.failing:
+            return []
+        missing = min(self.config.min_size, self.limit) - self.places()
+        return [self.connects.begin(self.generation, now) for _ in range(missing)]
+
+    def probe(self, now: float) -> list[Connect]:
+        """A place for a connect that is for nobody, if none is under way."""
+        if self.closed or self.connects or not self.has_room():
+            return []
+        if not self.connects.may_begin(now):
+            return []
+        return [self.connects.begin(self.generation, now)]
+
+    # What goes
+
+    def outdate(self, reason: str = "invalidated") -> Errand:
+        """Have all connections replaced: the idle ones, and the others in time."""
+        self.generation += 1
+        return self._take(dict.fromkeys(self.idle, reason))
+
+    def take_dead(self, dead: Mapping[PhysicalConnection, int]) -> Errand:
+        """Those of these that are idle still, and were lent no more than so often."""
+        return self._take({c: "dead" for c in self.idle if dead.get(c) == c.uses})
+
+    def take_stale(self, now: float) -> Errand:
+        """What nobody holds any more, and what has become too old; and why it goes."""
+        return self._take(self.take_abandoned() | self.old(now))
+
+    def _take(self, going: Mapping[PhysicalConnection, str]) -> Errand:
+        errand = Errand(going)
+        entries = dict.fromkeys(errand, ref(errand))
+        self.idle[:] = [con for con in self.idle if con not in errand]
+        self.in_use.update(entries)
+        return errand
+
+    def take_abandoned(self) -> dict[PhysicalConnection, str]:
+        """What was dropped, or is held by nobody.
+
+        An interrupt may have left it entered twice, as idle and as in use.
+        """
+        for waiter in tuple(self.waiters):
+            if waiter.owner() is None:
+                self.waiters.leave(waiter)
+        entries = tuple(self.in_use.items())
+        abandoned = [con for con, owner in entries if owner() is None]
+        while self.dropped:
+            abandoned.append(self.dropped.popleft())
+        for con in set(abandoned) & set(self.idle):
+            self.idle.remove(con)
+        return {con: "invalidated" for con in abandoned if con in self.in_use}
+
+    def old(self, now: float) -> dict[PhysicalConnection, str]:
+        """What is idle and outdated, or has been idle, or alive, for too long."""
+        max_idle = self.config.max_idle or float("inf")
+        spare = self.places() - self.config.min_size
+        old: dict[PhysicalConnection, str] = {}
+        for con in self.idle:
+            if con.generation != self.generation:
+                old[con] = "invalidated"
+            elif now >= con.expires:
+                old[con] = "expired"
+            elif now - con.since >= max_idle and len(old) < spare:
+                old[con] = "idle"
+        return old
+
+    def shrink(self, size: int) -> Errand:
+        """Have at most so many from now on; those idle ones that are too many.
+
+        Those that are not idle go when they come back.
+        """
+        self.limit = min(size, self.config.max_size)
+        excess = max(self.places() - self.limit, 0)
+        to_return = max(excess - len(self.idle), 0)
+        # Those that are to go already come first.
+        for con in sorted(self.in_use, key=_stays)[:to_return]:
+            con.retired = con.retired or "surplus"
+        self.ring_next()
+        return self._take(dict.fromkeys(self.idle[:excess], "surplus"))
+
+    def close(self) -> Errand:
+        """Send everybody in line away, and let nobody join it any more."""
+        self.closed = True
+        while (waiter := self.waiters.next()) is not None:
+            waiter.error = PoolClosed(f"{self.config.name}: the pool has been closed")
+            waiter.ring()
+        return self.outdate("closed")
+
+
+def _stays(con: PhysicalConnection) -> bool:
+    return not con.retired

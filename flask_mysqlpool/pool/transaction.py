@@ -1,0 +1,287 @@
+"""Transactions as blocks: all of it or nothing, and again where that is safe.
+
+A block begins a transaction, or sets a savepoint if one is open, and ends it by COMMIT
+or, after any exception, by ROLLBACK. What is known to end a transaction (DDL, or a
+COMMIT of one's own) is refused inside; what did so unseen, such as a procedure, is an
+error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ContextDecorator
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
+
+from pymysql.constants import ER
+from pymysql.err import MySQLError
+
+from ..errors import CommitUnknown, ConnectionLost, PoolError, TransactionError
+from .connection import PooledConnection
+from .driver.session import ROLLED_BACK
+
+T = TypeVar("T")
+
+#: Errors after which all of it may be tried again, once it is rolled back.
+CONFLICTS = ROLLED_BACK | {ER.LOCK_WAIT_TIMEOUT}
+
+#: Why it is not known what came of a COMMIT.
+_CONNECTION_LOST = (
+    "the connection was lost after COMMIT was sent and before it was answered"
+)
+_SERVER_LOST_IT = "the server cannot say whether what was sent with COMMIT is stored"
+
+_ENDED = (
+    "the transaction was ended inside of its block: by an error of the server that"
+    " was caught, by returning the connection, by another block that was not in"
+    " step with this one, or by something that commits (a procedure may); what such"
+    " a thing has committed stays, and the rest is rolled back"
+)
+
+#: Pauses before another try: seconds, doubling from the first to the last, jittered.
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
+
+
+class _Exit:
+    """Makes a new ``__exit__`` for each ``with`` statement, which alone holds it.
+
+    So it is gone once the statement has been left, even if an interrupt came before the
+    call, and although a traceback keeps all frames, that of the call among them.
+    """
+
+    def __get__(self, block: TransactionBlock | None, cls: type[Any]) -> Any:
+        if block is None:
+            return cls.leave  # for an ExitStack, which holds the block itself
+        leave = partial(cls.leave, block)
+        block.is_held_by(leave)
+        return leave
+
+
+class TransactionBlock(ContextDecorator):
+    """A block that is one transaction or, within another, a savepoint.
+
+    It is over when its ``with`` statement is, however that was left. What is then not
+    ended yet is rolled back before the connection does anything else.
+
+    :param take: gives the connection.
+    :param within: is entered before, and left after the block.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[], PooledConnection],
+        within: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self._take, self._within = take, within
+        self._holder: ref[Any] | None = None
+        self._is_open = self._has_ended = False
+        #: Whether all of it has been undone, for certain.
+        self.is_undone = False
+
+    def _recreate_cm(self) -> TransactionBlock:
+        return TransactionBlock(self._take, self._within)
+
+    def is_held_by(self, holder: object) -> None:
+        """Be over as soon as this is gone."""
+        if not self._is_open:
+            self._holder = ref(holder)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its ``with`` statement has been left."""
+        return self._has_ended or (self._holder is not None and not self._holder())
+
+    def __enter__(self) -> PooledConnection:
+        if self._is_open:
+            raise TransactionError("each transaction() is for one 'with' statement")
+        self._is_open = True
+        if self._within is not None:
+            self._within.__enter__()
+        try:
+            self._connection = connection = self._take()
+            self._begin(connection)
+        except BaseException as error:
+            self._has_ended = True
+            if self._within is not None:
+                self._within.__exit__(type(error), error, error.__traceback__)
+            raise
+        return connection
+
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            traceback: TracebackType | None,
+        ) -> None: ...
+
+    else:
+        __exit__ = _Exit()
+
+    def leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Commit, or after an error roll back."""
+        try:
+            if error is None:
+                self._finish()
+            else:
+                self._undo(error)
+        finally:
+            self._has_ended = True
+            if self._within is not None:
+                self._within.__exit__(kind, error, traceback)
+
+    def _begin(self, connection: PooledConnection) -> None:
+        outer = connection.block
+        self.owner = _who()
+        if outer is not None and outer.owner != self.owner:
+            raise TransactionError(
+                "another task or thread is inside of transaction() on this connection;"
+                " use one of your own: 'with db.connection() as conn:'"
+            )
+        self._savepoint = ""
+        # Before it begins, so that an interrupt finds what is to be undone.
+        connection.blocks.append(ref(self))
+        if outer is None:
+            connection.begin_block()
+        else:
+            self._savepoint = connection.savepoint.format(len(connection.blocks) - 1)
+            connection.begin_savepoint(self._savepoint)
+
+    def _finish(self) -> None:
+        connection = self._connection
+        try:
+            if self._savepoint:
+                # What it has left in doubt is found out before anything is written.
+                is_open = connection.block is self
+                self._require(is_open and connection.end_savepoint(self._savepoint))
+            else:
+                self._require(connection.block is self and connection.block_is_open())
+                connection.end_block()
+        except BaseException as error:
+            unknown = connection.commit_unknown and isinstance(error, Exception)
+            unknown = unknown and not self._savepoint
+            try:
+                self._undo(error)
+            except MySQLError:
+                # A node outside of its cluster refuses even a ROLLBACK.
+                if not unknown:
+                    raise
+            if unknown:
+                said = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
+                why = _SERVER_LOST_IT if said else _CONNECTION_LOST
+                raise CommitUnknown(
+                    f"{why}: look whether the work is there, before doing it again"
+                ) from error
+            raise
+        connection.forget_block(self)
+
+    def _require(self, is_open: bool) -> None:
+        if not is_open:
+            raise TransactionError(_ENDED)
+
+    def _undo(self, error: BaseException) -> None:
+        connection = self._connection
+        try:
+            self._roll_back(connection)
+        except Exception:
+            if isinstance(error, Exception):
+                raise
+            return
+        if self._savepoint or self.is_undone:
+            return
+        if isinstance(error, MySQLError) and not _is_ours(error):
+            raise TransactionError(
+                "the block failed after something in it that may have committed by"
+                " itself, such as a procedure: look what is there before doing it again"
+            ) from error
+
+    def _roll_back(self, connection: PooledConnection) -> None:
+        """Undo it; what cannot be undone alone is left to be undone with all."""
+        innermost = connection.block
+        if self not in [block() for block in connection.blocks]:
+            # The outer one has ended before this one, and taken with it what there was.
+            if not connection.blocks and not connection.returned:
+                connection.rollback()
+        elif not self._savepoint:
+            self.is_undone = connection.undo_block()
+            connection.forget_block(self)
+        elif innermost is self:
+            connection.undo_savepoint(self._savepoint)
+            connection.forget_block(self)
+
+
+def transaction(connection: PooledConnection) -> TransactionBlock:
+    """A block that is one transaction or, inside of another, a savepoint.
+
+    Raises :exc:`~.errors.TransactionError` where one is open already that is no block,
+    and at the end if the transaction was ended inside;
+    :exc:`~.errors.CommitUnknown` if the connection is lost between the COMMIT and its
+    answer; and what the server says.
+    """
+    return TransactionBlock(lambda: connection)
+
+
+def _who() -> object:
+    """Whose block it is: a task's, or a thread's."""
+    try:
+        return asyncio.current_task() or threading.get_ident()
+    except RuntimeError:
+        return threading.get_ident()
+
+
+def _is_ours(error: BaseException) -> bool:
+    return isinstance(error, PoolError) and not isinstance(error, ConnectionLost)
+
+
+def run_in_transaction(
+    connection: PooledConnection, function: Callable[..., T], *args: Any, retries: int
+) -> T:
+    """Call ``function(connection, *args)`` in a transaction, and again if need be.
+
+    So it is after a deadlock, after a lock wait timeout, and if the connection is lost
+    before COMMIT is sent; at most ``retries`` times, after pauses that grow. It never
+    is after a COMMIT of unknown outcome, nor after an error of something that may have
+    committed by itself, such as a procedure.
+    """
+    if retries < 0:
+        raise ValueError("retries must be 0 or more")
+    if connection.block is not None:
+        # A deadlock ends the outer transaction too, so only all of it can be repeated.
+        with transaction(connection):
+            return function(connection, *args)
+    tried = 0
+    while True:
+        block = transaction(connection)
+        try:
+            with block:
+                return function(connection, *args)
+        except MySQLError as error:
+            if tried == retries or not _may_be_repeated(error, block, connection):
+                raise
+        pause = min(FIRST_PAUSE * 2.0**tried, LONGEST_PAUSE)
+        time.sleep(pause * random.uniform(0.5, 1.5))
+        tried += 1
+
+
+def _may_be_repeated(
+    error: MySQLError, block: TransactionBlock, connection: PooledConnection
+) -> bool:
+    if _is_ours(error):
+        return False
+    # A connection that was lost has been given up by the rollback of the block, or as
+    # it began; if not, it was lost before, with work that is not the block's.
+    if connection.given_up:
+        return True
+    return block.is_undone and bool(error.args and error.args[0] in CONFLICTS)

@@ -1,0 +1,158 @@
+"""A pool without a server, for tests of interleavings and for counting.
+
+Every call that would be I/O asserts that the calling thread does not hold the pool's
+lock: the one rule that no test with a real server could show to be kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from ..config import PoolConfig
+from ..pool import Pool
+from ..pool.driver.login import Login
+from ..pool.driver.process import process
+from ..pool.lending import monotonic
+from ..pool.stats import Times
+
+
+class WatchedLock:
+    """A lock that knows which thread holds it."""
+
+    def __init__(self) -> None:
+        self._lock: Any = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def _is_owned(self) -> bool:
+        return bool(self._lock._is_owned())
+
+    def assert_not_mine(self) -> None:
+        assert not self._is_owned(), "I/O with the pool's lock held"
+
+
+class FakeConnection:
+    """Stands in for a ``PhysicalConnection``; what goes wrong is set as attributes."""
+
+    traced = False
+
+    def __init__(self, pool: FakePool, number: int) -> None:
+        self.config = pool.config
+        self.number = number
+        self.pid = process()
+        self.lost: BaseException | None = None
+        self.dropped_by: Any = None
+        self.is_demoted = self.is_suspect = self.is_replica = False
+        self.lag_checked = float("inf")
+        self.times = Times()
+        self.opened = self.since = monotonic()
+        self.expires = float("inf")
+        self.fresh_until = 0.0
+        self.generation = self.uses = self.holder = self.unanswered = 0
+        self.asked = 0.0
+        self.alive = self.clean = True
+        self.retired = ""
+        self.slot: object = None
+        self.is_disconnected = False
+        self.closed = False
+        self.raw: Any = self
+        self.login = Login()
+        self._pool = pool
+
+    def _io(self) -> None:
+        self._pool.io()
+
+    def failed(self, error: BaseException) -> None:
+        self.lost = error
+
+    def thread_id(self) -> int:
+        return self.number
+
+    def is_answered(self) -> bool:
+        self._io()
+        return not self.unanswered
+
+    def is_alive(self) -> bool:
+        self._io()
+        return self.alive and not self.closed
+
+    def read_answers(self, deadline: float) -> None:
+        self._io()
+
+    def ping(self, deadline: float) -> None:
+        self._io()
+
+    def reset_session(self) -> bool:
+        self._io()
+        return self.clean
+
+    def confirm_demotion(self) -> bool:
+        self._io()
+        return self.is_demoted
+
+    def close(self) -> None:
+        self._io()
+        if not self.closed:
+            self.closed = True
+            self.slot = None
+            self._pool.count(-1)
+
+    abandon = interrupt = close
+
+    def __repr__(self) -> str:
+        return f"<FakeConnection {self.number}>"
+
+
+class FakePool(Pool):
+    """A :class:`Pool` of fake connections.
+
+    ``on_connect``, called in the connecting thread, may block, or raise what the server
+    would have said.
+    """
+
+    def __init__(self, on_connect: Callable[[], None] | None = None, **settings: Any):
+        self.on_connect = on_connect
+        #: Sockets that a real pool would hold now, and the most that it ever held.
+        self.open_now = self.open_most = 0
+        self.connects = 0
+        self._numbers = threading.Lock()
+        super().__init__(PoolConfig.from_mapping(settings))
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._inventory.lock = WatchedLock()
+
+    def io(self) -> None:
+        """Called where a real pool would talk to the server."""
+        self._inventory.lock.assert_not_mine()
+
+    def steady_connection(self) -> Any:
+        self.io()
+        number = self.count(+1)
+        try:
+            if self.on_connect is not None:
+                self.on_connect()
+        except BaseException:
+            self.count(-1)
+            raise
+        return FakeConnection(self, number)
+
+    def count(self, change: int) -> int:
+        """Count a socket opened or closed; how many were opened so far."""
+        with self._numbers:
+            self.connects += max(change, 0)
+            self.open_now += change
+            self.open_most = max(self.open_most, self.open_now)
+            return self.connects

@@ -1,0 +1,1 @@
+"""All processes of a site: status files, commands, the host limit, MySQL's own view."""

@@ -1,0 +1,276 @@
+"""A pool's presence on the board: what it publishes, and what it does on orders.
+
+All that takes place on a thread of its own, so that files that cannot be written, or
+that take for ever, are in no request's way. It sleeps while nothing changes; while
+much does, it publishes ten times a second.
+"""
+
+from __future__ import annotations
+
+import atexit
+import time
+from contextlib import ExitStack
+from hashlib import sha256
+from logging import DEBUG, WARNING
+from math import inf
+from os import getpid
+from threading import Event
+from typing import Any
+from weakref import WeakSet
+
+from ..pool import Pool
+from ..pool.driver.logs import log
+from ..pool.driver.process import process
+from ..pool.driver.text import NAME, plain
+from ..pool.maintenance import housekeeper
+from ..pool.stats import ConnectionStats, PoolStats
+from .exited import identity, key_of, site
+from .host_limit import Budget
+from .status_dir import BUDGET, Board, Orders, Sheet
+
+#: Seconds between two rounds: while something changes, and while nothing does.
+BUSY, QUIET = 0.1, 0.4
+#: Seconds that a pool without connections waits to be told whether it may connect.
+PATIENCE = 0.25
+#: Connections that are listed one by one.
+LISTED = 100
+
+_PRESENCES: WeakSet[Presence] = WeakSet()
+
+
+class Presence:
+    """One pool of this process, on the board.
+
+    ``app`` and ``bind`` are what the commands know the pool by. For a pool outside of
+    Flask: ``Presence(pool, Board("/run/jobs"), app="jobs")``. One that is ``silent``
+    neither publishes nor obeys, and does no more than keep MAX_HOST_CONNECTIONS.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        board: Board,
+        *,
+        app: str,
+        bind: str = "default",
+        silent: bool = False,
+    ) -> None:
+        self._pool = pool
+        self._board = board
+        pool_identity = identity(app, bind, pool.config)
+        self._about: dict[str, Any] = {**pool_identity, "pid": 0}
+        self._key = key_of(pool_identity)
+        self._silent = silent
+        self._budget = self._make_budget()
+        self._begin()
+        pool.liaison = self
+        if not silent:
+            pool.news_from = 0.0
+        _PRESENCES.add(self)
+
+    def _make_budget(self) -> Budget | None:
+        size = self._pool.config.max_host_connections
+        if size is None:
+            return None
+        # The name of a file has an end, that of a key has none.
+        name = BUDGET + sha256(self._key.encode()).hexdigest()[:16]
+        return Budget(self._board, name, size)
+
+    def _begin(self) -> None:
+        self._sheet = Sheet(self._board)
+        self._published: tuple[Any, ...] | None = None
+        self._obeyed: Orders | None = None
+        self._withdrawn = False
+        #: Whether rounds are being made. If not, orders may have been given unheard.
+        self._attended = False
+        self._looked = Event()
+        self._problem = ""
+        self._limit = self._pool.config.max_size
+        self._about["site"] = site()
+        self._about["pid"] = getpid()
+        self._pid = process()
+
+    # What the pool calls
+
+    def news(self) -> None:
+        """Make a round soon; costs whoever calls it no more than a message."""
+        housekeeper("board").nudge(self)
+
+    def before_connect(self) -> None:
+        """Look for orders, if nobody has for some time.
+
+        Whoever gives orders takes a pool that has published no connection to have
+        none. So this one is published, and only then the orders are read.
+        """
+        if self._silent:
+            return
+        if self._pid != process():
+            self._sheet.let_go()
+            self._begin()
+        if not self._attended:
+            looked = self._looked
+            housekeeper("board").watch(self)
+            looked.wait(PATIENCE)
+
+    def take_slot(self) -> object | None:
+        """A place among the connections of this host; None if all are taken."""
+        if self._budget is None:
+            return True
+        return self._budget.take()
+
+    # On a thread of its own
+
+    def housekeep(self) -> float | None:
+        """Publish what changed, and obey; what the housekeeper calls."""
+        pool = self._pool
+        if self._withdrawn:
+            return None
+        looked, self._looked = self._looked, Event()
+        stats = pool.stats()
+        if not stats.size:
+            # A connect that begins after this waits for a round that begins after it;
+            # those before are in the snapshot.
+            self._attended = False
+            stats = pool.stats()
+        before = self._published, self._obeyed
+        try:
+            self._try_publish(stats)
+            self._try_to_obey(stats)
+            self._attended = stats.size > 0
+        finally:
+            looked.set()
+        if not stats.waiting and before == (self._published, self._obeyed):
+            # From here on every change is told; and the last one before is seen here.
+            pool.news_from = 0.0
+            if _essence(pool.stats()) == _essence(stats):
+                return QUIET if stats.size else None
+            pool.news_from = float("inf")
+        return BUSY
+
+    def _try_publish(self, stats: PoolStats) -> None:
+        """Publish what changed; and anything while somebody waits, for it ages."""
+        obeyed = self._obeyed or Orders()
+        state = (*_essence(stats), obeyed)
+        unchanged = state == self._published and not stats.waiting
+        self._published = state
+        try:
+            if not (unchanged and self._sheet.touch()):
+                self._sheet.write(self._content(stats, obeyed))
+                self._problem = ""
+        except OSError as error:
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        """Say once why the board is of no use."""
+        # Not the file: that has another name each time.
+        text = getattr(error, "strerror", None) or str(error)
+        before, self._problem = self._problem, text
+        if text != before:
+            name = self._pool.name
+            log(__name__, DEBUG, "%s: nothing is published: %r", name, error)
+
+    def _content(self, stats: PoolStats, obeyed: Orders) -> dict[str, Any]:
+        now, connections = time.time(), self._pool.connections()
+        return {
+            **self._about,
+            "generation": obeyed.generation,
+            "size": stats.size,
+            "idle": stats.idle,
+            "in_use": stats.in_use,
+            "connecting": stats.connecting,
+            "waiting": stats.waiting,
+            "checkouts": stats.checkouts,
+            "timeouts": stats.timeouts,
+            "opened": stats.opened,
+            "discarded": stats.discarded,
+            "discarded_by_reason": stats.discarded_by_reason,
+            "wait": stats.wait_seconds,
+            "use": stats.use_seconds,
+            "create": stats.create_seconds,
+            "updated": now,
+            "paused": stats.paused,
+            "outdated": stats.outdated,
+            "last_timeout": stats.last_timeout,
+            "last_connect_failure": stats.last_connect_failure,
+            "connect_error": stats.connect_error,
+            "waited": stats.waited,
+            "short": stats.short,
+            "connections": [_describe(c) for c in connections[:LISTED]],
+            "thread_ids": [c.thread_id for c in connections],
+        }
+
+    def _try_to_obey(self, stats: PoolStats) -> None:
+        try:
+            try:
+                orders = self._board.orders(self._key)
+            except Exception:
+                # What cannot be read is as it was; so a pause ends in its time.
+                if self._obeyed is not None:
+                    self._obey(self._obeyed.now())
+                raise
+            self._obey(orders)
+            if self._budget is not None:
+                self._share(self._budget, stats)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._note(error)
+
+    def _obey(self, orders: Orders) -> None:
+        # At the first look there is nothing yet that a reset could replace.
+        before = self._obeyed or Orders(orders.generation)
+        # It only grows; if it does not, somebody has removed the orders.
+        newest = max(orders.generation, before.generation)
+        self._obeyed = orders = orders._replace(generation=newest)
+        if orders.generation != before.generation:
+            self._pool.reset()
+        if orders.paused and not before.paused:
+            self._pool.pause()
+        elif before.paused and not orders.paused:
+            self._pool.resume()
+        if orders[1:] != before[1:]:
+            told = orders.in_words() if orders.paused else "resumed"
+            log(__name__, WARNING, "%s: %s", self._pool.name, told)
+
+    def _share(self, budget: Budget, mine: PoolStats) -> None:
+        """Give up what is more than a fair share, if another process needs it."""
+        since = time.time() - mine.waited if mine.waiting else inf
+        share = budget.share(since, mine.in_use + mine.waiting, mine.short)
+        limit = self._pool.config.max_size if share is None else share
+        if limit != self._limit or mine.size > limit:
+            self._limit = limit
+            self._pool.limit(limit)
+
+    def closed(self) -> None:
+        """Take the pool off the board."""
+        self._withdrawn = True
+        if self._pid == process() and not self._silent:
+            # What was counted since the last round would be missing for ever.
+            self._try_publish(self._pool.stats())
+            self._sheet.withdraw()
+            if self._budget is not None:
+                self._budget.leave()
+
+
+def _at_exit() -> None:
+    with ExitStack() as all_of_them:  # whatever one of them raises
+        for presence in list(_PRESENCES):
+            all_of_them.callback(presence.closed)
+
+
+atexit.register(_at_exit)
+
+
+def _essence(stats: PoolStats) -> tuple[Any, ...]:
+    """What there is to a state apart from the time that passed."""
+    about = vars(stats).copy()
+    del about["waited"], about["discarded_by_reason"]
+    return tuple(about.values())
+
+
+def _describe(connection: ConnectionStats) -> dict[str, Any]:
+    return {
+        "thread_id": connection.thread_id,
+        "state": connection.state,
+        "for": round(connection.since, 3),
+        "endpoint": connection.endpoint and plain(connection.endpoint, NAME),
+        "age": round(connection.age, 1),
+    }
