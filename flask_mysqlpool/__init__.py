@@ -18,8 +18,7 @@ from .errors import (
 from .extension import MySQLPool, close_db, get_db, get_recorded_queries
 from .pool import Pool
 from .pool.connection import PooledConnection
-from .pool.health import Health
-from .pool.stats import PoolStats
+from .pool.stats import Health, PoolStats
 
 __all__ = [
     "CommitUnknown",

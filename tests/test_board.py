@@ -38,7 +38,7 @@ from flask_mysqlpool.workers.status_dir import (
 
 WRITER = """
 import itertools, os, resource, signal, sys, time
-from flask_mysqlpool.board import Board, Sheet
+from flask_mysqlpool.workers.status_dir import Board, Sheet
 board = Board(sys.argv[1])
 sheet = Sheet(board)
 more = lambda orders: orders._replace(generation=orders.generation + 1)

@@ -26,8 +26,8 @@ NAME = "budget-shop"
 
 TAKER = """
 import os, signal, sys, time
-from flask_mysqlpool.board import Board
-from flask_mysqlpool.budget import Budget
+from flask_mysqlpool.workers.status_dir import Board
+from flask_mysqlpool.workers.host_limit import Budget
 budget = Budget(Board(sys.argv[1]), "budget-shop", int(sys.argv[2]))
 held = []
 def take():

@@ -1306,13 +1306,8 @@ def test_check_as_another_user_says_whose_the_folder_is(
 ) -> None:
     (tmp_path / "board").mkdir(0o755)
     app = make_app()
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
-    os.seteuid(65534)
-    try:
+    with as_nobody(tmp_path):
         line = lines_of(run(app, "check")[1], "workers")
-    finally:
-        os.seteuid(0)
 
     assert "board: belongs to root -> run this as root, or chown the folder" in line
 
@@ -1320,8 +1315,9 @@ def test_check_as_another_user_says_whose_the_folder_is(
 @contextmanager
 def as_nobody(tmp_path: Path) -> Iterator[None]:
     """As another user, who gets at the folder of the test."""
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_mode & 0o077 == 0:
+            path.chmod(0o755)
     os.seteuid(65534)
     try:
         yield

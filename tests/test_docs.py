@@ -721,10 +721,13 @@ def test_the_sketches_of_the_pages_show_all_their_words(extension: Extension) ->
 def test_the_table_of_rooms_is_that_of_the_house(extension: Extension) -> None:
     house = importlib.import_module("test_house")
 
-    rooms = extension("sources").rooms()
+    sources = extension("sources")
+    rooms = sources.rooms()
+    modules = [path for room in rooms for path in sources.modules_of(room)]
 
     assert rooms == house.MAY_IMPORT
-    assert [name for name in rooms if not extension("sources").sentence(name)] == []
+    assert {*modules} == {*house.MODULES} - {house.PACKAGE / "__init__.py"}
+    assert [path for path in modules if not sources.sentence(path)] == []
 
 
 def test_a_figure_is_that_of_the_benchmarks(extension: Extension) -> None:

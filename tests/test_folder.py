@@ -224,9 +224,9 @@ def test_another_version_is_counted_as_far_as_it_counts_alike(board: Board) -> N
 
 CONTAINED = """
 import os, sys, time
-from flask_mysqlpool.board import Board
-from flask_mysqlpool.presence import Presence
-from flask_mysqlpool.testing.fake import FakePool
+from flask_mysqlpool.workers.status_dir import Board
+from flask_mysqlpool.workers.agent import Presence
+from flask_mysqlpool.testing.fake_driver import FakePool
 pool = FakePool()
 Presence(pool, Board(sys.argv[1]), app="shop")
 for line in sys.stdin:

@@ -30,8 +30,7 @@ from flask_mysqlpool import MySQLPool, PoolConfig, PoolTimeout
 from flask_mysqlpool.cli import render
 from flask_mysqlpool.metrics.prometheus import PoolCollector
 from flask_mysqlpool.pool.driver.connector import Connector
-from flask_mysqlpool.pool.driver.logs import log
-from flask_mysqlpool.pool.driver.text import is_exit, kind, plain
+from flask_mysqlpool.pool.driver.logs import is_exit, kind, log, plain
 from flask_mysqlpool.testing import LocalServer
 from flask_mysqlpool.testing.fake_driver import FakePool
 from flask_mysqlpool.workers.fleet import Fleet

@@ -34,11 +34,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "contrib": {"pool", "extension"},
     "testing": {"config", "pool.driver", "pool", "extension"},
 }
-#: Imports against the direction, to be ended.
-EXCEPTIONS = {
-    ("pool.driver.session", "pool.leaks"),
-    ("pool.driver.session", "pool.stats"),
-}
 WITHOUT_FLASK = {"errors", "config", "pool.driver", "pool", "workers"}
 
 #: The rooms, or modules, that know the packages below this one.
@@ -52,7 +47,7 @@ KNOW: dict[str, set[str]] = {
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 #: Entries of a folder, beside ``__init__.py`` and ``py.typed``.
-MOST_ENTRIES = 17
+MOST_ENTRIES = 14
 
 
 def name_of(path: Path) -> str:
@@ -98,19 +93,10 @@ def test_a_module_imports_only_what_its_room_allows(path: Path) -> None:
     if not name:
         return
     room, (ours, others) = room_of(name), imports(path)
-    against = {
-        other for other in ours if room_of(other) not in {room, *MAY_IMPORT[room]}
-    }
 
-    assert {(name, other) for other in against} <= EXCEPTIONS
+    assert {room_of(other) for other in ours} <= {room, *MAY_IMPORT[room]}
     if room in WITHOUT_FLASK:
         assert "flask" not in others
-
-
-def test_no_exception_is_without_need() -> None:
-    found = {(name, other) for name in NAMES for other in imports(NAMES[name])[0]}
-
-    assert found >= EXCEPTIONS
 
 
 @pytest.mark.parametrize("package", KNOW)

@@ -18,10 +18,10 @@ from conftest import MakePool, until
 from flask import Flask
 from pymysql.cursors import SSCursor
 
-import flask_mysqlpool.pool.connects
 import flask_mysqlpool.pool.lending
 import flask_mysqlpool.pool.maintenance
 import flask_mysqlpool.pool.pool
+import flask_mysqlpool.pool.state
 from flask_mysqlpool import (
     ConnectionLost,
     ConnectionReturned,
@@ -283,8 +283,8 @@ def test_who_looks_around_while_his_connect_ends_begins_no_other(
 def test_failures_side_by_side_count_as_one_and_the_next_success_ends_the_pause(
     threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.pool.connects, "FIRST_PAUSE", 600)
-    monkeypatch.setattr(flask_mysqlpool.pool.connects, "LONGEST_PAUSE", 600)
+    monkeypatch.setattr(flask_mysqlpool.pool.state, "FIRST_PAUSE", 600)
+    monkeypatch.setattr(flask_mysqlpool.pool.state, "LONGEST_PAUSE", 600)
     gates = {number: threading.Event() for number in range(1, 6)}
     numbers = count(1)
 
@@ -314,7 +314,7 @@ def test_failures_side_by_side_count_as_one_and_the_next_success_ends_the_pause(
 def test_a_hung_attempt_does_not_hide_that_the_server_is_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.pool.connects, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(flask_mysqlpool.pool.state, "LONGEST_PAUSE", 0.1)
     hang = threading.Event()
     numbers = count(1)
 

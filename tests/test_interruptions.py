@@ -517,7 +517,7 @@ def test_a_handle_that_outlives_its_modules_says_nothing() -> None:
     program = """
 import os, warnings
 warnings.simplefilter("error")
-from flask_mysqlpool.testing.fake import FakePool
+from flask_mysqlpool.testing.fake_driver import FakePool
 handle = FakePool().connection()
 os.last_to_go = lambda: handle
 """

@@ -233,7 +233,7 @@ def test_logging_that_raises_fails_nothing(
 AT_EXIT = """
 import gc, logging, sys, time, warnings
 from flask_mysqlpool import Pool, PoolConfig
-from flask_mysqlpool.stats import Observer
+from flask_mysqlpool.pool.stats import Observer
 warnings.simplefilter("ignore")
 logging.raiseExceptions = False
 lines = []

@@ -15,8 +15,8 @@ from liars import Liar, honest
 from pymysql.err import OperationalError
 
 from flask_mysqlpool import Pool, PoolConfig
-from flask_mysqlpool.pool.driver import names
-from flask_mysqlpool.pool.driver.names import MOST, addresses
+from flask_mysqlpool.pool.driver import sockets
+from flask_mysqlpool.pool.driver.sockets import MOST, addresses
 
 
 class Resolver:
@@ -40,7 +40,7 @@ class Resolver:
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     resolver = Resolver()
     monkeypatch.setattr(socket, "getaddrinfo", resolver)
-    monkeypatch.setattr(names, "_processes", {})
+    monkeypatch.setattr(sockets, "_processes", {})
     yield resolver
     for event in resolver.hanging.values():
         event.set()

@@ -25,7 +25,7 @@ import flask_mysqlpool.pool.pool
 import flask_mysqlpool.pool.state
 import flask_mysqlpool.pool.waiters
 from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolFull, PoolTimeout
-from flask_mysqlpool.pool.connects import FIRST_PAUSE
+from flask_mysqlpool.pool.state import FIRST_PAUSE
 from flask_mysqlpool.testing.fake_driver import FakePool
 
 T = TypeVar("T")

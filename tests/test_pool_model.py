@@ -24,9 +24,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-import flask_mysqlpool.pool.connects
 import flask_mysqlpool.pool.lending
 import flask_mysqlpool.pool.pool
+import flask_mysqlpool.pool.state
 from flask_mysqlpool import PooledConnection, PoolTimeout
 from flask_mysqlpool.testing import fake_driver
 
@@ -65,7 +65,7 @@ class PoolMachine(RuleBasedStateMachine):
             fake_driver,
         ):
             self.patch.setattr(module, "monotonic", self.clock)
-        self.patch.setattr(flask_mysqlpool.pool.connects, "FIRST_PAUSE", 0.0)
+        self.patch.setattr(flask_mysqlpool.pool.state, "FIRST_PAUSE", 0.0)
         self.executor = ThreadPoolExecutor(100)
         self.under_way: list[Connect] = []
         self.size = size

@@ -28,9 +28,9 @@ KEY = "shop/default @localhost:3306"
 
 SHARER = """
 import sys, threading, time
-from flask_mysqlpool.board import Board
-from flask_mysqlpool.presence import Presence
-from flask_mysqlpool.testing.fake import FakePool
+from flask_mysqlpool.workers.status_dir import Board
+from flask_mysqlpool.workers.agent import Presence
+from flask_mysqlpool.testing.fake_driver import FakePool
 pool = FakePool(MAX_SIZE=4, MAX_HOST_CONNECTIONS=int(sys.argv[2]), TIMEOUT=60)
 Presence(pool, Board(sys.argv[1]), app="shop")
 held = []

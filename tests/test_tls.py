@@ -26,7 +26,7 @@ from conftest import MYSQL, MakePool, local_server, until
 from pymysql.err import OperationalError
 
 from flask_mysqlpool import Pool, PooledConnection
-from flask_mysqlpool.pool.driver.certificates import Certificates
+from flask_mysqlpool.pool.driver.tls import Certificates
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 VERIFYING = ["VERIFY_CA", "VERIFY_IDENTITY"]
@@ -332,7 +332,7 @@ def test_a_renewal_that_is_no_good_is_an_error_with_its_cause(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flask_mysqlpool.pool.driver.certificates.RENEWAL", 0.05)
+    monkeypatch.setattr("flask_mysqlpool.pool.driver.tls.RENEWAL", 0.05)
     ca = tmp_path / "ca.pem"
     shutil.copy(authority.ca, ca)
     pool = make_pool(URL=with_tls.url, SSL_MODE="VERIFY_CA", SSL_CA=str(ca))

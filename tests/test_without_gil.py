@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from flask_mysqlpool.pool.connects import Connects
 from flask_mysqlpool.pool.maintenance import Housekeeper
+from flask_mysqlpool.pool.state import Connects
 
 #: Seconds for which it is tried.
 LONG_ENOUGH = 0.5

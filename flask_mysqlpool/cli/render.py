@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from ..pool.driver.text import plain
+from ..pool.driver.logs import plain
 from ..workers.status_dir import Orders
 from .check import FAILURE, OK, WARNING, Finding
 

@@ -21,9 +21,8 @@ from ..errors import ConfigError, PoolFull, PoolTimeout
 from ..pool import Pool
 from ..pool.connection import PooledConnection
 from ..pool.driver.logs import log
-from ..pool.health import Health, examine
 from ..pool.query_log import RecordedQuery
-from ..pool.stats import PoolStats
+from ..pool.stats import Health, PoolStats, examine
 from ..pool.transaction import TransactionBlock, run_in_transaction
 from .app_state import QUERIES_IN_G, State, app_context
 

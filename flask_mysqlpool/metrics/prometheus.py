@@ -37,7 +37,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ..pool.driver.text import plain
+from ..pool.driver.logs import plain
 from ..pool.stats import BOUNDS, PoolStats
 from ..workers.exited import Counts, total
 from ..workers.exited import counts as counted_by

@@ -24,8 +24,7 @@ from flask import Flask, Response, current_app, request, url_for
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from werkzeug.exceptions import HTTPException
 
-from ..pool.driver.logs import log
-from ..pool.driver.text import is_exit, kind, plain
+from ..pool.driver.logs import is_exit, kind, log, plain
 from ..workers.status_dir import Board, Orders
 
 COOKIE = "mysqlpool_monitor"

@@ -13,8 +13,7 @@ from flask.blueprints import BlueprintSetupState
 from jinja2 import Environment, PackageLoader
 
 from ..config import PoolConfig
-from ..pool.driver.logs import log
-from ..pool.driver.text import plain
+from ..pool.driver.logs import log, plain
 from . import snapshot
 from .auth import Authorize, Gate, Refusal, Visit
 

@@ -27,11 +27,11 @@ from ..errors import (
     TransactionError,
 )
 from . import cursors
+from .diagnostics import Stack
 from .driver.process import process
 from .driver.session import OWN, PhysicalConnection, Writes
 from .driver.statements import TRANSACTION
 from .driver.transport import without_traceback
-from .leaks import Stack
 from .query_log import Recorder
 
 C = TypeVar("C", bound=Cursor)

@@ -14,7 +14,7 @@ from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import MySQLError, ProgrammingError
 
 from ..errors import ConnectionLost
-from .driver.lexer import bare
+from .driver.statements import bare
 from .driver.transport import without_traceback
 
 

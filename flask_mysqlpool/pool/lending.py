@@ -29,7 +29,6 @@ from ..config import PoolConfig
 from ..errors import PoolError, PoolTimeout
 from . import diagnostics
 from .connection import PooledConnection
-from .connects import Connect
 from .driver.connector import Connector
 from .driver.logs import log
 from .driver.process import process
@@ -38,8 +37,8 @@ from .driver.transport import SILENCE, NotAnswered, without_traceback
 from .liaison import Alone, Liaison
 from .maintenance import housekeeper
 from .query_log import Recorder, make_recorder
-from .state import Errand, Inventory
-from .stats import Observer
+from .state import Connect, Errand, Inventory
+from .stats import Observer, Times
 from .waiters import Waiter
 
 #: Seconds that the server always has to answer what was asked on the last return.
@@ -450,6 +449,7 @@ class Lender:
             begun = monotonic()
             con = self.steady_connection()
             con.slot, slot = slot, None
+            con.times = Times()
             con.generation = connect.generation
             if lifetime := self.config.max_lifetime:
                 con.expires = con.opened + lifetime * random.uniform(0.9, 1.1)

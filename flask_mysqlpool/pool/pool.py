@@ -17,11 +17,11 @@ from dbutils.pooled_db import PooledDB
 from ..config import PoolConfig
 from . import diagnostics
 from .connection import PooledConnection
+from .diagnostics import stack
 from .driver.logs import log
 from .driver.process import process
 from .driver.session import PhysicalConnection
 from .driver.transport import DRIVER
-from .leaks import stack
 from .lending import Lender
 from .stats import ConnectionStats, PoolStats
 

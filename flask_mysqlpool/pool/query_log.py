@@ -16,8 +16,8 @@ from typing import Any
 import pymysql
 
 from ..config import PoolConfig
+from .diagnostics import caller
 from .driver.logs import log
-from .leaks import caller
 
 _PYMYSQL = os.path.dirname(pymysql.__file__) + os.sep
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .pool import Pool
 
 #: Upper bounds of what durations are sorted into, in seconds; the last has none.
 BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -135,3 +138,69 @@ class ConnectionStats:
     #: Who holds it: an endpoint or, outside of requests, the name of a thread.
     endpoint: str | None
     age: float
+
+
+#: From the best to the worst.
+OK, UNKNOWN, SATURATED, PAUSED, DOWN = "ok", "unknown", "saturated", "paused", "down"
+STATES = (OK, UNKNOWN, SATURATED, PAUSED, DOWN)
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the pools of this process are; :attr:`state` is that of the worst.
+
+    ``ok``: connections are there. ``unknown``: none is open; one is being opened now,
+    so ask again. ``saturated``: all are in use, or somebody waits.
+    ``paused``: by ``flask mysqlpool pause``. ``down``: the server could not be reached
+    the last time that this was tried; asking makes it try again, at growing intervals.
+    """
+
+    state: str
+    #: One sentence for each pool that is not ok.
+    reasons: tuple[str, ...]
+    pools: Mapping[str, PoolStats]
+
+    @property
+    def ok(self) -> bool:
+        """Whether requests that need a connection can be expected to get one."""
+        return self.state in (OK, UNKNOWN)
+
+
+def examine(pools: Mapping[str, Pool]) -> Health:
+    """The health of these pools. Waits for nothing."""
+    for pool in pools.values():
+        pool.discard_dead()
+    found = {bind: pool.stats() for bind, pool in pools.items()}
+    states = {bind: _state(stats) for bind, stats in found.items()}
+    for bind, pool in pools.items():
+        if states[bind] in (UNKNOWN, DOWN):
+            pool.probe()
+    reasons = [_reason(found[bind], state) for bind, state in states.items()]
+    return Health(
+        state=max(states.values(), key=STATES.index),
+        reasons=tuple(filter(None, reasons)),
+        pools=found,
+    )
+
+
+def _state(stats: PoolStats) -> str:
+    if stats.paused:
+        return PAUSED
+    if stats.failing or stats.closed:
+        return DOWN
+    if stats.waiting or stats.in_use >= stats.limit:
+        return SATURATED
+    return OK if stats.idle + stats.in_use else UNKNOWN
+
+
+def _reason(stats: PoolStats, state: str) -> str:
+    if state == DOWN:
+        return f"{stats.name}: {stats.connect_error or 'the pool has been closed'}"
+    if state == SATURATED:
+        return (
+            f"{stats.name}: in use {stats.in_use}/{stats.max_size},"
+            f" waiting {stats.waiting}, for up to {stats.waited:.2f} s"
+        )
+    if state == UNKNOWN:
+        return f"{stats.name}: no connection is open yet"
+    return "" if state == OK else f"{stats.name}: {state}"

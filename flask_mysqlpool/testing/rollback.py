@@ -23,8 +23,8 @@ from pymysql.err import OperationalError
 from ..extension.mysqlpool import KEY
 from ..pool import Pool
 from ..pool.connection import PooledConnection
-from ..pool.driver.lexer import bare
 from ..pool.driver.session import OWN, PhysicalConnection
+from ..pool.driver.statements import bare
 from ..pool.transaction import transaction
 
 #: For savepoints: of all checkouts, also where one is within another's block.

@@ -19,9 +19,8 @@ from typing import Any
 from weakref import WeakSet
 
 from ..pool import Pool
-from ..pool.driver.logs import log
+from ..pool.driver.logs import NAME, log, plain
 from ..pool.driver.process import process
-from ..pool.driver.text import NAME, plain
 from ..pool.maintenance import housekeeper
 from ..pool.stats import ConnectionStats, PoolStats
 from .exited import identity, key_of, site

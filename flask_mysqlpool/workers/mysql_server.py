@@ -18,8 +18,8 @@ from pymysql.err import MySQLError
 
 from ..config import PoolConfig
 from ..pool.driver.connector import Connector
+from ..pool.driver.logs import is_exit, kind, plain
 from ..pool.driver.session import PhysicalConnection
-from ..pool.driver.text import is_exit, kind, plain
 
 #: Errors of a server that does not let this account see what clients call themselves.
 _NOT_FOR_US = frozenset(

@@ -15,11 +15,11 @@ from pymysql.err import InternalError, MySQLError, OperationalError
 
 from ...config import PoolConfig
 from ...config.addresses import Place
-from .certificates import Certificates
 from .hosts import Hosts
+from .logs import is_exit, kind, plain
 from .session import NOT_READY, AnotherRole, PhysicalConnection
 from .sockets import longest
-from .text import is_exit, kind, plain
+from .tls import Certificates
 from .transport import LOST, without_traceback
 
 #: Login errors that hold for every host: the account, the database, this side's set-up.

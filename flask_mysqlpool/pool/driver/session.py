@@ -21,8 +21,6 @@ from pymysql.protocol import EOFPacketWrapper, OKPacketWrapper
 
 from ...config import PoolConfig
 from ...errors import TransactionError
-from ..leaks import Stack
-from ..stats import Times
 from .login import NO_PROFILES, NO_WARNINGS, Login
 from .login import questions as login_questions
 from .statements import (
@@ -165,10 +163,10 @@ class PhysicalConnection(Link):
         #: How often it was handed out, and the thread that has it now.
         self.uses = 0
         self.holder = 0
-        #: For how long each time.
-        self.times = Times()
+        #: For how long each time: a histogram, made by the pool.
+        self.times: Any = None
         #: Of the handle that vanished without returning it: endpoint and stack.
-        self.dropped_by: tuple[str | None, Stack] | None = None
+        self.dropped_by: tuple[str | None, Any] | None = None
         #: Why it should go when it comes back, although it works, if it should.
         self.retired = ""
         # What is known of the server.
