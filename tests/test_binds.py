@@ -24,7 +24,7 @@ from flask_mysqlpool import (
     get_db,
 )
 from flask_mysqlpool.config.settings import AppConfig
-from flask_mysqlpool.pool.backends import NullPool
+from flask_mysqlpool.pool.pool import NullPool
 from flask_mysqlpool.testing import LocalServer
 
 SECRET = "geheim"
@@ -417,7 +417,7 @@ class Counting(Pool):
         ("NULL", NullPool),
         (Counting, Counting),
         (f"{__name__}.Counting", Counting),
-        ("flask_mysqlpool.pool.backends.NullPool", NullPool),
+        ("flask_mysqlpool.pool.pool.NullPool", NullPool),
     ],
 )
 def test_the_backend_is_what_the_setting_says(

@@ -26,7 +26,7 @@ from flask_mysqlpool import (
 )
 from flask_mysqlpool.config.addresses import Place, parse
 from flask_mysqlpool.pool.driver.hosts import FIRST_PAUSE, Hosts
-from flask_mysqlpool.pool.lending import LAG_CHECKED, SECOND_BEST
+from flask_mysqlpool.pool.pool import LAG_CHECKED, SECOND_BEST
 from flask_mysqlpool.pool.transaction import run_in_transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 

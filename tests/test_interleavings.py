@@ -18,7 +18,6 @@ from conftest import MakePool, until
 from flask import Flask
 from pymysql.cursors import SSCursor
 
-import flask_mysqlpool.pool.lending
 import flask_mysqlpool.pool.maintenance
 import flask_mysqlpool.pool.pool
 import flask_mysqlpool.pool.state
@@ -356,7 +355,7 @@ def test_without_a_thread_for_housekeeping_connections_are_lent_all_the_same(
 ) -> None:
     start = threading.Thread.start
     keeper = flask_mysqlpool.pool.maintenance.Housekeeper("housekeeper")
-    monkeypatch.setattr(flask_mysqlpool.pool.lending, "housekeeper", lambda *_: keeper)
+    monkeypatch.setattr(flask_mysqlpool.pool.pool, "housekeeper", lambda *_: keeper)
 
     def start_no_housekeeper(thread: threading.Thread) -> None:
         if thread.name == "mysqlpool-housekeeper":

@@ -38,7 +38,7 @@ GONE = ConnectionResetError("gone")
 OURS = tuple(
     str(Path(flask_mysqlpool.__file__).with_name("pool") / f"{name}.py")
     for name in (
-        *("pool", "lending", "state", "waiters", "connection", "cursors"),
+        *("pool", "state", "waiters", "connection", "cursors"),
         *("driver/session", "driver/transport"),
     )
 )

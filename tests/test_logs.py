@@ -191,8 +191,8 @@ def authorize_that_raises(make_app: MakeApp) -> None:
 
 
 PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
-    "lending._notify": observer_that_raises,
-    "lending._tell_of_end": session_that_cannot_be_cleaned,
+    "pool._notify": observer_that_raises,
+    "pool._tell_of_end": session_that_cannot_be_cleaned,
     "pool._report_leak": connection_that_is_dropped,
     "signals._send": receiver_that_raises,
     "query_log._log": slow_statement,

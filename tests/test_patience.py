@@ -13,8 +13,8 @@ import pymysql.err
 import pytest
 from conftest import MakePool, until
 
+import flask_mysqlpool.pool.pool
 from flask_mysqlpool import Pool, PooledConnection, PoolTimeout
-from flask_mysqlpool.pool import lending
 from flask_mysqlpool.pool.driver import transport
 from flask_mysqlpool.pool.driver.transport import SILENCE
 from flask_mysqlpool.testing import FaultProxy, LocalServer
@@ -168,7 +168,7 @@ def test_without_time_to_wait_a_connect_of_another_is_not_waited_for() -> None:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the server time to answer on a busy machine."""
-    for module in transport, lending:
+    for module in transport, flask_mysqlpool.pool.pool:
         monkeypatch.setattr(module, "SILENCE", 5.0)
     monkeypatch.setattr(transport, "REST", 5.0)
 

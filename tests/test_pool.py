@@ -20,7 +20,6 @@ import pytest
 from conftest import until
 from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 
-import flask_mysqlpool.pool.lending
 import flask_mysqlpool.pool.pool
 import flask_mysqlpool.pool.state
 import flask_mysqlpool.pool.waiters
@@ -357,7 +356,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_and_costs_no_place(
 
     pool = FakePool(MAX_SIZE=1)
     no_threads = SimpleNamespace(start_new_thread=start)
-    monkeypatch.setattr(flask_mysqlpool.pool.lending, "_thread", no_threads)
+    monkeypatch.setattr(flask_mysqlpool.pool.pool, "_thread", no_threads)
     with pytest.raises(RuntimeError, match="can't start new thread"):
         pool.connection()
     stats = pool.stats()

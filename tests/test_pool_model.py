@@ -24,7 +24,6 @@ from hypothesis.stateful import (
     rule,
 )
 
-import flask_mysqlpool.pool.lending
 import flask_mysqlpool.pool.pool
 import flask_mysqlpool.pool.state
 from flask_mysqlpool import PooledConnection, PoolTimeout
@@ -60,7 +59,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.clock = Clock()
         for module in (
-            flask_mysqlpool.pool.lending,
             flask_mysqlpool.pool.pool,
             fake_driver,
         ):

@@ -33,7 +33,7 @@ from flask_mysqlpool import (
     PoolTimeout,
     get_db,
 )
-from flask_mysqlpool.pool.backends import NullPool
+from flask_mysqlpool.pool.pool import NullPool
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 Sql = Callable[..., tuple[tuple[Any, ...], ...]]

@@ -28,10 +28,10 @@ from ..config import PoolConfig
 from ..config.settings import AppConfig
 from ..errors import ConfigError
 from ..pool import Pool
-from ..pool.backends import make_pool
 from ..pool.connection import PooledConnection
 from ..pool.driver.logs import log
 from ..pool.driver.session import Writes
+from ..pool.pool import make_pool
 from ..pool.query_log import RecordedQuery, make_recorder
 from ..pool.stats import Observer
 from ..workers.agent import Presence

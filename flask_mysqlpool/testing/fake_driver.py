@@ -15,7 +15,7 @@ from ..config import PoolConfig
 from ..pool import Pool
 from ..pool.driver.login import Login
 from ..pool.driver.process import process
-from ..pool.lending import monotonic
+from ..pool.pool import monotonic
 from ..pool.stats import Times
 
 
