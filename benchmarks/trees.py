@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,7 +46,11 @@ def run(connection: Any, statement: str) -> None:
 def pooled(url: str) -> dict[str, Action]:
     """Return what is timed, through the pool of the package that is imported."""
     from flask_mysqlpool import Pool, PoolConfig
-    from flask_mysqlpool.pool.transaction import transaction
+
+    try:
+        from flask_mysqlpool.pool.transaction import transaction
+    except ImportError:  # where it was before
+        transaction = import_module("flask_mysqlpool.transaction").transaction
 
     def pool(**settings: Any) -> Pool:
         return Pool(PoolConfig.from_mapping({"URL": url, "MAX_SIZE": 2, **settings}))

@@ -15,6 +15,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from pymysql.connections import Connection
 from pymysql.constants import CR
 from pymysql.err import MySQLError, OperationalError
 
@@ -180,6 +181,7 @@ def bounded(raw: Any, deadline: float, largest: float = inf) -> Iterator[None]:
     conversions = raw.use_unicode, raw.decoders
     raw.use_unicode, raw.decoders = False, {}
     raw._read_bytes = read_bytes
+    raw._read_packet = partial(Connection._read_packet, raw)
     try:
         raw._write_timeout = time_left(deadline)
         yield
@@ -195,7 +197,7 @@ def bounded(raw: Any, deadline: float, largest: float = inf) -> Iterator[None]:
         raw._force_close()
         raise
     finally:
-        del raw._read_bytes
+        del raw._read_bytes, raw._read_packet
         raw.use_unicode, raw.decoders = conversions
         raw._write_timeout = write_timeout
         raw._current_timeout = -1.0

@@ -18,10 +18,12 @@ from typing import Any
 
 import pymysql
 from dbutils.steady_db import SteadyDBConnection
+from pymysql.connections import Connection
 from pymysql.constants import COMMAND, CR, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
 from .process import process
+from .results import ReadingConnection
 from .sockets import bounded, dial, glance, time_left, watch
 
 #: The DB-API module that the pool is built on.
@@ -102,6 +104,8 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         # gets to make the cursors, and the protocol is spoken on the real thing.
         self.raw: Any = getattr(self._con, "__wrapped__", self._con)
         self.traced = self.raw is not self._con
+        if type(self.raw) is Connection:
+            self.raw.__class__ = ReadingConnection
 
     def establish(self, deadline: float) -> None:
         """Open the socket and log in, both by the deadline."""
