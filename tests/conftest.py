@@ -66,10 +66,21 @@ def local_server(engine: str, **options: Any) -> LocalServer:
 
 
 @pytest.fixture(scope="session")
-def server(engine: str) -> Iterator[LocalServer]:
+def servers() -> Iterator[dict[str, LocalServer]]:
+    """The servers that run, by engine; each goes on to the end once it was started."""
+    running: dict[str, LocalServer] = {}
+    yield running
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(engine: str, servers: dict[str, LocalServer]) -> LocalServer:
     """The server that all tests share: not to be stopped or restarted."""
-    with local_server(engine) as server:
-        yield server
+    if engine not in servers:
+        servers[engine] = local_server(engine)
+        servers[engine].start()
+    return servers[engine]
 
 
 class MakeServer(Protocol):
@@ -192,16 +203,25 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
         time.sleep(0.005)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs on each server, and drop what would say the same on the second.
+#: What takes longest comes first, so that all processes end at the same time.
+LONGEST = [
+    *("ledger", "servers", "galera", "session_audit", "replication", "cli", "faults"),
+    *("transactions", "monitor_browser", "foreign", "fleet", "pool_model", "pitfalls"),
+]
 
-    The mark ``each_server`` divides all tests into halves that take equally long, which
-    ``scripts/test`` runs side by side. The mark ``one_engine`` is for the tests to set.
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Drop what would say the same on the second server, and put what is long first.
+
+    The mark ``one_engine`` is for the tests to set.
     """
-    for item in items:
-        if _engine(item):
-            item.add_marker("each_server")
     items[:] = [item for item in items if not _says_the_same_again(item)]
+    items.sort(key=lambda item: _rank(item.path.stem.removeprefix("test_")))
+
+
+def _rank(subject: str) -> int:
+    return LONGEST.index(subject) if subject in LONGEST else len(LONGEST)
 
 
 def _says_the_same_again(item: pytest.Item) -> bool:

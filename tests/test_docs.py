@@ -30,7 +30,7 @@ from conftest import local_server, until
 from flask import Flask, redirect, request, url_for
 
 import flask_mysqlpool
-from flask_mysqlpool import MySQLPool, get_db
+from flask_mysqlpool import MySQLPool, get_db, signals
 from flask_mysqlpool.cli.check import _MENDS
 from flask_mysqlpool.cli.commands import create_group
 from flask_mysqlpool.config import PoolConfig
@@ -412,6 +412,9 @@ def test_the_page_about_observability_runs(
     assert len(named) > 10
     assert [name for name in named if name not in metrics] == []
     assert "default: shop: no connection within" in caplog.text
+    # Its receiver is held by the page, and would be heard of in other tests.
+    for receiver in list(signals.pool_timeout.receivers_for(app)):
+        signals.pool_timeout.disconnect(receiver)
 
 
 def test_what_the_page_about_settings_sets_can_be_set() -> None:
