@@ -7,9 +7,11 @@ import ctypes
 import errno
 import itertools
 import os
+import select
 import shutil
 import socket
 import ssl
+import struct
 import threading
 import time
 import zlib
@@ -26,7 +28,7 @@ from conftest import MYSQL, MakePool, local_server, until
 from pymysql.err import OperationalError
 
 from flask_mysqlpool import Pool, PooledConnection
-from flask_mysqlpool.pool.driver.tls import Certificates
+from flask_mysqlpool.pool.driver.tls import Certificates, isolate
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 VERIFYING = ["VERIFY_CA", "VERIFY_IDENTITY"]
@@ -649,3 +651,24 @@ def test_what_rsa_needs_is_said_where_it_is_missing(
         pool.connection()
 
     assert pool.stats().size == 0
+
+
+def test_a_socket_that_is_reset_before_its_handshake_is_closed() -> None:
+    context = ssl.create_default_context()
+    isolate(context)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        accepted.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        accepted.close()
+        select.select([client], [], [])  # until the reset is here
+
+        number = client.fileno()
+        with pytest.raises(OSError) as caught:
+            context.wrap_socket(client, server_hostname="localhost")
+
+    assert caught.value.errno in (errno.ENOTCONN, errno.EBADF)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)

@@ -68,6 +68,15 @@ class _IsolatedSocket(_Socket):
             _empty_error_queue()
             raise
 
+    def getpeername(self) -> Any:
+        try:
+            return super().getpeername()
+        except OSError:
+            # The server has reset it before the handshake, which Python 3.11 lets fail
+            # without closing the socket.
+            self.close()
+            raise
+
     def shutdown(self, how: int) -> None:
         # SSLSocket's would have another thread continue in plain text.
         socket.socket.shutdown(self, how)
