@@ -14,7 +14,7 @@ from flask_mysqlpool import Pool, PoolConfig, PoolTimeout
 from flask_mysqlpool.cli.commands import _Seconds
 from flask_mysqlpool.config.validators import YEAR
 from flask_mysqlpool.pool.driver.sockets import LONGEST_WAIT
-from flask_mysqlpool.pool.state import Inventory
+from flask_mysqlpool.pool.state import PoolState
 from flask_mysqlpool.pool.waiters import Waiter
 from flask_mysqlpool.testing.fake_driver import FakePool
 
@@ -103,16 +103,16 @@ class Owner:
 
 def cost_of_leaving(count: int) -> float:
     """Seconds per waiter until all have left the line of a pool without room."""
-    inventory = Inventory(PoolConfig.from_mapping({"HOST": "db", "MAX_SIZE": 10}))
+    state = PoolState(PoolConfig.from_mapping({"HOST": "db", "MAX_SIZE": 10}))
     owner = Owner()
-    inventory.paused = True
+    state.paused = True
     waiters: list[Any] = [Waiter(float(i), 1e9, ref(owner)) for i in range(count)]
     for waiter in waiters:
-        inventory.join(waiter)
-    inventory.paused = False
+        state.join(waiter)
+    state.paused = False
     started = time.thread_time()
     for waiter in waiters:
-        inventory.leave(waiter)
+        state.leave(waiter)
     return (time.thread_time() - started) / count
 
 

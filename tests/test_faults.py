@@ -48,7 +48,7 @@ def fill(pool: Pool, size: int) -> None:
     with ExitStack() as stack:
         for _ in range(size):
             execute(stack.enter_context(pool.connection()), "SELECT 1")
-    for con in tuple(pool._inventory.idle):
+    for con in tuple(pool._state.idle):
         con.read_answers(time.monotonic() + 5)
     assert pool.stats().idle == size
 
@@ -301,7 +301,7 @@ def test_idle_connections_that_the_network_ended_are_not_handed_out(
 ) -> None:
     pool = make_pool(**through(proxy, server), MAX_SIZE=5)
     fill(pool, 5)
-    ended = tuple(pool._inventory.idle)
+    ended = tuple(pool._state.idle)
 
     getattr(proxy, fault)()
     until(lambda: not any(con.is_alive() for con in ended))
@@ -520,7 +520,7 @@ def test_sessions_that_the_server_let_time_out_are_all_replaced(
 ) -> None:
     pool = make_pool(MAX_SIZE=5, SETSESSION=["SET wait_timeout = 1"])
     fill(pool, 5)
-    idle = tuple(pool._inventory.idle)
+    idle = tuple(pool._state.idle)
 
     until(lambda: not any(con.is_alive() for con in idle))
 

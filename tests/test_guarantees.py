@@ -467,7 +467,7 @@ def test_a_session_that_timed_out_is_not_handed_out(make_pool: MakePool) -> None
     with pool.connection() as connection:
         first = connection.thread_id()
         execute(connection, "SELECT 1")
-    [idle] = pool._inventory.idle
+    [idle] = pool._state.idle
     idle.read_answers(time.monotonic() + 5)
 
     until(lambda: not idle.is_alive())

@@ -535,7 +535,7 @@ def test_a_demotion_that_is_confirmed_replaces_all(pair: list[LocalServer]) -> N
         held[0].query("INSERT INTO w VALUES (1)")
     for connection in held:
         connection.close()
-    [suspect] = [con for con in pool._inventory.idle if con.is_suspect]
+    [suspect] = [con for con in pool._state.idle if con.is_suspect]
     until(suspect.is_answered)
     for _ in range(3):
         with pool.connection() as connection:

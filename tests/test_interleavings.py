@@ -137,7 +137,7 @@ def test_who_finds_its_idle_connection_dead_has_not_lost_its_turn(
 ) -> None:
     pool = FakePool(MAX_SIZE=1, TIMEOUT=30)
     pool.connection().close()
-    [dead] = pool._inventory.idle
+    [dead] = pool._state.idle
     looking, look = threading.Event(), threading.Event()
 
     def is_alive(con: FakeConnection) -> bool:
@@ -183,7 +183,7 @@ def test_who_was_handed_a_dead_one_is_in_line_again_before_others_hear_of_its_pl
     pool = FakePool(MAX_SIZE=1, TIMEOUT=30)
     held = pool.connection()
     first, second = in_line(pool, threads, 2)
-    since = [waiter.since for waiter in pool._inventory.waiters]
+    since = [waiter.since for waiter in pool._state.waiters]
     rung, ring = list[float](), Waiter.ring
 
     def note(waiter: Waiter[Any]) -> None:
@@ -205,7 +205,7 @@ def test_who_is_interrupted_by_an_observer_of_a_dead_one_stands_in_no_line(
 ) -> None:
     pool = FakePool(MAX_SIZE=1, TIMEOUT=5)
     pool.connection().close()
-    [dead] = pool._inventory.idle
+    [dead] = pool._state.idle
     dead.alive = False
 
     class Interrupting(Observer):
@@ -226,7 +226,7 @@ def test_a_dead_one_is_told_of_although_the_pool_is_closed_meanwhile(
 ) -> None:
     pool = FakePool(MAX_SIZE=1)
     pool.connection().close()
-    [dead] = pool._inventory.idle
+    [dead] = pool._state.idle
     dead.alive = False
     told: list[str] = []
 
@@ -300,7 +300,7 @@ def test_failures_side_by_side_count_as_one_and_the_next_success_ends_the_pause(
     for number in range(1, 5):
         gates[number].set()
         until(lambda: pool.stats().connecting == 5 - number)  # noqa: B023
-    assert pool._inventory.connects._failures == 1
+    assert pool._state.connects._failures == 1
 
     gates[5].set()
 
@@ -398,7 +398,7 @@ def test_housekeeping_never_counts_more_than_max_size(
     pool = FakePool(MAX_SIZE=3, MIN_SIZE=3)
     for connection in [pool.connection() for _ in range(3)]:
         connection.close()
-    for con in pool._inventory.idle:
+    for con in pool._state.idle:
         con.expires = 0
     close, sizes = FakeConnection.close, []
 
@@ -468,7 +468,7 @@ def test_whoever_closes_one_handle_at_once_returns_it_once(
         for future in closing:
             future.result()
         assert places(pool) == (0, 0, 0)
-        assert len(set(pool._inventory.idle)) == pool.stats().size == pool.open_now
+        assert len(set(pool._state.idle)) == pool.stats().size == pool.open_now
 
     assert pool.stats().discarded == 0
 

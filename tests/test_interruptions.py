@@ -354,10 +354,10 @@ def test_closing_the_pool_in_a_signal_handler_disturbs_nobody_in_line(
         until(lambda: pool.stats().waiting == 2)
         assert held._con is not None
         held._con.lost = GONE
-        in_the_line = len(pool._inventory.waiters)
+        in_the_line = len(pool._state.waiters)
 
         def connecting(waiter: Waiter[Any]) -> bool:
-            in_the_middle = waiter in pool._inventory.waiters
+            in_the_middle = waiter in pool._state.waiters
             if threading.current_thread() is threading.main_thread():
                 pool.close()
             return in_the_middle
@@ -430,7 +430,7 @@ def test_somebody_interrupted_on_joining_the_line_does_not_stand_in_it(
     monkeypatch.undo()
     with ThreadPoolExecutor() as executor:
         waiter = executor.submit(pool.connection)
-        until(lambda: any(one.owner() for one in tuple(pool._inventory.waiters)))
+        until(lambda: any(one.owner() for one in tuple(pool._state.waiters)))
         time.sleep(2 * PATIENCE)  # until nobody looks around without being told
         assert held._con is not None
         held._con.lost = GONE
@@ -483,7 +483,7 @@ def test_an_abandoned_stream_may_be_collected_while_its_thread_has_the_lock() ->
     abandoned = stream(pool)
     next(abandoned)
 
-    with pool._inventory.lock:
+    with pool._state.lock:
         del abandoned
         gc.collect()
 
@@ -500,7 +500,7 @@ def test_a_dropped_handle_may_be_reported_while_its_thread_has_the_lock(
     connection = pool.connection()
     use_of_it = connection.thread_id()
 
-    with warnings.catch_warnings(), pool._inventory.lock:
+    with warnings.catch_warnings(), pool._state.lock:
         warnings.simplefilter("always")
         monkeypatch.setattr(
             warnings, "showwarning", lambda *_: reports.append(repr(pool))

@@ -225,7 +225,7 @@ def test_answers_that_come_one_by_one_are_waited_for(
 def test_an_impatient_checkout_lets_a_server_answer_until_it_is_silent() -> None:
     pool = FakePool()
     pool.connection().close()
-    con: Any = pool._inventory.idle[0]
+    con: Any = pool._state.idle[0]
     until_when: list[float] = []
     con.read_answers = until_when.append
     con.unanswered, con.asked = 1, time.monotonic()

@@ -377,9 +377,7 @@ def test_connects_pause_longer_and_longer_while_they_fail() -> None:
         with pytest.raises(pymysql.err.OperationalError, match="2003"):
             pool.connection()
 
-    pause = (
-        pool._inventory.connects.next_chance(0) - flask_mysqlpool.pool.pool.monotonic()
-    )
+    pause = pool._state.connects.next_chance(0) - flask_mysqlpool.pool.pool.monotonic()
     assert 4 * FIRST_PAUSE * 0.9 < pause
     assert pool.connects == 4
 
@@ -638,7 +636,7 @@ def test_without_fork_hooks_a_child_can_ask_a_pool_whose_lock_was_held(
     held, fork = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with pool._inventory.lock:
+        with pool._state.lock:
             held.set()
             fork.wait(10)
 

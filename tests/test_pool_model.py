@@ -31,7 +31,7 @@ from flask_mysqlpool.testing import fake_driver
 
 
 @dataclass
-class Connect:
+class ConnectAttempt:
     """A connect under way."""
 
     over: threading.Event = field(default_factory=threading.Event)
@@ -65,7 +65,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.patch.setattr(module, "monotonic", self.clock)
         self.patch.setattr(flask_mysqlpool.pool.state, "FIRST_PAUSE", 0.0)
         self.executor = ThreadPoolExecutor(100)
-        self.under_way: list[Connect] = []
+        self.under_way: list[ConnectAttempt] = []
         self.size = size
         self.pool = fake_driver.FakePool(self.connect, MAX_SIZE=size, TIMEOUT=10)
         # The model: numbers of idle connections, what is out, and who stands in line.
@@ -77,7 +77,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.outdated: set[int] = set()
 
     def connect(self) -> None:
-        connect = Connect()
+        connect = ConnectAttempt()
         self.under_way.append(connect)
         assert connect.over.wait(30)
         if connect.error is not None:
@@ -127,8 +127,8 @@ class PoolMachine(RuleBasedStateMachine):
     def newest(self) -> int | None:
         """The connection that the model does not know of yet."""
         known = {*self.idle, *(handle.thread_id() for handle in self.held)}
-        with self.pool._inventory.lock:
-            numbers = [con.thread_id() for con in self.pool._inventory.open()]
+        with self.pool._state.lock:
+            numbers = [con.thread_id() for con in self.pool._state.open()]
         return next((number for number in numbers if number not in known), None)
 
     def all_connects_fail(self, index: int) -> None:
@@ -143,13 +143,13 @@ class PoolMachine(RuleBasedStateMachine):
                 future.result(timeout=2)
         self.line = []
 
-    def take_under_way(self) -> list[Connect]:
+    def take_under_way(self) -> list[ConnectAttempt]:
         taken, self.under_way[:] = list(self.under_way), []
         return taken
 
     def time_runs_out(self, index: int) -> None:
         self.clock.now += 11
-        for waiter in list(self.pool._inventory.waiters):
+        for waiter in list(self.pool._state.waiters):
             waiter.ring()
         for future in self.line:
             with pytest.raises(PoolTimeout):
@@ -158,7 +158,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def the_next_one_is_dead(self, index: int) -> None:
         if self.idle:
-            self.pool._inventory.idle[-1].alive = False
+            self.pool._state.idle[-1].alive = False
             self.idle.pop()
             self.arrives()
 

@@ -735,7 +735,7 @@ def test_who_needs_one_gets_it_from_who_has_two(
     held = [pool.connection() for pool in (rich, equal) for _ in range(2)]
     waiter = threads.submit(poor.connection, timeout=5)
 
-    until(lambda: rich._inventory.limit + equal._inventory.limit == 3, seconds=3)
+    until(lambda: rich._state.limit + equal._state.limit == 3, seconds=3)
     for handle in held:
         handle.close()
 

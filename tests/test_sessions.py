@@ -175,7 +175,7 @@ def test_a_clean_up_that_the_server_refuses_is_logged_once(
 
 
 def _wait_for_answers(pool: Pool) -> None:
-    [idle] = pool._inventory.idle
+    [idle] = pool._state.idle
     deadline = time.monotonic() + 5
     while not idle.is_answered():
         assert time.monotonic() < deadline

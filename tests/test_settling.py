@@ -126,7 +126,7 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[Foreign]:
 def idle(pool: Pool, number: int = 1) -> list[Any]:
     for connection in [pool.connection() for _ in range(number)]:
         connection.close()
-    return list(pool._inventory.idle)
+    return list(pool._state.idle)
 
 
 def use(pool: Pool) -> None:
@@ -313,7 +313,7 @@ def test_an_order_between_any_two_instructions_concerns_what_is_settled_after_it
     monkeypatch.setattr(Housekeeper, "watch", lambda *_: None)
 
     def let_it_come() -> None:
-        if not pool._inventory.lock._is_owned():
+        if not pool._state.lock._is_owned():
             order(pool)
 
     signals = Signals(let_it_come)

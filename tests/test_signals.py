@@ -192,7 +192,7 @@ class Locked(Observer):
 
         def note(pool: Pool, *about: object) -> None:
             self.calls[name] += 1
-            self.locked[name] += pool._inventory.lock._is_owned()
+            self.locked[name] += pool._state.lock._is_owned()
 
         return note
 

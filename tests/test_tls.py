@@ -424,7 +424,7 @@ def test_a_connection_that_was_killed_is_not_handed_out_over_tls(
     pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", MAX_SIZE=1)
     with pool.connection() as connection:
         killed = connection.thread_id()
-    [idle] = pool._inventory.idle
+    [idle] = pool._state.idle
     assert idle.is_alive()
     with closing(with_tls.connect()) as root, root.cursor() as cursor:
         cursor.execute(f"KILL {killed}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from flask_mysqlpool.pool.maintenance import Housekeeper
-from flask_mysqlpool.pool.state import Connects
+from flask_mysqlpool.pool.state import ConnectAttempts
 
 #: Seconds for which it is tried.
 LONG_ENOUGH = 0.5
@@ -31,7 +31,7 @@ def together(*steps: Callable[[], object]) -> None:
 
 
 def test_connects_are_counted_while_others_are_let_go_of() -> None:
-    connects, lock = Connects(), threading.Lock()
+    connects, lock = ConnectAttempts(), threading.Lock()
 
     def connect() -> None:
         with lock:

@@ -1,7 +1,7 @@
-"""What a pool says of itself: its figures, its connections, and why somebody got none.
+"""Describe a pool: its figures, its connections, time-outs and leaks.
 
-All that is wanted of a pool's inventory is read in one go, with its lock held; texts
-are made of it afterwards.
+Read all that is needed of the pool's state at once, with its lock held, and make texts
+of it afterwards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import PoolError, PoolTimeout
 from .driver.logs import kind, plain, quoted
 from .driver.session import PhysicalConnection
 from .driver.transport import DRIVER
-from .state import Inventory
+from .state import PoolState
 from .stats import ConnectionStats, PoolStats, Times
 
 #: The callers of a checkout, the innermost first.
@@ -62,45 +62,45 @@ def describe(endpoint: str | None, thread: str | None, stack: Stack) -> str:
     return f"{taken}, from:\n{''.join(traceback.format_list(entries))}".rstrip()
 
 
-def snapshot(inventory: Inventory, now: float) -> PoolStats:
+def snapshot(state: PoolState, now: float) -> PoolStats:
     """The pool at this instant. [lock held]"""
-    config, generation = inventory.config, inventory.generation
-    everything = inventory.open()
-    first = next(iter(inventory.waiters), None)
+    config, generation = state.config, state.generation
+    everything = state.open()
+    first = next(iter(state.waiters), None)
     outdated = sum(con.generation != generation for con in everything)
-    checkouts = inventory.past_uses + sum(con.uses for con in everything)
-    uses = _sum([inventory.past_times, *(con.times for con in everything)])
-    waits = _sum([inventory.waits])
+    checkouts = state.past_uses + sum(con.uses for con in everything)
+    uses = _sum([state.past_times, *(con.times for con in everything)])
+    waits = _sum([state.waits])
     # The others took no time.
     waits.counts[0] += checkouts - sum(waits.counts)
     return PoolStats(
         name=config.name,
         min_size=config.min_size,
         max_size=config.max_size,
-        limit=inventory.limit,
-        closed=inventory.closed,
-        size=inventory.places(),
-        idle=len(inventory.idle),
-        in_use=len(inventory.in_use),
-        connecting=len(inventory.connects),
-        waiting=len(inventory.waiters),
+        limit=state.limit,
+        closed=state.closed,
+        size=state.size(),
+        idle=len(state.idle),
+        in_use=len(state.in_use),
+        connecting=len(state.connects),
+        waiting=len(state.waiters),
         waited=now - first.since if first else 0.0,
         generation=generation,
-        outdated=outdated + inventory.connects.outdated(generation),
-        paused=inventory.paused,
-        short=inventory.short and first is not None and inventory.has_room(),
+        outdated=outdated + state.connects.outdated(generation),
+        paused=state.paused,
+        short=state.short and first is not None and state.has_room(),
         checkouts=checkouts,
-        timeouts=inventory.timeouts,
-        last_timeout=inventory.last_timeout,
-        last_connect_failure=inventory.connects.failed_at,
-        connect_error=_what_was_said(inventory.connects.last_error),
-        failing=inventory.connects.failing,
-        opened=inventory.opened,
-        discarded=inventory.discarded.total(),
-        discarded_by_reason=dict(inventory.discarded),
+        timeouts=state.timeouts,
+        last_timeout=state.last_timeout,
+        last_connect_failure=state.connects.failed_at,
+        connect_error=_what_was_said(state.connects.last_error),
+        failing=state.connects.failing,
+        opened=state.opened,
+        discarded=state.discarded.total(),
+        discarded_by_reason=dict(state.discarded),
         wait_seconds=waits.snapshot(),
         use_seconds=uses.snapshot(),
-        create_seconds=inventory.creates.snapshot(),
+        create_seconds=state.creates.snapshot(),
     )
 
 
@@ -121,17 +121,17 @@ def _what_was_said(error: BaseException | None) -> str | None:
     return None if error is None else kind(error)
 
 
-def connections(inventory: Inventory, now: float) -> list[ConnectionStats]:
+def connections(state: PoolState, now: float) -> list[ConnectionStats]:
     """Every open connection: those in use first, the oldest holder at the top."""
-    with inventory.lock:
-        in_use = [(con, owner()) for con, owner in inventory.in_use.items()]
-        idle = [*inventory.idle]
+    with state.lock:
+        in_use = [(con, owner()) for con, owner in state.in_use.items()]
+        idle = [*state.idle]
     names = {thread.ident: thread.name for thread in threading.enumerate()}
 
-    def about(con: PhysicalConnection, state: str, who: object) -> ConnectionStats:
+    def about(con: PhysicalConnection, label: str, who: object) -> ConnectionStats:
         return ConnectionStats(
             thread_id=con.raw.thread_id(),
-            state=state,
+            state=label,
             since=now - con.since,
             endpoint=getattr(who, "endpoint", None)
             or (names.get(con.holder) if who else None),
@@ -144,22 +144,22 @@ def connections(inventory: Inventory, now: float) -> list[ConnectionStats]:
     ]
 
 
-def timeout(inventory: Inventory, started: float, now: float) -> PoolTimeout:
+def timeout(state: PoolState, started: float, now: float) -> PoolTimeout:
     """The error for a checkout that ran out of time."""
-    config = inventory.config
-    with inventory.lock:
-        oldest, owner = next(iter(inventory.in_use.items()), (None, None))
+    config = state.config
+    with state.lock:
+        oldest, owner = next(iter(state.in_use.items()), (None, None))
         endpoint = getattr(owner and owner(), "endpoint", None)
         text = (
             f"{config.name}: no connection within {now - started:.2f} s:"
-            f" in use {len(inventory.in_use)}/{config.max_size},"
-            f" waiting {len(inventory.waiters)}, connecting {len(inventory.connects)}"
-            + ", paused" * inventory.paused
-            + ", and this host's MAX_HOST_CONNECTIONS are taken" * inventory.short
+            f" in use {len(state.in_use)}/{config.max_size},"
+            f" waiting {len(state.waiters)}, connecting {len(state.connects)}"
+            + ", paused" * state.paused
+            + ", and this host's MAX_HOST_CONNECTIONS are taken" * state.short
         )
-        cause = inventory.connects.error
-        in_use = len(inventory.in_use) or None
-        mine = sum(con.holder == threading.get_ident() for con in inventory.in_use)
+        cause = state.connects.error
+        in_use = len(state.in_use) or None
+        mine = sum(con.holder == threading.get_ident() for con in state.in_use)
     if oldest:
         text += f"; held longest: {now - oldest.since:.2f} s by thread"
         text += f" {quoted(_holder(oldest) or 'that has ended')}"

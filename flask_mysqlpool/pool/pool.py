@@ -42,7 +42,7 @@ from .driver.session import AnotherRole, PhysicalConnection
 from .driver.transport import DRIVER, SILENCE, NotAnswered, without_traceback
 from .maintenance import housekeeper
 from .query_log import Recorder, make_recorder
-from .state import Connect, Errand, Inventory
+from .state import ConnectAttempt, Discards, PoolState
 from .stats import ConnectionStats, Observer, PoolStats, Times
 from .waiters import Waiter
 
@@ -147,7 +147,7 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _begin(self) -> None:
         """Start with nothing, as the pool of this process."""
-        self._inventory = Inventory(self.config)
+        self._state = PoolState(self.config)
         self._pid = process()
 
     def _begin_in_child(self) -> None:
@@ -159,11 +159,11 @@ class Pool(PooledDB):  # type: ignore[misc]
         with self._births.setdefault(process(), threading.Lock()):
             if self._pid == process():
                 return
-            parents = self._inventory
+            parents = self._state
             for con in parents.open():
                 con.abandon()
             self._begin()
-            self._inventory.closed = parents.closed
+            self._state.closed = parents.closed
 
     # Checkout
 
@@ -208,19 +208,19 @@ class Pool(PooledDB):  # type: ignore[misc]
         # Who waits for no other still waits for the server.
         waits = timeout > 0
         deadline = started + (timeout if waits else self.config.connect_timeout)
-        inventory, owner = self._inventory, ref(handle)
-        if inventory.lock._is_owned():
+        state, owner = self._state, ref(handle)
+        if state.lock._is_owned():
             raise PoolError(
                 f"{self.name}: a signal handler or a finalizer that has interrupted the"
                 " pool itself cannot take a connection; let it note what is to be done"
             )
         waiter: _Waiter | None = None
         try:
-            with inventory.lock:
-                con = inventory.take_idle(owner)
+            with state.lock:
+                con = state.take_idle(owner)
                 if con is None:
                     waiter = Waiter(started, deadline, owner, waits)
-                    inventory.join(waiter)
+                    state.join(waiter)
             while True:
                 if con is None:
                     assert waiter is not None
@@ -229,7 +229,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                     con = self._one_that_is_answered(con, owner)
                 at_once = (
                     started < con.fresh_until
-                    and con.generation == inventory.generation
+                    and con.generation == state.generation
                     and not con.unanswered
                     and con.is_alive()
                 )
@@ -255,23 +255,23 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _wait(self, waiter: _Waiter) -> PhysicalConnection:
         """Sleep until served; start a connect whenever that is due."""
-        inventory = self._inventory
+        state = self._state
         if waiter.since >= self.news_from:
             self.tell()
         while not waiter.served:
-            with inventory.lock:
+            with state.lock:
                 now = monotonic()
-                due = inventory.due_connect(waiter, now)
+                due = state.due_connect(waiter, now)
                 if not due and waiter.is_over(now):
-                    inventory.leave(waiter)
+                    state.leave(waiter)
                     break
-                sleep = inventory.look_again(waiter, now) - now
+                sleep = state.look_again(waiter, now) - now
             self._start(due)
             waiter.wait(sleep)
-        if inventory.waiters and inventory.places() < inventory.limit:
+        if state.waiters and state.size() < state.limit:
             # It may have been told of a place before it was served otherwise.
-            with inventory.lock:
-                inventory.ring_next()
+            with state.lock:
+                state.ring_next()
         con, waiter.item = waiter.item, None
         if con is not None:
             return con
@@ -288,8 +288,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         """
         passed = []
         while not con.is_answered():
-            with self._inventory.lock:
-                another = self._inventory.take_idle(owner)
+            with self._state.lock:
+                another = self._state.take_idle(owner)
             if another is None:
                 break
             passed.append(con)
@@ -309,7 +309,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         """
         cleaning = False
         try:
-            if fault := self._inventory.fault(con):
+            if fault := self._state.fault(con):
                 return fault
             if started >= con.expires:
                 return "expired"
@@ -324,7 +324,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             elif started - max(con.since, con.asked) > self._ping_after:
                 con.ping(_give_up_at(deadline, monotonic()))
             # Again, for it may have taken the server its time to answer.
-            return self._inventory.fault(con)
+            return self._state.fault(con)
         except NotAnswered as error:
             self._put_back(con, con.since)
             raise self._timed_out(started) from error
@@ -347,22 +347,22 @@ class Pool(PooledDB):  # type: ignore[misc]
         """
         con.close()
         try:
-            with self._inventory.lock:
-                self._inventory.free(con, reason)
-                another = self._inventory.take_idle(waiter.owner)
+            with self._state.lock:
+                self._state.free(con, reason)
+                another = self._state.take_idle(waiter.owner)
                 if another is None:
-                    self._inventory.join(waiter, been_served=True)
-                self._inventory.ring_next()
+                    self._state.join(waiter, been_served=True)
+                self._state.ring_next()
             return another
         finally:
             self._tell_of_end(con, reason)
 
     def _withdraw(self, owner: ref[Any], waiter: _Waiter | None) -> None:
         """Leave the line, and give up what a checkout that ends has come to have."""
-        with self._inventory.lock:
+        with self._state.lock:
             if waiter is not None:
-                self._inventory.leave(waiter)
-            held = [c for c, who in self._inventory.in_use.items() if who is owner]
+                self._state.leave(waiter)
+            held = [c for c, who in self._state.in_use.items() if who is owner]
         for con in held:
             if waiter is not None and con is waiter.item:
                 self.cache(con)
@@ -371,23 +371,23 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _timed_out(self, started: float) -> PoolTimeout:
         """The error for a checkout that ran out of time; counts it, too."""
-        with self._inventory.lock:
-            self._inventory.timeouts += 1
-            self._inventory.last_timeout = time.time()
-        error = diagnostics.timeout(self._inventory, started, monotonic())
+        with self._state.lock:
+            self._state.timeouts += 1
+            self._state.last_timeout = time.time()
+        error = diagnostics.timeout(self._state, started, monotonic())
         if monotonic() >= self.news_from:
             self.tell()
         self._notify("timed_out", error)
         return error
 
     def _took_time(self, handle: PooledConnection, seconds: float) -> None:
-        with self._inventory.lock:
-            self._inventory.waits.add(seconds)
+        with self._state.lock:
+            self._state.waits.add(seconds)
         self._notify("checked_out", handle, seconds)
 
     # Connect
 
-    def _start(self, due: list[Connect]) -> None:
+    def _start(self, due: list[ConnectAttempt]) -> None:
         """Open connections on threads of their own; their places are taken already."""
         while due:
             connect = due.pop()
@@ -406,14 +406,14 @@ class Pool(PooledDB):  # type: ignore[misc]
                 del connect, due[:]  # or who keeps the interrupt keeps their places
                 raise
 
-    def _connect(self, connect: Connect) -> None:
+    def _connect(self, connect: ConnectAttempt) -> None:
         con: PhysicalConnection | None = None
         slot: object | None = None
         try:
             self.liaison.before_connect()
             # Whatever was ordered so far does not concern what does not exist yet.
-            connect.generation = self._inventory.generation
-            if not (self._inventory.paused or self._inventory.closed):
+            connect.generation = self._state.generation
+            if not (self._state.paused or self._state.closed):
                 slot = self.liaison.take_slot()
             if slot is None:
                 self._postpone(connect)
@@ -438,27 +438,27 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._connect_failed(connect, error)
             return
         now = monotonic()
-        with self._inventory.lock:
-            fault = self._inventory.opened_by(connect, con, took, now)
+        with self._state.lock:
+            fault = self._state.opened_by(connect, con, took, now)
         if fault is not None:
             self._discard(con, fault)
         elif now >= self.news_from:
             self.tell()
         self._notify("created", number, took)
 
-    def _postpone(self, connect: Connect) -> None:
+    def _postpone(self, connect: ConnectAttempt) -> None:
         """Give up a connect that may not be made now, for the time being."""
-        with self._inventory.lock:
-            self._inventory.postpone(connect, monotonic())
+        with self._state.lock:
+            self._state.postpone(connect, monotonic())
         if monotonic() >= self.news_from:
             self.tell()
 
-    def _connect_failed(self, connect: Connect, error: BaseException) -> None:
+    def _connect_failed(self, connect: ConnectAttempt, error: BaseException) -> None:
         kept = without_traceback(error)
         # A primary that is still to be made is worth waiting for.
         patient = isinstance(error, AnotherRole)
-        with self._inventory.lock:
-            refused = self._inventory.failed(connect, kept, monotonic(), patient)
+        with self._state.lock:
+            refused = self._state.failed(connect, kept, monotonic(), patient)
         for waiter in refused:
             waiter.error = (
                 error if waiter is connect.waiter else without_traceback(kept)
@@ -477,7 +477,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         if con.pid != process():
             con.abandon()
             return
-        if self._inventory.lock._is_owned():
+        if self._state.lock._is_owned():
             # A finalizer, in the middle of something that this thread does here.
             self.dropped(con)
             return
@@ -503,8 +503,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Why a connection that comes back cannot stay; None if it can."""
         if con.lost is not None:
             return "dead"
-        if con.generation != self._inventory.generation:
-            return self._inventory.fault(con)
+        if con.generation != self._state.generation:
+            return self._state.fault(con)
         if now >= con.expires or con.uses >= self._max_usage:
             return "expired"
         try:
@@ -524,8 +524,8 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _put_back(self, con: PhysicalConnection, now: float) -> None:
         """Hand a connection to the first in line, or keep it."""
-        with self._inventory.lock:
-            fault = self._inventory.put_back(con, now)
+        with self._state.lock:
+            fault = self._state.put_back(con, now)
         if fault is not None:
             self._discard(con, fault)
         elif now >= self.news_from:
@@ -533,40 +533,40 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def dropped(self, con: PhysicalConnection) -> None:
         """Note, from a finalizer, that a handle vanished without being returned."""
-        self._inventory.dropped.append(con)
+        self._state.dropped.append(con)
         housekeeper().nudge()
 
     # Discard
 
     def _discard(self, con: PhysicalConnection, reason: str) -> None:
         """Close a connection that is in use, and only then free its place."""
-        if self._inventory.lock._is_owned():
+        if self._state.lock._is_owned():
             # A signal handler, in the middle of something that this thread does here.
             self.dropped(con)
             return
         try:
             con.close()
         except BaseException:
-            self._inventory.dropped.append(con)  # the housekeeper closes it
+            self._state.dropped.append(con)  # the housekeeper closes it
             raise
-        with self._inventory.lock:
-            had_place = self._inventory.free(con, reason)
-            self._inventory.ring_next()
+        with self._state.lock:
+            had_place = self._state.free(con, reason)
+            self._state.ring_next()
         if had_place:
             self._tell_of_end(con, reason)
 
-    def _discard_all(self, errand: Errand) -> None:
+    def _discard_all(self, discards: Discards) -> None:
         """Close what was taken to be closed, by the housekeeper if this is ended."""
         try:
-            while errand:
-                self._discard(*errand.popitem())
+            while discards:
+                self._discard(*discards.popitem())
         except BaseException:
-            self._inventory.dropped.extend(errand)
+            self._state.dropped.extend(discards)
             raise
 
     def _note_refusal(self, error: object) -> None:
         """Note the first answer of a server that refuses to clean a session."""
-        with self._inventory.lock:
+        with self._state.lock:
             if not self._was_refused:
                 self._was_refused, self._refusal = True, error
 
@@ -584,8 +584,8 @@ class Pool(PooledDB):  # type: ignore[misc]
     def reset(self) -> None:
         """Replace all connections: idle ones now, the others as they come back."""
         self._begin_in_child()
-        with self._inventory.lock:
-            stale = self._inventory.outdate()
+        with self._state.lock:
+            stale = self._state.outdate()
         self._discard_all(stale)
         self._notify("was_reset")
 
@@ -596,17 +596,17 @@ class Pool(PooledDB):  # type: ignore[misc]
         are closed now.
         """
         self._begin_in_child()
-        with self._inventory.lock:
-            self._inventory.paused = True
-            stale = self._inventory.outdate()
+        with self._state.lock:
+            self._state.paused = True
+            stale = self._state.outdate()
         self._discard_all(stale)
 
     def resume(self) -> None:
         """End :meth:`pause`: serve those who wait, in order."""
         self._begin_in_child()
-        with self._inventory.lock:
-            self._inventory.paused = False
-            self._inventory.ring_next()
+        with self._state.lock:
+            self._state.paused = False
+            self._state.ring_next()
 
     def limit(self, size: int) -> None:
         """Have at most so many connections from now on, and never above ``MAX_SIZE``.
@@ -614,8 +614,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         What is too much is closed now, if it is idle, or else when it comes back.
         """
         self._begin_in_child()
-        with self._inventory.lock:
-            surplus = self._inventory.shrink(size)
+        with self._state.lock:
+            surplus = self._state.shrink(size)
         self._discard_all(surplus)
 
     def close(self) -> None:
@@ -625,8 +625,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         stays usable and is closed when it comes back.
         """
         self._begin_in_child()
-        with self._inventory.lock:
-            idle = self._inventory.close()
+        with self._state.lock:
+            idle = self._state.close()
         self._discard_all(idle)
         self.liaison.closed()
 
@@ -635,13 +635,13 @@ class Pool(PooledDB):  # type: ignore[misc]
     def stats(self) -> PoolStats:
         """The pool at this instant."""
         self._begin_in_child()
-        with self._inventory.lock:
-            return diagnostics.snapshot(self._inventory, monotonic())
+        with self._state.lock:
+            return diagnostics.snapshot(self._state, monotonic())
 
     def connections(self) -> list[ConnectionStats]:
         """Every open connection: those in use first, the oldest holder at the top."""
         self._begin_in_child()
-        return diagnostics.connections(self._inventory, monotonic())
+        return diagnostics.connections(self._state, monotonic())
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -658,17 +658,17 @@ class Pool(PooledDB):  # type: ignore[misc]
 
         The seconds until it wants to be called again; None if not before a connect.
         """
-        inventory, now = self._inventory, monotonic()
+        state, now = self._state, monotonic()
         threshold = self.config.leak_threshold
-        with inventory.lock:
-            stale = inventory.take_stale(now)
+        with state.lock:
+            stale = state.take_stale(now)
             dropped = [(con, con.dropped_by) for con in stale if con.dropped_by]
-            held = [*inventory.in_use.items()] if threshold else []
+            held = [*state.in_use.items()] if threshold else []
         self._discard_all(stale)
-        with inventory.lock:
-            due = inventory.missing(now)
-            inventory.ring_next()  # an interrupt may have swallowed a ring
-            more_to_do = inventory.places() > 0 or bool(inventory.waiters)
+        with state.lock:
+            due = state.missing(now)
+            state.ring_next()  # an interrupt may have swallowed a ring
+            more_to_do = state.size() > 0 or bool(state.waiters)
         self._start(due)
         # What is told may take its time, or fail: all the rest is done by now.
         for con, by in dropped:
@@ -681,19 +681,19 @@ class Pool(PooledDB):  # type: ignore[misc]
     def discard_dead(self) -> None:
         """Close idle connections that the server has closed; costs no round trip."""
         self._begin_in_child()
-        with self._inventory.lock:
-            uses = {con: con.uses for con in self._inventory.idle}
+        with self._state.lock:
+            uses = {con: con.uses for con in self._state.idle}
         # One that is borrowed meanwhile has something to read, too.
         dead = {c: n for c, n in uses.items() if not c.unanswered and not c.is_alive()}
-        with self._inventory.lock:
-            taken = self._inventory.take_dead(dead)
+        with self._state.lock:
+            taken = self._state.take_dead(dead)
         self._discard_all(taken)
 
     def probe(self) -> None:
         """Open a connection for nobody, if there is room, to see whether that works."""
         self._begin_in_child()
-        with self._inventory.lock:
-            due = self._inventory.probe(monotonic())
+        with self._state.lock:
+            due = self._state.probe(monotonic())
         self._start(due)
 
     def _look_for_leak(

@@ -1,6 +1,6 @@
 """What a pool has and who is next: every decision about it, and nothing else.
 
-Each method of :class:`Inventory` is called with its lock held. None does I/O, waits or
+Each method of :class:`PoolState` is called with its lock held. None does I/O, waits or
 calls anybody back; what has to be closed or connected, they return, and the pool sees
 to it after it has let go of the lock.
 """
@@ -30,7 +30,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 SEARCH_PAUSE = 0.25
 
 
-class Connect:
+class ConnectAttempt:
     """A connect under way, and the waiter that it was started for."""
 
     __slots__ = ("__weakref__", "generation", "waiter")
@@ -40,7 +40,7 @@ class Connect:
         self.waiter = waiter
 
 
-class Connects:
+class ConnectAttempts:
     """Each connect takes a place for as long as the object that stands for it lives.
 
     So one that dies in a way that nobody thought of gives its place back.
@@ -49,7 +49,7 @@ class Connects:
     def __init__(self, longest_pause: float = LONGEST_PAUSE) -> None:
         self._longest_pause = longest_pause
         # No WeakSet: whoever lets go of one last would change it, without the lock.
-        self._under_way: set[ref[Connect]] = set()
+        self._under_way: set[ref[ConnectAttempt]] = set()
         #: The error of the last connect, if it failed.
         self.error: BaseException | None = None
         #: The last error that there was, and when, in `time.time()` seconds.
@@ -63,7 +63,7 @@ class Connects:
     def __len__(self) -> int:
         return len(self._alive())
 
-    def _alive(self) -> list[Connect]:
+    def _alive(self) -> list[ConnectAttempt]:
         connects = [reference() for reference in self._under_way.copy()]
         return [connect for connect in connects if connect is not None]
 
@@ -88,16 +88,16 @@ class Connects:
 
     def begin(
         self, generation: int, now: float, waiter: Waiter[Any] | None = None
-    ) -> Connect:
+    ) -> ConnectAttempt:
         """Take a place."""
-        connect = Connect(generation, waiter)
+        connect = ConnectAttempt(generation, waiter)
         self._under_way = {ref(other) for other in (*self._alive(), connect)}
         self._tried_at = now
         if waiter is not None:
             waiter.connect = ref(connect)
         return connect
 
-    def _end(self, connect: Connect) -> None:
+    def _end(self, connect: ConnectAttempt) -> None:
         self._under_way.discard(ref(connect))
         waiter = connect.waiter
         if waiter is not None:
@@ -105,7 +105,7 @@ class Connects:
             if not waiter.waits:
                 waiter.ring()  # it may have served another one
 
-    def postponed(self, connect: Connect, now: float) -> None:
+    def postponed(self, connect: ConnectAttempt, now: float) -> None:
         """It was not even tried."""
         self._end(connect)
         self._postponed_until = now + POSTPONEMENT
@@ -114,14 +114,14 @@ class Connects:
         """How many were begun before this generation."""
         return sum(connect.generation != generation for connect in self._alive())
 
-    def succeeded(self, connect: Connect) -> None:
+    def succeeded(self, connect: ConnectAttempt) -> None:
         """It serves who is first in line, which need not be whom it was made for."""
         self._end(connect)
         self.error = None
         self._failures = 0
         self._retry_at = 0.0
 
-    def failed(self, connect: Connect, error: BaseException, now: float) -> None:
+    def failed(self, connect: ConnectAttempt, error: BaseException, now: float) -> None:
         self._end(connect)
         self.error = self.last_error = error
         self.failed_at = time.time()
@@ -137,14 +137,15 @@ class Connects:
 PATIENCE = 0.05
 
 
-class Errand(dict[PhysicalConnection, str]):
-    """Connections that are about to be closed, and why; in use for as long as it lives.
+class Discards(dict[PhysicalConnection, str]):
+    """Connections that are about to be closed, and why; it holds them while it lives.
 
-    What is interrupted on an errand is found to be held by nobody, and closed then.
+    If the thread that closes them is interrupted, maintenance finds those that are left
+    without a holder, and closes them.
     """
 
 
-class Inventory:
+class PoolState:
     """The connections of one pool in one process, and those who wait for one.
 
     A place is taken when a connect begins, and is free again when the socket has been
@@ -162,7 +163,7 @@ class Inventory:
         #: returned anything leaves a dead reference; see :meth:`take_abandoned`.
         self.in_use: dict[PhysicalConnection, ref[Any]] = {}
         #: Connects under way; each takes a place.
-        self.connects = Connects(
+        self.connects = ConnectAttempts(
             LONGEST_PAUSE if config.target == "any" else SEARCH_PAUSE
         )
         self.waiters: WaiterQueue[PhysicalConnection] = WaiterQueue()
@@ -193,13 +194,13 @@ class Inventory:
         """Every open connection."""
         return (*self.idle, *self.in_use)
 
-    def places(self) -> int:
+    def size(self) -> int:
         """How many connections there are or may be."""
         return len(self.idle) + len(self.in_use) + len(self.connects)
 
     def has_room(self) -> bool:
         """Whether one more connection is allowed."""
-        return self.places() < self.limit and not self.paused
+        return self.size() < self.limit and not self.paused
 
     # Checkout
 
@@ -257,7 +258,7 @@ class Inventory:
 
     def due_connect(
         self, waiter: Waiter[PhysicalConnection], now: float
-    ) -> list[Connect]:
+    ) -> list[ConnectAttempt]:
         """A place for a connect, if this waiter should have one made."""
         if waiter.served or waiter.connecting or not self.has_room():
             return []
@@ -323,7 +324,7 @@ class Inventory:
     # Connecting
 
     def opened_by(
-        self, connect: Connect, con: PhysicalConnection, took: float, now: float
+        self, connect: ConnectAttempt, con: PhysicalConnection, took: float, now: float
     ) -> str | None:
         """A connect has succeeded, for the first in line; why not, if it has to go."""
         self.creates.add(took)
@@ -331,7 +332,7 @@ class Inventory:
         self.connects.succeeded(connect)
         self.opened += 1
         self.short = False
-        if self.places() > self.limit:
+        if self.size() > self.limit:
             con.retired = "surplus"
         # In one step, or who waits for it could find that nobody connects for him.
         fault = self.put_back(con, now)
@@ -339,7 +340,7 @@ class Inventory:
             self.ring_next()
         return fault
 
-    def postpone(self, connect: Connect, now: float) -> None:
+    def postpone(self, connect: ConnectAttempt, now: float) -> None:
         """Give up a connect that may not be made now, for the time being."""
         self.short = not (self.paused or self.closed)
         self.connects.postponed(connect, now)
@@ -347,7 +348,7 @@ class Inventory:
             connect.waiter.ring()
 
     def failed(
-        self, connect: Connect, error: BaseException, now: float, patient: bool
+        self, connect: ConnectAttempt, error: BaseException, now: float, patient: bool
     ) -> list[Waiter[PhysicalConnection]]:
         """A connect has failed; whom that concerns, taken out of the line.
 
@@ -361,21 +362,21 @@ class Inventory:
                 connect.waiter.ring()
         elif connect.waiter is not None and self.waiters.leave(connect.waiter):
             refused.append(connect.waiter)
-        while self.waiters and self.places() == 0 and not patient:
+        while self.waiters and self.size() == 0 and not patient:
             waiter = self.waiters.next()
             if waiter is not None:
                 refused.append(waiter)
         self.ring_next()
         return refused
 
-    def missing(self, now: float) -> list[Connect]:
+    def missing(self, now: float) -> list[ConnectAttempt]:
         """Places for the connects that ``MIN_SIZE`` asks for."""
         if self.closed or self.paused or self.connects.failing:
             return []
-        missing = min(self.config.min_size, self.limit) - self.places()
+        missing = min(self.config.min_size, self.limit) - self.size()
         return [self.connects.begin(self.generation, now) for _ in range(missing)]
 
-    def probe(self, now: float) -> list[Connect]:
+    def probe(self, now: float) -> list[ConnectAttempt]:
         """A place for a connect that is for nobody, if none is under way."""
         if self.closed or self.connects or not self.has_room():
             return []
@@ -385,25 +386,25 @@ class Inventory:
 
     # What goes
 
-    def outdate(self, reason: str = "invalidated") -> Errand:
+    def outdate(self, reason: str = "invalidated") -> Discards:
         """Have all connections replaced: the idle ones, and the others in time."""
         self.generation += 1
         return self._take(dict.fromkeys(self.idle, reason))
 
-    def take_dead(self, dead: Mapping[PhysicalConnection, int]) -> Errand:
+    def take_dead(self, dead: Mapping[PhysicalConnection, int]) -> Discards:
         """Those of these that are idle still, and were lent no more than so often."""
         return self._take({c: "dead" for c in self.idle if dead.get(c) == c.uses})
 
-    def take_stale(self, now: float) -> Errand:
+    def take_stale(self, now: float) -> Discards:
         """What nobody holds any more, and what has become too old; and why it goes."""
         return self._take(self.take_abandoned() | self.old(now))
 
-    def _take(self, going: Mapping[PhysicalConnection, str]) -> Errand:
-        errand = Errand(going)
-        entries = dict.fromkeys(errand, ref(errand))
-        self.idle[:] = [con for con in self.idle if con not in errand]
+    def _take(self, going: Mapping[PhysicalConnection, str]) -> Discards:
+        discards = Discards(going)
+        entries = dict.fromkeys(discards, ref(discards))
+        self.idle[:] = [con for con in self.idle if con not in discards]
         self.in_use.update(entries)
-        return errand
+        return discards
 
     def take_abandoned(self) -> dict[PhysicalConnection, str]:
         """What was dropped, or is held by nobody.
@@ -424,7 +425,7 @@ class Inventory:
     def old(self, now: float) -> dict[PhysicalConnection, str]:
         """What is idle and outdated, or has been idle, or alive, for too long."""
         max_idle = self.config.max_idle or float("inf")
-        spare = self.places() - self.config.min_size
+        spare = self.size() - self.config.min_size
         old: dict[PhysicalConnection, str] = {}
         for con in self.idle:
             if con.generation != self.generation:
@@ -435,13 +436,13 @@ class Inventory:
                 old[con] = "idle"
         return old
 
-    def shrink(self, size: int) -> Errand:
+    def shrink(self, size: int) -> Discards:
         """Have at most so many from now on; those idle ones that are too many.
 
         Those that are not idle go when they come back.
         """
         self.limit = min(size, self.config.max_size)
-        excess = max(self.places() - self.limit, 0)
+        excess = max(self.size() - self.limit, 0)
         to_return = max(excess - len(self.idle), 0)
         # Those that are to go already come first.
         for con in sorted(self.in_use, key=_stays)[:to_return]:
@@ -449,7 +450,7 @@ class Inventory:
         self.ring_next()
         return self._take(dict.fromkeys(self.idle[:excess], "surplus"))
 
-    def close(self) -> Errand:
+    def close(self) -> Discards:
         """Send everybody in line away, and let nobody join it any more."""
         self.closed = True
         while (waiter := self.waiters.next()) is not None:

@@ -132,11 +132,11 @@ class FakePool(Pool):
 
     def _begin(self) -> None:
         super()._begin()
-        self._inventory.lock = WatchedLock()
+        self._state.lock = WatchedLock()
 
     def io(self) -> None:
         """Called where a real pool would talk to the server."""
-        self._inventory.lock.assert_not_mine()
+        self._state.lock.assert_not_mine()
 
     def steady_connection(self) -> Any:
         self.io()
