@@ -72,7 +72,7 @@ def main() -> None:
         about = _about(server, bench)
         print(" · ".join(f"{key} {value}" for key, value in about.items()), "\n")
         tables = _measure(bench, arguments.only or list(MEASUREMENTS))
-    verdicts = aims.judge(tables)
+    verdicts = aims.find_side_effects(tables)
     print(aims.show(verdicts))
     if arguments.json:
         _write(arguments.json, about, tables, verdicts)

@@ -43,7 +43,7 @@ class NotMeasured(Exception):
     """A figure is missing that the aim is about."""
 
 
-def judge(tables: Tables) -> list[Verdict | str]:
+def find_side_effects(tables: Tables) -> list[Verdict | str]:
     """For each aim a verdict, or what it is about if that was not measured."""
     return [_judged(aim, tables) for aim in (_cost, _trips, _waits, _flat, _request)]
 

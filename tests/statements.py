@@ -24,7 +24,11 @@ from pymysql.constants import CLIENT, ER, SERVER_STATUS
 from pymysql.err import MySQLError
 
 from flask_mysqlpool.pool.driver import statements
-from flask_mysqlpool.pool.driver.statements import judge, server_of, within_block
+from flask_mysqlpool.pool.driver.statements import (
+    find_side_effects,
+    server_of,
+    within_block,
+)
 from flask_mysqlpool.testing import LocalServer
 
 #: What a call, a variable or a subquery in a statement may do; %s is for the wrapper.
@@ -813,7 +817,7 @@ class Laboratory:
         several = ";" in statement.rstrip("; ")
         server = self.kind | (statements.SEVERAL if several else 0)
         text = statement.encode("latin-1")
-        said = judge(text, server)
+        said = find_side_effects(text, server)
         found = self.findings
         for effect in sorted(effects):
             if effect == "ENDS":
@@ -828,7 +832,7 @@ class Laboratory:
                 found.excepted += 1  # the one that no text shows
             elif missed:
                 found.misses.append((effect, statement, mode))
-        for flag in ("SESSION", "ELSEWHERE", "ROLE", "WRITES", "ENDS"):
+        for flag in ("SESSION", "DIRTY_SCHEMA", "ROLE", "WRITES", "ENDS"):
             if said & getattr(statements, flag) and flag not in effects:
                 found.false_alarms[flag] += 1
         if said & statements.MAY_END and "ENDS" not in effects:
@@ -862,7 +866,7 @@ class Laboratory:
             return left  # the session is over, or can do no more
         database, role, *others = row
         if database != "statements":
-            left.add("ELSEWHERE")
+            left.add("DIRTY_SCHEMA")
         if role not in (None, "NONE"):
             left.add("ROLE")
         if any(others) or self.has_variables(connection, mode):

@@ -38,7 +38,7 @@ import flask_mysqlpool.workers.agent
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection, PoolTimeout
 from flask_mysqlpool.cli.check import examine
 from flask_mysqlpool.pool.driver.connector import Connector
-from flask_mysqlpool.pool.driver.session import PhysicalConnection
+from flask_mysqlpool.pool.driver.session import Session
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.workers.exited import identity, key_of
 from flask_mysqlpool.workers.fleet import Fleet
@@ -340,7 +340,7 @@ def test_no_command_waits_for_ever_for_a_server_that_stopped_answering(
 ) -> None:
     connect = Connector.connect
 
-    def connect_and_hold(connector: Connector, deadline: float) -> PhysicalConnection:
+    def connect_and_hold(connector: Connector, deadline: float) -> Session:
         connection = connect(connector, deadline)
         proxy.hang()
         return connection

@@ -24,8 +24,8 @@ from flask_mysqlpool import Pool, PooledConnection
 from flask_mysqlpool.pool.driver.statements import (
     _CALLS_ON,
     RUNS_CODE,
-    residue,
     server_of,
+    side_effects,
 )
 from flask_mysqlpool.testing import LocalServer
 
@@ -655,7 +655,7 @@ def test_no_name_that_counts_as_harmless_can_be_that_of_a_stored_function(
                 answer(connection, "SET @called = 0")
                 answer(connection, call)
                 called = made == () and answer(connection, "SELECT @called") == ((1,),)
-                if called and not residue(call.encode(), server) & RUNS_CODE:
+                if called and not side_effects(call.encode(), server) & RUNS_CODE:
                     taken.append(call)
             answer(connection, f"DROP FUNCTION IF EXISTS audited.`{name}`")
 

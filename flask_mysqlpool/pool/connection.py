@@ -29,7 +29,7 @@ from ..errors import (
 from . import cursors
 from .diagnostics import Stack
 from .driver.process import process
-from .driver.session import OWN, PhysicalConnection, Writes
+from .driver.session import OWN, Session, Writes
 from .driver.statements import TRANSACTION
 from .driver.transport import without_traceback
 from .query_log import Recorder
@@ -54,8 +54,8 @@ class _Pool(Protocol):
     recorder: Recorder | None
 
     def lend(self, handle: PooledConnection, timeout: float | None = None) -> None: ...
-    def cache(self, con: PhysicalConnection) -> None: ...
-    def dropped(self, con: PhysicalConnection) -> None: ...
+    def cache(self, con: Session) -> None: ...
+    def dropped(self, con: Session) -> None: ...
 
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class PooledConnection(_Face):
     def __init__(self, pool: _Pool, endpoint: str | None = None) -> None:
         self._pool = pool
         #: Set by the pool. None again after a rollback that gave up a lost one.
-        self._con: PhysicalConnection | None = None
+        self._con: Session | None = None
         # Held by the thread that is inside; and for good by whoever returns it, which
         # is why it can be returned just once, and nobody gets in after that.
         self._guard = threading.Lock()
@@ -119,7 +119,7 @@ class PooledConnection(_Face):
 
     # Getting in and out
 
-    def _enter(self) -> PhysicalConnection:
+    def _enter(self) -> Session:
         """Get into the connection, alone; whoever gets in must leave."""
         con = self._con
         if con is not None and con.pid != process():
@@ -321,7 +321,7 @@ class PooledConnection(_Face):
         self._enter()
         self._leave()
 
-    def _undo_what_was_left(self, con: PhysicalConnection) -> None:
+    def _undo_what_was_left(self, con: Session) -> None:
         """Roll all of it back if a block was left by an interrupt, before its end."""
         if any(map(_is_left, self.blocks)):
             self._undo_all(con)
@@ -329,7 +329,7 @@ class PooledConnection(_Face):
             if self.blocks:
                 con.leave_block(fails=True)
 
-    def _undo_all(self, con: PhysicalConnection) -> None:
+    def _undo_all(self, con: Session) -> None:
         if con.block is not None:
             con.undo_block()
 
@@ -530,7 +530,9 @@ class PooledConnection(_Face):
     def may_have_written(self) -> bool:
         """Whether more than reading was done by what it was taken for."""
         con = self._con
-        return self.writes.sent or (con is not None and bool(con.residue & TRANSACTION))
+        return self.writes.sent or (
+            con is not None and bool(con.side_effects & TRANSACTION)
+        )
 
     def note_writes_in(self, writes: Writes) -> None:
         """Share with other handles the note that something may have changed rows."""
@@ -554,7 +556,7 @@ class PooledConnection(_Face):
         con = self._con
         return con is not None and con.lost is None and bool(con.raw.open)
 
-    def _attached(self) -> PhysicalConnection:
+    def _attached(self) -> Session:
         """What is held; if it was given up as lost, another one."""
         con = self._con
         if con is None:

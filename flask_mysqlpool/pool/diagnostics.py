@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import PoolError, PoolTimeout
 from .driver.logs import kind, plain, quoted
-from .driver.session import PhysicalConnection
+from .driver.session import Session
 from .driver.transport import DRIVER
 from .state import PoolState
 from .stats import ConnectionStats, PoolStats, Times
@@ -128,7 +128,7 @@ def connections(state: PoolState, now: float) -> list[ConnectionStats]:
         idle = [*state.idle]
     names = {thread.ident: thread.name for thread in threading.enumerate()}
 
-    def about(con: PhysicalConnection, label: str, who: object) -> ConnectionStats:
+    def about(con: Session, label: str, who: object) -> ConnectionStats:
         return ConnectionStats(
             thread_id=con.raw.thread_id(),
             state=label,
@@ -173,20 +173,20 @@ def timeout(state: PoolState, started: float, now: float) -> PoolTimeout:
     return error
 
 
-def drop(pool: str, con: PhysicalConnection) -> str:
+def drop(pool: str, con: Session) -> str:
     """What to say of a connection that was dropped without being returned."""
     assert con.dropped_by is not None
     who = describe(con.dropped_by[0], _holder(con), con.dropped_by[1])
     return f"{pool}: a connection was dropped without being returned; {who}"
 
 
-def leak(pool: str, con: PhysicalConnection, handle: Any, held: float) -> str:
+def leak(pool: str, con: Session, handle: Any, held: float) -> str:
     """What to say of a holder that has had its connection for so many seconds."""
     who = describe(handle.endpoint, _holder(con), handle.stack)
     return f"{pool}: a connection is in use for {held:.1f} s; {who}"
 
 
-def _holder(con: PhysicalConnection) -> str | None:
+def _holder(con: Session) -> str | None:
     """The name of the thread that took it; None if that has ended."""
     # Not enumerate(): where thousands time out at once, each would list thousands.
     thread = threading._active.get(con.holder)  # type: ignore[attr-defined]

@@ -38,7 +38,7 @@ from .diagnostics import stack
 from .driver.connector import Connector
 from .driver.logs import log
 from .driver.process import process
-from .driver.session import AnotherRole, PhysicalConnection
+from .driver.session import AnotherRole, Session
 from .driver.transport import DRIVER, SILENCE, NotAnswered, without_traceback
 from .maintenance import housekeeper
 from .query_log import Recorder, make_recorder
@@ -60,7 +60,7 @@ INTERVAL, SHORTEST = 1.0, 0.02
 
 monotonic = time.monotonic
 
-_Waiter = Waiter[PhysicalConnection]
+_Waiter = Waiter[Session]
 
 #: The pools that a fork or the end of the process concerns.
 _POOLS: WeakSet[Pool] = WeakSet()
@@ -253,7 +253,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._withdraw(owner, waiter)
             raise
 
-    def _wait(self, waiter: _Waiter) -> PhysicalConnection:
+    def _wait(self, waiter: _Waiter) -> Session:
         """Sleep until served; start a connect whenever that is due."""
         state = self._state
         if waiter.since >= self.news_from:
@@ -279,9 +279,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             raise waiter.error
         raise self._timed_out(waiter.since)
 
-    def _one_that_is_answered(
-        self, con: PhysicalConnection, owner: ref[Any]
-    ) -> PhysicalConnection:
+    def _one_that_is_answered(self, con: Session, owner: ref[Any]) -> Session:
         """Of the idle ones, prefer any whose last clean-up the server has confirmed.
 
         If there is none, take the one that has been waiting for it longest.
@@ -298,9 +296,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._put_back(other, other.since)
         return con
 
-    def _fault_of(
-        self, con: PhysicalConnection, started: float, deadline: float
-    ) -> str | None:
+    def _fault_of(self, con: Session, started: float, deadline: float) -> str | None:
         """Why a connection cannot be handed out; None if it can.
 
         A server that is silent for half of the time that is left is given up, so that
@@ -337,9 +333,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 self._note_refusal(error)
             return "reset_failed"
 
-    def _replace(
-        self, con: PhysicalConnection, reason: str, waiter: _Waiter
-    ) -> PhysicalConnection | None:
+    def _replace(self, con: Session, reason: str, waiter: _Waiter) -> Session | None:
         """Close a connection that proved to be of no use; another one, if one is idle.
 
         If none is, whoever had got it stands in line again, and in front of all that
@@ -407,7 +401,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 raise
 
     def _connect(self, connect: ConnectAttempt) -> None:
-        con: PhysicalConnection | None = None
+        con: Session | None = None
         slot: object | None = None
         try:
             self.liaison.before_connect()
@@ -466,13 +460,13 @@ class Pool(PooledDB):  # type: ignore[misc]
             waiter.ring()
         self._notify("connect_failed", kept)
 
-    def steady_connection(self) -> PhysicalConnection:
+    def steady_connection(self) -> Session:
         """Open a connection outside of the pool, within ``CONNECT_TIMEOUT``."""
         return self._connector.connect(monotonic() + self.config.connect_timeout)
 
     # Checkin
 
-    def cache(self, con: PhysicalConnection) -> None:
+    def cache(self, con: Session) -> None:
         """Take a connection back. Never waits for the network; never raises."""
         if con.pid != process():
             con.abandon()
@@ -495,11 +489,11 @@ class Pool(PooledDB):  # type: ignore[misc]
         if self._observers:
             self._notify("checked_in", con.raw.thread_id(), used)
 
-    def unshare(self, con: PhysicalConnection) -> None:
+    def unshare(self, con: Session) -> None:
         """The same as :meth:`cache`: no connection is ever shared."""
         self.cache(con)
 
-    def _fault(self, con: PhysicalConnection, now: float) -> str | None:
+    def _fault(self, con: Session, now: float) -> str | None:
         """Why a connection that comes back cannot stay; None if it can."""
         if con.lost is not None:
             return "dead"
@@ -522,7 +516,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._discard(con, "reset_failed")
             raise
 
-    def _put_back(self, con: PhysicalConnection, now: float) -> None:
+    def _put_back(self, con: Session, now: float) -> None:
         """Hand a connection to the first in line, or keep it."""
         with self._state.lock:
             fault = self._state.put_back(con, now)
@@ -531,14 +525,14 @@ class Pool(PooledDB):  # type: ignore[misc]
         elif now >= self.news_from:
             self.tell()
 
-    def dropped(self, con: PhysicalConnection) -> None:
+    def dropped(self, con: Session) -> None:
         """Note, from a finalizer, that a handle vanished without being returned."""
         self._state.dropped.append(con)
         housekeeper().nudge()
 
     # Discard
 
-    def _discard(self, con: PhysicalConnection, reason: str) -> None:
+    def _discard(self, con: Session, reason: str) -> None:
         """Close a connection that is in use, and only then free its place."""
         if self._state.lock._is_owned():
             # A signal handler, in the middle of something that this thread does here.
@@ -570,7 +564,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             if not self._was_refused:
                 self._was_refused, self._refusal = True, error
 
-    def _tell_of_end(self, con: PhysicalConnection, reason: str) -> None:
+    def _tell_of_end(self, con: Session, reason: str) -> None:
         """Tell that a connection was closed; once, if clean-ups are refused, too."""
         error, self._refusal = self._refusal, None
         if error is not None:  # connects are dear
@@ -696,9 +690,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             due = self._state.probe(monotonic())
         self._start(due)
 
-    def _look_for_leak(
-        self, con: PhysicalConnection, handle: object, held: float
-    ) -> None:
+    def _look_for_leak(self, con: Session, handle: object, held: float) -> None:
         """Report a holder that has had its connection for too long, once."""
         if not isinstance(handle, PooledConnection) or handle in self._leaks:
             return
@@ -752,7 +744,7 @@ class NullPool(Pool):
     Everything else is the same: the bound, the deadline, the line and the errors.
     """
 
-    def _fault(self, con: PhysicalConnection, now: float) -> str | None:
+    def _fault(self, con: Session, now: float) -> str | None:
         return "dead" if con.lost is not None else "surplus"
 
 

@@ -17,7 +17,7 @@ from weakref import ref
 
 from ..config import PoolConfig
 from ..errors import PoolClosed, PoolFull
-from .driver.session import PhysicalConnection
+from .driver.session import Session
 from .stats import Times
 from .waiters import Waiter, WaiterQueue
 
@@ -137,7 +137,7 @@ class ConnectAttempts:
 PATIENCE = 0.05
 
 
-class Discards(dict[PhysicalConnection, str]):
+class Discards(dict[Session, str]):
     """Connections that are about to be closed, and why; it holds them while it lives.
 
     If the thread that closes them is interrupted, maintenance finds those that are left
@@ -158,21 +158,21 @@ class PoolState:
         #: handler may use the pool in the middle of anything that its thread is doing.
         self.lock: Any = threading.RLock()
         #: The last one returned is the first to go out again.
-        self.idle: list[PhysicalConnection] = []
+        self.idle: list[Session] = []
         #: Who holds which, in order of checkout. A holder that is gone without having
         #: returned anything leaves a dead reference; see :meth:`take_abandoned`.
-        self.in_use: dict[PhysicalConnection, ref[Any]] = {}
+        self.in_use: dict[Session, ref[Any]] = {}
         #: Connects under way; each takes a place.
         self.connects = ConnectAttempts(
             LONGEST_PAUSE if config.target == "any" else SEARCH_PAUSE
         )
-        self.waiters: WaiterQueue[PhysicalConnection] = WaiterQueue()
+        self.waiters: WaiterQueue[Session] = WaiterQueue()
         #: Handles that were garbage before they were returned. The one thing that
         #: a finalizer may touch, so it needs no lock.
-        self.dropped: deque[PhysicalConnection] = deque()
+        self.dropped: deque[Session] = deque()
         #: The last one that came back with an error which may mean that the server was
         #: demoted. The next checkout takes it first, for the answer concerns all.
-        self.suspect: PhysicalConnection | None = None
+        self.suspect: Session | None = None
         #: Raised by all that outdates the connections that there are: a reset, a pause,
         #: the end of the pool, and a server that went away.
         self.generation = 0
@@ -190,7 +190,7 @@ class PoolState:
 
     # Places
 
-    def open(self) -> tuple[PhysicalConnection, ...]:
+    def open(self) -> tuple[Session, ...]:
         """Every open connection."""
         return (*self.idle, *self.in_use)
 
@@ -204,7 +204,7 @@ class PoolState:
 
     # Checkout
 
-    def take_idle(self, owner: ref[Any]) -> PhysicalConnection | None:
+    def take_idle(self, owner: ref[Any]) -> Session | None:
         """Let the owner have the connection that was returned last."""
         if not self.idle:
             return None
@@ -216,16 +216,14 @@ class PoolState:
         del self.idle[-1]
         return con
 
-    def _take_first(self, con: PhysicalConnection) -> None:
+    def _take_first(self, con: Session) -> None:
         """Move an idle connection to the top of the stack."""
         self.suspect = None
         if con in self.idle:
             self.idle.append(con)
             self.idle.remove(con)
 
-    def join(
-        self, waiter: Waiter[PhysicalConnection], been_served: bool = False
-    ) -> None:
+    def join(self, waiter: Waiter[Session], been_served: bool = False) -> None:
         """Stand in line; who has been served in vain may do so where others may not.
 
         Raises :exc:`~.errors.PoolClosed` or :exc:`~.errors.PoolFull`.
@@ -238,7 +236,7 @@ class PoolState:
             self.waiters.leave(waiter)
             raise PoolClosed(f"{self.config.name}: the pool has been closed")
 
-    def leave(self, waiter: Waiter[PhysicalConnection]) -> None:
+    def leave(self, waiter: Waiter[Session]) -> None:
         """Give up; and hand on the ring that may have come for this one."""
         self.waiters.leave(waiter)
         self.ring_next()
@@ -256,9 +254,7 @@ class PoolState:
                     waiter.ring()
                     return
 
-    def due_connect(
-        self, waiter: Waiter[PhysicalConnection], now: float
-    ) -> list[ConnectAttempt]:
+    def due_connect(self, waiter: Waiter[Session], now: float) -> list[ConnectAttempt]:
         """A place for a connect, if this waiter should have one made."""
         if waiter.served or waiter.connecting or not self.has_room():
             return []
@@ -272,7 +268,7 @@ class PoolState:
         self.ring_next()
         return [connect]
 
-    def look_again(self, waiter: Waiter[PhysicalConnection], now: float) -> float:
+    def look_again(self, waiter: Waiter[Session], now: float) -> float:
         """When this waiter has to wake by itself."""
         if waiter.connecting or not self.has_room():
             return waiter.deadline
@@ -282,7 +278,7 @@ class PoolState:
 
     # Return
 
-    def put_back(self, con: PhysicalConnection, now: float) -> str | None:
+    def put_back(self, con: Session, now: float) -> str | None:
         """Hand a connection that is in use to the first in line, or keep it.
 
         Why not, if it has to be closed instead: by what was decided up to now.
@@ -300,13 +296,13 @@ class PoolState:
         self.idle.append(con)
         return None
 
-    def fault(self, con: PhysicalConnection) -> str | None:
+    def fault(self, con: Session) -> str | None:
         """Why a connection has to go although it works, if it has to."""
         if con.generation != self.generation:
             return "closed" if self.closed else con.retired or "invalidated"
         return con.retired or None
 
-    def free(self, con: PhysicalConnection, reason: str) -> bool:
+    def free(self, con: Session, reason: str) -> bool:
         """Free the place of a connection that has been closed; False if it had none."""
         if con not in self.in_use:
             return False
@@ -324,7 +320,7 @@ class PoolState:
     # Connecting
 
     def opened_by(
-        self, connect: ConnectAttempt, con: PhysicalConnection, took: float, now: float
+        self, connect: ConnectAttempt, con: Session, took: float, now: float
     ) -> str | None:
         """A connect has succeeded, for the first in line; why not, if it has to go."""
         self.creates.add(took)
@@ -349,7 +345,7 @@ class PoolState:
 
     def failed(
         self, connect: ConnectAttempt, error: BaseException, now: float, patient: bool
-    ) -> list[Waiter[PhysicalConnection]]:
+    ) -> list[Waiter[Session]]:
         """A connect has failed; whom that concerns, taken out of the line.
 
         Whom it was made for; all, if there is nothing that they could wait for. Nobody,
@@ -391,7 +387,7 @@ class PoolState:
         self.generation += 1
         return self._take(dict.fromkeys(self.idle, reason))
 
-    def take_dead(self, dead: Mapping[PhysicalConnection, int]) -> Discards:
+    def take_dead(self, dead: Mapping[Session, int]) -> Discards:
         """Those of these that are idle still, and were lent no more than so often."""
         return self._take({c: "dead" for c in self.idle if dead.get(c) == c.uses})
 
@@ -399,14 +395,14 @@ class PoolState:
         """What nobody holds any more, and what has become too old; and why it goes."""
         return self._take(self.take_abandoned() | self.old(now))
 
-    def _take(self, going: Mapping[PhysicalConnection, str]) -> Discards:
+    def _take(self, going: Mapping[Session, str]) -> Discards:
         discards = Discards(going)
         entries = dict.fromkeys(discards, ref(discards))
         self.idle[:] = [con for con in self.idle if con not in discards]
         self.in_use.update(entries)
         return discards
 
-    def take_abandoned(self) -> dict[PhysicalConnection, str]:
+    def take_abandoned(self) -> dict[Session, str]:
         """What was dropped, or is held by nobody.
 
         An interrupt may have left it entered twice, as idle and as in use.
@@ -422,11 +418,11 @@ class PoolState:
             self.idle.remove(con)
         return {con: "invalidated" for con in abandoned if con in self.in_use}
 
-    def old(self, now: float) -> dict[PhysicalConnection, str]:
+    def old(self, now: float) -> dict[Session, str]:
         """What is idle and outdated, or has been idle, or alive, for too long."""
         max_idle = self.config.max_idle or float("inf")
         spare = self.size() - self.config.min_size
-        old: dict[PhysicalConnection, str] = {}
+        old: dict[Session, str] = {}
         for con in self.idle:
             if con.generation != self.generation:
                 old[con] = "invalidated"
@@ -459,5 +455,5 @@ class PoolState:
         return self.outdate("closed")
 
 
-def _stays(con: PhysicalConnection) -> bool:
+def _stays(con: Session) -> bool:
     return not con.retired

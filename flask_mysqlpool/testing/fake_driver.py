@@ -44,7 +44,7 @@ class WatchedLock:
 
 
 class FakeConnection:
-    """Stands in for a ``PhysicalConnection``; what goes wrong is set as attributes."""
+    """Stands in for a ``Session``; what goes wrong is set as attributes."""
 
     traced = False
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 
-from .links import CHUNK, END, Link
+from .links import CHUNK, END, Transport
 
 HOST = "127.0.0.1"
 BACKLOG = 128
@@ -52,7 +52,7 @@ class FaultProxy:
         """Bytes that came from clients."""
         self.bytes_down = 0
         """Bytes that came from the server."""
-        self._links: dict[Link, None] = {}
+        self._links: dict[Transport, None] = {}
         self._held = self._deaf = self._armed = self._stopping = False
         self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._listener: socket.socket | None = None
@@ -188,7 +188,7 @@ class FaultProxy:
         for link in list(self._links):
             self._drop(link, reset=reset)
 
-    def _drop(self, link: Link, *, reset: bool) -> None:
+    def _drop(self, link: Transport, *, reset: bool) -> None:
         if link in self._links:
             del self._links[link]
             for end in link.ends():
@@ -232,10 +232,10 @@ class FaultProxy:
     def _accept(self, listener: socket.socket, events: int) -> None:
         with suppress(OSError):
             client, _ = listener.accept()
-            self._links[Link(client)] = None
+            self._links[Transport(client)] = None
             self.connections += 1
 
-    def _guard(self, link: Link, action: Callable[[Link], None]) -> None:
+    def _guard(self, link: Transport, action: Callable[[Transport], None]) -> None:
         """One side that breaks off breaks the other off."""
         try:
             if link in self._links:
@@ -243,7 +243,7 @@ class FaultProxy:
         except OSError:
             self._drop(link, reset=True)
 
-    def _tend(self, link: Link) -> None:
+    def _tend(self, link: Transport) -> None:
         """Write what can be written, and say what to wait for."""
         if not self._held:
             if not link.begun:
@@ -256,7 +256,7 @@ class FaultProxy:
         for end, events in link.wants():
             self._watch(end, 0 if self._held else events, link)
 
-    def _watch(self, end: socket.socket, events: int, link: Link) -> None:
+    def _watch(self, end: socket.socket, events: int, link: Transport) -> None:
         known = self._selector.get_map().get(end)
         if known is None:
             if events:
@@ -266,10 +266,10 @@ class FaultProxy:
         elif known.events != events:
             self._selector.modify(end, events, known.data)
 
-    def _handle(self, link: Link, end: socket.socket, events: int) -> None:
+    def _handle(self, link: Transport, end: socket.socket, events: int) -> None:
         self._guard(link, lambda link: self._transfer(link, end, events))
 
-    def _transfer(self, link: Link, end: socket.socket, events: int) -> None:
+    def _transfer(self, link: Transport, end: socket.socket, events: int) -> None:
         source, sink = (
             (link.up, link.down) if end is link.client else (link.down, link.up)
         )
@@ -284,7 +284,7 @@ class FaultProxy:
         if note(link, data):
             source.put(data, time.monotonic() + self.delay)
 
-    def _note_request(self, link: Link, data: bytes) -> bool:
+    def _note_request(self, link: Transport, data: bytes) -> bool:
         self.bytes_up += len(data)
         if data and link.replied:
             link.replied = False
@@ -294,7 +294,7 @@ class FaultProxy:
             link.doomed = True
         return True
 
-    def _note_reply(self, link: Link, data: bytes) -> bool:
+    def _note_reply(self, link: Transport, data: bytes) -> bool:
         """Count, and decide whether the client is to see it."""
         self.bytes_down += len(data)
         link.replied = True

@@ -74,7 +74,7 @@ class Stream:
             return 0
 
 
-class Link:
+class Transport:
     """A client's connection and that to the server which belongs to it."""
 
     def __init__(self, client: socket.socket) -> None:

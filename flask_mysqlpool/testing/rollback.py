@@ -23,7 +23,7 @@ from pymysql.err import OperationalError
 from ..extension.mysqlpool import KEY
 from ..pool import Pool
 from ..pool.connection import PooledConnection
-from ..pool.driver.session import OWN, PhysicalConnection
+from ..pool.driver.session import OWN, Session
 from ..pool.driver.statements import bare
 from ..pool.transaction import transaction
 
@@ -95,7 +95,7 @@ class _Rehearsal:
         self.turn = threading.RLock()
         self._stack = ExitStack()
         self._handles: WeakSet[_Rehearsed] = WeakSet()
-        self._con: PhysicalConnection | None = None
+        self._con: Session | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name == "steady_connection":
@@ -127,7 +127,7 @@ class _Rehearsal:
     def close(self) -> None:
         """Do nothing: what the app does then is still to be undone."""
 
-    def _take(self, timeout: float | None) -> PhysicalConnection | None:
+    def _take(self, timeout: float | None) -> Session | None:
         """A connection, in a transaction that ends by an exception of ours."""
         self._stack.enter_context(_undone())
         taken = self._stack.enter_context(self.pool.connection(timeout=timeout))
@@ -146,7 +146,7 @@ class _Rehearsal:
         # Asked for only after a loss, which stays one: so is all that was done before.
         handle._con = self._con
 
-    def cache(self, con: PhysicalConnection) -> None:
+    def cache(self, con: Session) -> None:
         """Nothing: the connection stays here until the end."""
 
     dropped = cache
@@ -179,7 +179,7 @@ class _Rehearsed(PooledConnection):
         #: Whether there is something to roll back to the savepoint.
         self._begun = False
 
-    def _enter(self) -> PhysicalConnection:
+    def _enter(self) -> Session:
         con = super()._enter()
         con.writes = self.writes
         self._stage.turn.acquire()
@@ -288,7 +288,7 @@ class _Rehearsed(PooledConnection):
         self._go_back()
         return True
 
-    def _undo_all(self, con: PhysicalConnection) -> None:
+    def _undo_all(self, con: Session) -> None:
         con.undo_savepoint(self._savepoint)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from pymysql.err import MySQLError
 from ..config import PoolConfig
 from ..pool.driver.connector import Connector
 from ..pool.driver.logs import is_exit, kind, plain
-from ..pool.driver.session import PhysicalConnection
+from ..pool.driver.session import Session
 
 #: Errors of a server that does not let this account see what clients call themselves.
 _NOT_FOR_US = frozenset(
@@ -115,7 +115,7 @@ class Unanswered(Exception):
 class Server:
     """Asks one server over one connection; make it with :func:`connect_to`."""
 
-    def __init__(self, config: PoolConfig, connection: PhysicalConnection) -> None:
+    def __init__(self, config: PoolConfig, connection: Session) -> None:
         self._config = config
         self._connection = connection
         self._raw = connection.raw

@@ -17,7 +17,7 @@ from ...config import PoolConfig
 from ...config.addresses import Place
 from .hosts import Hosts
 from .logs import is_exit, kind, plain
-from .session import NOT_READY, AnotherRole, PhysicalConnection
+from .session import NOT_READY, AnotherRole, Session
 from .sockets import longest
 from .tls import Certificates
 from .transport import LOST, without_traceback
@@ -34,7 +34,7 @@ NOWHERE = frozenset(
 )
 
 #: Answers to the set-up of a session that are about the server, not the statement.
-ELSEWHERE = (
+DIRTY_SCHEMA = (
     LOST
     | NOT_READY
     | {
@@ -148,7 +148,7 @@ class Connector:
         #: Where a login makes nothing unusual of its session.
         self._usual: set[Place] = set()
 
-    def connect(self, deadline: float) -> PhysicalConnection:
+    def connect(self, deadline: float) -> Session:
         """Open a connection and set its session up, all before the deadline.
 
         Of several hosts, each is tried within its share of the time, until one will
@@ -164,7 +164,7 @@ class Connector:
         # It may have been changed between being given out and being used.
         return self._open(deadline)
 
-    def _open(self, deadline: float) -> PhysicalConnection:
+    def _open(self, deadline: float) -> Session:
         secret = self._secret()
         if len(self.hosts) == 1:
             [place] = self.hosts
@@ -178,10 +178,10 @@ class Connector:
             return Secret(_ask(self.config.password))
         return Secret(self.config.password)
 
-    def _search(self, secret: Secret, deadline: float) -> PhysicalConnection:
+    def _search(self, secret: Secret, deadline: float) -> Session:
         """Try the hosts in their order, each for its share of the time."""
         refusals: list[tuple[Place, OperationalError]] = []
-        second_best: PhysicalConnection | None = None
+        second_best: Session | None = None
         try:
             for tried, place in enumerate(self.hosts):
                 share = (deadline - monotonic()) / (len(self.hosts) - tried)
@@ -208,7 +208,7 @@ class Connector:
         secret: Secret,
         deadline: float,
         refusals: list[tuple[Place, OperationalError]],
-    ) -> PhysicalConnection | None:
+    ) -> Session | None:
         """None, with the refusal noted, if another host may do."""
         connection = self._make(place, secret, deadline)
         try:
@@ -222,9 +222,7 @@ class Connector:
         self.hosts.works(place)
         return connection
 
-    def _opened(
-        self, connection: PhysicalConnection, place: Place, deadline: float
-    ) -> PhysicalConnection:
+    def _opened(self, connection: Session, place: Place, deadline: float) -> Session:
         """Open it.
 
         Whatever goes wrong before the login, and whatever is no error of the server's,
@@ -254,7 +252,7 @@ class Connector:
             return number not in NOWHERE
         # Proxies have numbers of their own, or say what they were told as clients.
         of_a_proxy = 2000 <= number < 3000 or 9000 <= number < 10000
-        return of_a_proxy or number in ELSEWHERE
+        return of_a_proxy or number in DIRTY_SCHEMA
 
     def _note(self, place: Place, error: OperationalError) -> None:
         if isinstance(error, AnotherRole):
@@ -262,13 +260,11 @@ class Connector:
         else:
             self.hosts.failed(place)
 
-    def _make(
-        self, place: Place, secret: Secret, deadline: float
-    ) -> PhysicalConnection:
+    def _make(self, place: Place, secret: Secret, deadline: float) -> Session:
         """A connection that is still to be opened."""
         failure: OperationalError | None = None
         try:
-            connection = PhysicalConnection(self.config, self._arguments(place))
+            connection = Session(self.config, self._arguments(place))
         except Exception as error:
             text = f"CONNECT_ARGS cannot be used ({error!r})"
             failure = OperationalError(CR.CR_UNKNOWN_ERROR, text)
@@ -317,7 +313,7 @@ class Connector:
         return config.ssl_mode != "DISABLED" and not (preferred and config.unix_socket)
 
 
-def _failure(connection: PhysicalConnection, error: Exception) -> MySQLError:
+def _failure(connection: Session, error: Exception) -> MySQLError:
     """What is raised instead of an error that came up while connecting."""
     known = isinstance(error, MySQLError) and not isinstance(error, InternalError)
     kind: type[MySQLError] = OperationalError

@@ -25,26 +25,26 @@ from .login import NO_PROFILES, NO_WARNINGS, Login
 from .login import questions as login_questions
 from .statements import (
     BEYOND_ROLLBACK,
-    ELSEWHERE,
+    DIRTY_SCHEMA,
     ENDS,
-    INDELIBLE,
     MAY_END,
     MEMORABLE,
     NONE,
-    RESIDUE_OF,
     ROLE,
     RUNS_CODE,
     SESSION,
     SEVERAL,
+    SIDE_EFFECTS_OF,
     SNAPSHOT,
     TRANSACTION,
     TRANSACTIONS,
+    UNCLEANABLE,
     WRITES,
-    judge,
-    residue,
+    find_side_effects,
     server_of,
+    side_effects,
 )
-from .transport import LOST, Link, Rows
+from .transport import LOST, Rows, Transport
 
 #: Error numbers of a server that has become a replica; and of other things, such as a
 #: write in one's own READ ONLY transaction: the server is asked before ours move on.
@@ -149,7 +149,7 @@ class Writes:
         self.sent = False
 
 
-class PhysicalConnection(Link):
+class Session(Transport):
     """One session with the server, and what its pool has to remember about it."""
 
     def __init__(self, config: PoolConfig, arguments: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ class PhysicalConnection(Link):
         #: What its login made of it.
         self.login = Login()
         #: What its borrower may have left in it.
-        self.residue = NONE
+        self.side_effects = NONE
         #: Where to note that its borrower may have changed rows.
         self.writes = Writes()
         #: Rows that the open transaction has changed, and how many were ended so far.
@@ -322,12 +322,12 @@ class PhysicalConnection(Link):
         if self.ask_first:
             self.look()
         if len(statement) < MEMORABLE:
-            left = residue(statement, self._server)
+            left = side_effects(statement, self._server)
         else:
-            left = judge(statement, self._server)
+            left = find_side_effects(statement, self._server)
         if self.block is not None:
             self._prepare_in_block(left)
-        self.residue |= left
+        self.side_effects |= left
         if left & WRITES:
             self.writes.sent = True
         try:
@@ -337,7 +337,7 @@ class PhysicalConnection(Link):
             raise
         result = raw._result
         if result.warning_count:
-            self.residue |= SESSION
+            self.side_effects |= SESSION
         if not result.field_count:
             self._note_change(affected, more=result.has_next)
             self.may_have_changed |= bool(left & MAY_END)
@@ -358,7 +358,7 @@ class PhysicalConnection(Link):
             self.has_committed = True
         self._transaction_ended()
         if more:
-            self.residue |= TRANSACTIONS  # perhaps the next statement begins one
+            self.side_effects |= TRANSACTIONS  # perhaps the next statement begins one
 
     def read_leftovers(self, wanted: bool = True) -> None:
         """Read what was not read of the last answer: it stands before the next one.
@@ -380,7 +380,7 @@ class PhysicalConnection(Link):
             self._read_on(raw.next_result, wanted)
         if raw._result is not None and raw._result.warning_count:
             # Of rows that were read one by one: it came after the last of them.
-            self.residue |= SESSION
+            self.side_effects |= SESSION
 
     def _read_on(self, read: Callable[[], Any], wanted: bool) -> None:
         try:
@@ -399,10 +399,10 @@ class PhysicalConnection(Link):
 
     def is_in_transaction(self) -> bool:
         """Whether a transaction is open that has done more than to read."""
-        if self.is_unknown and self.residue & TRANSACTION:
+        if self.is_unknown and self.side_effects & TRANSACTION:
             self.look()
         return bool(
-            self.residue & TRANSACTION
+            self.side_effects & TRANSACTION
             and _may_be_in_transaction(self.raw.server_status)
         )
 
@@ -434,10 +434,10 @@ class PhysicalConnection(Link):
     def begin(self) -> None:
         """Begin a transaction, which commits the one that is open."""
         self.read_leftovers()
-        self.residue |= TRANSACTION
+        self.side_effects |= TRANSACTION
         self.attempt(self._tell, _BEGIN)
         self._transaction_ended()
-        self.residue |= TRANSACTION
+        self.side_effects |= TRANSACTION
 
     def commit(self, statement: bytes = b"COMMIT") -> None:
         """Commit; what is known to be lost before is a 2006, and nothing was sent."""
@@ -470,7 +470,7 @@ class PhysicalConnection(Link):
     def _has_ended_it(self) -> None:
         self._transaction_ended()
         if self.raw.server_status & _IN_TRANSACTION:
-            self.residue |= SNAPSHOT  # completion_type has begun another one
+            self.side_effects |= SNAPSHOT  # completion_type has begun another one
 
     def _transaction_ended(self) -> None:
         self.forget_changes()
@@ -479,7 +479,7 @@ class PhysicalConnection(Link):
 
     def forget_changes(self) -> None:
         """Take nothing to be uncommitted any more."""
-        self.residue &= ~TRANSACTIONS
+        self.side_effects &= ~TRANSACTIONS
         self.changed, self.may_have_changed = 0, False
 
     # Blocks
@@ -607,7 +607,7 @@ class PhysicalConnection(Link):
         raw = self.raw
         if name != "next_result":
             self.read_leftovers()
-        self.residue |= RESIDUE_OF.get(name, NONE)
+        self.side_effects |= SIDE_EFFECTS_OF.get(name, NONE)
         # PyMySQL compares this before it writes or reads, and sets it then.
         raw._current_timeout = _UNTOUCHED
         try:
@@ -627,7 +627,7 @@ class PhysicalConnection(Link):
         self.ask_first = self.block is not None or code in ROLLED_BACK
         if code in READ_ONLY or code in NOT_READY:
             self.is_suspect = True
-        self.residue |= SESSION  # SHOW WARNINGS, which the next should not see
+        self.side_effects |= SESSION  # SHOW WARNINGS, which the next should not see
 
     def ask_role(self) -> bool:
         """Ask the server for its role, without waiting for the answer."""
@@ -702,13 +702,13 @@ class PhysicalConnection(Link):
             if result.unbuffered_active:
                 return False
             if result.warning_count:
-                self.residue |= SESSION
+                self.side_effects |= SESSION
             if result.has_next:
                 # The rest of a procedure's answer stands before those to the clean-up.
                 self.unread = True
             else:
                 raw._result = None
-        left, self.residue = self.residue, NONE
+        left, self.side_effects = self.side_effects, NONE
         unknown, self.is_unknown = self.is_unknown, False
         self.changed, self.may_have_changed, self.ask_first = 0, False, False
         if self.block is not None:
@@ -728,7 +728,7 @@ class PhysicalConnection(Link):
             ):
                 return self.write([_query(_ROLLBACK)])
             return True
-        if left & INDELIBLE or self.login.obstacle:
+        if left & UNCLEANABLE or self.login.obstacle:
             return False
         return self._start_over(left)
 
@@ -740,11 +740,11 @@ class PhysicalConnection(Link):
         raw, login = self.raw, self.login
         raw.charset, raw.encoding, raw.collation = self._charset
         raw.autocommit_mode = self.config.autocommit
-        if left & ELSEWHERE and self.config.database is None:
+        if left & DIRTY_SCHEMA and self.config.database is None:
             # There is no command to go back to having none.
             return False
         where = []
-        if left & ELSEWHERE or login.is_of_database:
+        if left & DIRTY_SCHEMA or login.is_of_database:
             database = (self.config.database or "").encode()
             where.append((COMMAND.COM_INIT_DB, database))
         if left & ROLE or left & RUNS_CODE and login.has_roles:

@@ -103,7 +103,7 @@ def _left(deadline: float) -> float:
 _POLL = getattr(ctypes.PyDLL(None), "poll", None) if os.name == "posix" else None
 
 
-def dial(raw: Any, deadline: float) -> socket.socket:
+def connect_socket(raw: Any, deadline: float) -> socket.socket:
     """Open the socket: all addresses of the name are tried within the deadline."""
     if raw.unix_socket:
         raw.host_info, raw._secure = "Localhost via UNIX socket", True
@@ -150,7 +150,7 @@ def _connected(
 
 
 @contextmanager
-def bounded(raw: Any, deadline: float, largest: float = inf) -> Iterator[None]:
+def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[None]:
     """Let PyMySQL read and write no later than the deadline, for a purpose of ours.
 
     The conversions of the user do not apply meanwhile.
@@ -220,7 +220,7 @@ def time_left(deadline: float) -> float:
     return min(left, LONGEST_WAIT)
 
 
-def watch(sock: socket.socket) -> Callable[[float], Any]:
+def wait_readable(sock: socket.socket) -> Callable[[float], Any]:
     """Make a function that waits until a deadline for something to read."""
 
     def patience(deadline: float) -> float:
@@ -243,14 +243,14 @@ class _PollFD(ctypes.Structure):
     )
 
 
-def glance(sock: socket.socket) -> Callable[[], Any]:
+def readable_now(sock: socket.socket) -> Callable[[], Any]:
     """A function that says whether there is something to read, and keeps the GIL.
 
     ``select.poll`` lets another thread have it for the half microsecond that this
     takes. Where many want it, getting it back takes a hundred times as long.
     """
     if _POLL is None:
-        look = partial(watch(sock), 0)
+        look = partial(wait_readable(sock), 0)
     else:
         place = ctypes.byref(_PollFD(sock.fileno(), select.POLLIN))
         look = partial(_POLL, place, 1, 0)

@@ -146,9 +146,9 @@ TRANSACTION = 2
 #: Variables, temporary tables, locks, prepared statements, LAST_INSERT_ID(), …
 SESSION = 4
 #: Perhaps another current database, which resetting the session leaves.
-ELSEWHERE = 8
+DIRTY_SCHEMA = 8
 #: Something that is not certain to be undone by anything.
-INDELIBLE = 16
+UNCLEANABLE = 16
 #: Perhaps changed rows: not known to be a mere read, whether or not it succeeds.
 WRITES = 32
 #: Perhaps anything that stored code can do: functions, triggers, procedures, EXECUTE.
@@ -165,15 +165,15 @@ MAY_END = 512
 
 #: What a ROLLBACK ends, and what only a reset of the session does away with.
 TRANSACTIONS = SNAPSHOT | TRANSACTION
-BEYOND_ROLLBACK = SESSION | ELSEWHERE | ROLE | INDELIBLE
+BEYOND_ROLLBACK = SESSION | DIRTY_SCHEMA | ROLE | UNCLEANABLE
 #: What a statement may do that changes rows, or calls a function that is not known.
 CHANGES = TRANSACTION | SESSION | WRITES | RUNS_CODE
 #: What an unknown statement may do.
-ANYTHING = CHANGES | ELSEWHERE | ROLE | MAY_END
+ANYTHING = CHANGES | DIRTY_SCHEMA | ROLE | MAY_END
 
 #: What the methods of PyMySQL that talk to the server leave behind.
-RESIDUE_OF = {
-    "select_db": SESSION | ELSEWHERE,
+SIDE_EFFECTS_OF = {
+    "select_db": SESSION | DIRTY_SCHEMA,
     "autocommit": SESSION,
     "set_character_set": SESSION,
     "set_charset": SESSION,
@@ -220,9 +220,9 @@ _HEADS = re.compile(
 )
 _LEFT_BY = {
     "changes": CHANGES,
-    "indelible": ANYTHING | ENDS | INDELIBLE,
+    "indelible": ANYTHING | ENDS | UNCLEANABLE,
     "signals": SNAPSHOT | SESSION,
-    "moves": SNAPSHOT | SESSION | ELSEWHERE,
+    "moves": SNAPSHOT | SESSION | DIRTY_SCHEMA,
     "savepoint": TRANSACTION,
     "bounds": TRANSACTION | ENDS,
     "chains": TRANSACTION | SESSION | ENDS,
@@ -357,7 +357,7 @@ def server_of(version: str) -> int:
     return MYSQL_8 if version.startswith("8.") else MYSQL
 
 
-def judge(statement: bytes, server: int = ANY | SEVERAL) -> int:
+def find_side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
     """What may be left in the session after this statement, as a sum of the above."""
     if statement.startswith((b"/*", b"--", b"#")):
         if comments := _LEADING_COMMENTS.match(statement):
@@ -372,8 +372,8 @@ def judge(statement: bytes, server: int = ANY | SEVERAL) -> int:
     return _judge_code(statement, server)
 
 
-#: :func:`judge`, remembering what it said; for statements that are not too long.
-residue = lru_cache(maxsize=1000)(judge)
+#: :func:`find_side_effects`, remembering what it said; for statements that are not too long.
+side_effects = lru_cache(maxsize=1000)(find_side_effects)
 
 #: What a statement may do to the transaction that a block is.
 REFUSED, DOUBTFUL, HARMLESS = "refused", "doubtful", "harmless"
@@ -382,7 +382,11 @@ REFUSED, DOUBTFUL, HARMLESS = "refused", "doubtful", "harmless"
 def within_block(statement: bytes, server: int = ANY | SEVERAL) -> str:
     """Whether it is known to end a transaction, may do so, or cannot."""
     short = len(statement) < MEMORABLE
-    left = residue(statement, server) if short else judge(statement, server)
+    left = (
+        side_effects(statement, server)
+        if short
+        else find_side_effects(statement, server)
+    )
     if left & ENDS:
         return REFUSED
     return DOUBTFUL if left & MAY_END else HARMLESS
@@ -466,7 +470,7 @@ def _sets(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
     if _ROLE.search(names):
         left |= ROLE
     if _NO_RESET_UNDOES.search(names):
-        left |= INDELIBLE
+        left |= UNCLEANABLE
     return left & ~SNAPSHOT if left & TRANSACTION else left
 
 

@@ -24,7 +24,7 @@ from pymysql.err import MySQLError, OperationalError
 
 from .process import process
 from .results import ReadingConnection
-from .sockets import bounded, dial, glance, time_left, watch
+from .sockets import connect_socket, io_deadline, readable_now, time_left, wait_readable
 
 #: The DB-API module that the pool is built on.
 DRIVER = pymysql
@@ -72,7 +72,7 @@ class NotAnswered(OperationalError):
         super().__init__(CR.CR_SERVER_LOST, "no answer in time")
 
 
-class Link(SteadyDBConnection):  # type: ignore[misc]
+class Transport(SteadyDBConnection):  # type: ignore[misc]
     """A PyMySQL connection of this process, and whether it can still be used.
 
     A ``SteadyDBConnection`` in kind, so that it is what DBUtils expects; nothing of
@@ -111,7 +111,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         """Open the socket and log in, both by the deadline."""
         raw = self.raw
         try:
-            sock = dial(raw, deadline)
+            sock = connect_socket(raw, deadline)
         except (OSError, UnicodeError) as error:
             raise OperationalError(
                 CR.CR_CONN_HOST_ERROR,
@@ -121,14 +121,14 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         # connect() would spend a round trip on SET NAMES alone.
         raw.set_character_set = lambda *_: None
         try:
-            with bounded(raw, deadline, LONGEST_OF_LOGIN):
+            with io_deadline(raw, deadline, LONGEST_OF_LOGIN):
                 raw.connect(sock)
         finally:
             del raw.set_character_set
         self.is_logged_in = True
         self._socket_is = _identity(raw._sock.fileno())
-        self._readable = watch(raw._sock)
-        self._has_news = glance(raw._sock)
+        self._readable = wait_readable(raw._sock)
+        self._has_news = readable_now(raw._sock)
         # Then the reader's position tells whether its buffer holds unread bytes.
         raw._rfile.raw.tell = repeat(_ORIGIN).__next__
         self._position = raw._rfile.tell
@@ -203,7 +203,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         # The rest of an answer that has begun is a matter of microseconds, if not of
         # other threads; to stop in the middle would cost the connection.
         to_the_end = max(deadline, time.monotonic() + REST)
-        with bounded(raw, to_the_end):
+        with io_deadline(raw, to_the_end):
             while self.unanswered and (
                 self._position() != _ORIGIN or self._readable(deadline)
             ):
@@ -219,7 +219,7 @@ class Link(SteadyDBConnection):  # type: ignore[misc]
         Those that have not begun to come by the deadline stay unread.
         """
         raw = self.raw
-        with bounded(raw, max(deadline, time.monotonic() + REST)):
+        with io_deadline(raw, max(deadline, time.monotonic() + REST)):
             try:
                 while raw._result.has_next:
                     if self._position() == _ORIGIN and not self._readable(deadline):

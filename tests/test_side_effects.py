@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from flask_mysqlpool.pool.driver.statements import (
+    DIRTY_SCHEMA,
     DOUBTFUL,
-    ELSEWHERE,
     ENDS,
     HARMLESS,
-    INDELIBLE,
     MARIADB,
     MAY_END,
     MYSQL,
@@ -20,9 +19,10 @@ from flask_mysqlpool.pool.driver.statements import (
     SESSION,
     SNAPSHOT,
     TRANSACTION,
+    UNCLEANABLE,
     WRITES,
-    judge,
-    residue,
+    find_side_effects,
+    side_effects,
     within_block,
 )
 
@@ -173,22 +173,22 @@ CANNOT_BE_UNDONE = [
 
 @pytest.mark.parametrize("statement", ONLY_READS)
 def test_what_only_reads_leaves_at_most_a_snapshot(statement: str) -> None:
-    assert residue(statement.encode()) == SNAPSHOT
+    assert side_effects(statement.encode()) == SNAPSHOT
 
 
 @pytest.mark.parametrize("statement", IS_NO_MORE_THAN_A_TRANSACTION)
 def test_what_is_undone_by_a_rollback_is_known(statement: str) -> None:
-    assert residue(statement.encode()) == TRANSACTION
+    assert side_effects(statement.encode()) == TRANSACTION
 
 
 @pytest.mark.parametrize("statement", BOUNDS_A_TRANSACTION)
 def test_what_begins_or_ends_a_transaction_is_known(statement: str) -> None:
-    assert residue(statement.encode()) == TRANSACTION | ENDS
+    assert side_effects(statement.encode()) == TRANSACTION | ENDS
 
 
 @pytest.mark.parametrize("statement", CHANGES_THE_SESSION)
 def test_what_changes_the_session_alone_is_said_to(statement: str) -> None:
-    left = residue(statement.encode(), MARIADB)
+    left = side_effects(statement.encode(), MARIADB)
 
     assert left & SESSION
     assert not left & (TRANSACTION | WRITES | RUNS_CODE | ENDS | MAY_END)
@@ -198,32 +198,32 @@ def test_what_changes_the_session_alone_is_said_to(statement: str) -> None:
 def test_what_may_write_is_said_to_and_all_that_goes_with_it(statement: str) -> None:
     everything = SESSION | TRANSACTION | WRITES | RUNS_CODE
 
-    assert residue(statement.encode()) & everything == everything
+    assert side_effects(statement.encode()) & everything == everything
 
 
 @pytest.mark.parametrize("statement", MAY_CHANGE_THE_ROLE)
 def test_what_may_change_the_role_is_said_to(statement: str) -> None:
-    assert residue(statement.encode()) & (ROLE | RUNS_CODE)
+    assert side_effects(statement.encode()) & (ROLE | RUNS_CODE)
 
 
 @pytest.mark.parametrize("statement", MAY_LEAD_ELSEWHERE)
 def test_what_may_change_the_database_or_the_role_is_said_to(statement: str) -> None:
-    assert residue(statement.encode()) & ELSEWHERE
+    assert side_effects(statement.encode()) & DIRTY_SCHEMA
 
 
 @pytest.mark.parametrize("statement", CANNOT_BE_UNDONE)
 def test_what_a_reset_may_not_undo_is_said_so(statement: str) -> None:
-    assert residue(statement.encode()) & INDELIBLE
+    assert side_effects(statement.encode()) & UNCLEANABLE
 
 
 @pytest.mark.parametrize("statement", ["SELECT NEXTVAL(s)", "SELECT NEXT VALUE FOR s"])
 def test_a_sequence_is_advanced_without_a_transaction(statement: str) -> None:
-    assert residue(statement.encode(), MARIADB) == SNAPSHOT | SESSION | WRITES
+    assert side_effects(statement.encode(), MARIADB) == SNAPSHOT | SESSION | WRITES
 
 
 def test_a_sequence_of_oracle_and_one_after_a_space_of_latin1_are_seen() -> None:
-    assert residue(b"SELECT s.NEXTVAL") & SESSION
-    assert residue(b"SELECT NEXT VALUE\xa0FOR s") & SESSION
+    assert side_effects(b"SELECT s.NEXTVAL") & SESSION
+    assert side_effects(b"SELECT NEXT VALUE\xa0FOR s") & SESSION
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_function_is_known_on_the_server_that_has_it(
     call: str, own: set[int]
 ) -> None:
     for server in (MARIADB, MYSQL, MYSQL_8):
-        known = residue(f"SELECT {call} FROM t".encode(), server) == SNAPSHOT
+        known = side_effects(f"SELECT {call} FROM t".encode(), server) == SNAPSHOT
         assert known == (server in own)
 
 
@@ -248,8 +248,12 @@ def test_a_function_is_known_on_the_server_that_has_it(
 def test_a_quote_after_half_a_letter_is_read_both_ways(charset: str) -> None:
     letter = b"\xe9\\"  # in latin1 it is two, and the second one escapes
 
-    assert residue(b"SELECT '" + letter + b"', stored_function(1), '\\'") & RUNS_CODE
-    assert residue(b"SELECT '" + letter + b"' + stored_function(1) -- '") & RUNS_CODE
+    assert (
+        side_effects(b"SELECT '" + letter + b"', stored_function(1), '\\'") & RUNS_CODE
+    )
+    assert (
+        side_effects(b"SELECT '" + letter + b"' + stored_function(1) -- '") & RUNS_CODE
+    )
 
 
 ENDS_A_BLOCK = [
@@ -316,5 +320,5 @@ def test_what_a_statement_does_to_a_block_is_known(kind: str, statement: str) ->
 def test_a_long_statement_is_judged_like_a_short_one() -> None:
     statement = "SELECT '" + "x" * 10_000 + "'"
 
-    assert judge(statement.encode()) == SNAPSHOT
-    assert judge((statement + ", @a := 1").encode()) & SESSION
+    assert find_side_effects(statement.encode()) == SNAPSHOT
+    assert find_side_effects((statement + ", @a := 1").encode()) & SESSION
