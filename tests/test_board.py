@@ -31,16 +31,16 @@ from flask_mysqlpool.workers.status_dir import (
     ORDERS,
     PAST,
     SHEET,
-    Board,
-    Orders,
-    Sheet,
+    DesiredState,
+    StatusDir,
+    StatusFile,
 )
 
 WRITER = """
 import itertools, os, resource, signal, sys, time
-from flask_mysqlpool.workers.status_dir import Board, Sheet
-board = Board(sys.argv[1])
-sheet = Sheet(board)
+from flask_mysqlpool.workers.status_dir import StatusDir, StatusFile
+board = StatusDir(sys.argv[1])
+sheet = StatusFile(board)
 more = lambda orders: orders._replace(generation=orders.generation + 1)
 def attempt(**content):
     try:
@@ -99,43 +99,43 @@ def started(script: str, *args: object) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "board")
+def board(tmp_path: Path) -> StatusDir:
+    return StatusDir(tmp_path / "board")
 
 
 @pytest.fixture
-def start(board: Board) -> Iterator[Callable[[], Worker]]:
+def start(board: StatusDir) -> Iterator[Callable[[], Worker]]:
     with ExitStack() as stack:
         yield lambda: stack.enter_context(started(WRITER, board.path))
 
 
-def published(board: Board, **content: Any) -> Sheet:
-    sheet = Sheet(board)
+def published(board: StatusDir, **content: Any) -> StatusFile:
+    sheet = StatusFile(board)
     sheet.write(content)
     return sheet
 
 
-def numbers(board: Board) -> list[int]:
+def numbers(board: StatusDir) -> list[int]:
     """The ``n`` of every sheet; and that all could be read."""
     reading = board.read()
     assert not reading.problems
     return sorted(sheet["n"] for sheet in reading.sheets)
 
 
-def names(board: Board) -> list[str]:
+def names(board: StatusDir) -> list[str]:
     """The files on the board, but for its mark and what the dead have counted."""
     kept = {MARK, PAST, f"{PAST}.lock", f"{ORDERS}.lock"}
     return sorted(set(os.listdir(board.path)) - kept)
 
 
-def raised(orders: Orders) -> Orders:
+def raised(orders: DesiredState) -> DesiredState:
     return orders._replace(generation=orders.generation + 1)
 
 
 # Sheets
 
 
-def test_what_was_written_is_read(board: Board) -> None:
+def test_what_was_written_is_read(board: StatusDir) -> None:
     sheet = published(board, n=1, name="Ä", nested=[{"a": None}])
 
     [found] = board.read().sheets
@@ -143,7 +143,7 @@ def test_what_was_written_is_read(board: Board) -> None:
     assert found == {"id": sheet.id, "n": 1, "name": "Ä", "nested": [{"a": None}]}
 
 
-def test_the_last_state_counts_be_it_longer_or_shorter(board: Board) -> None:
+def test_the_last_state_counts_be_it_longer_or_shorter(board: StatusDir) -> None:
     sheet = published(board, n=1)
     for n, text in (2, "x" * 10_000), (3, ""):
         sheet.write({"n": n, "text": text})
@@ -152,7 +152,7 @@ def test_the_last_state_counts_be_it_longer_or_shorter(board: Board) -> None:
         assert (found["n"], found["text"]) == (n, text)
 
 
-def test_nobody_else_may_look_and_no_name_tells_a_process(board: Board) -> None:
+def test_nobody_else_may_look_and_no_name_tells_a_process(board: StatusDir) -> None:
     umask = os.umask(0)
     try:
         sheet = published(board, n=1)
@@ -167,17 +167,17 @@ def test_nobody_else_may_look_and_no_name_tells_a_process(board: Board) -> None:
     assert name == sheet.id + SHEET != published(board, n=2).id + SHEET
 
 
-def test_a_withdrawn_sheet_is_gone(board: Board) -> None:
+def test_a_withdrawn_sheet_is_gone(board: StatusDir) -> None:
     sheet = published(board, n=1)
     kept = published(board, n=2)
 
-    sheet.withdraw()
+    sheet.remove()
 
     assert names(board) == [kept.id + SHEET]
 
 
 def test_the_sheet_of_a_killed_process_is_removed_by_the_next_reader(
-    board: Board, start: Callable[[], Worker]
+    board: StatusDir, start: Callable[[], Worker]
 ) -> None:
     alive = published(board, n=1)
     worker = start()
@@ -190,10 +190,12 @@ def test_the_sheet_of_a_killed_process_is_removed_by_the_next_reader(
     assert names(board) == [alive.id + SHEET]
 
 
-def test_who_looks_at_the_sheet_of_a_dead_one_does_not_revive_it(board: Board) -> None:
+def test_who_looks_at_the_sheet_of_a_dead_one_does_not_revive_it(
+    board: StatusDir,
+) -> None:
     sheet = published(board, n=1)
     path = os.path.join(board.path, sheet.id + SHEET)
-    sheet.let_go()  # as death does
+    sheet.detach_after_fork()  # as death does
 
     with open(path) as another_reader:
         fcntl.flock(another_reader, fcntl.LOCK_SH)
@@ -203,7 +205,7 @@ def test_who_looks_at_the_sheet_of_a_dead_one_does_not_revive_it(board: Board) -
 
 
 def test_a_stopped_process_is_not_a_dead_one(
-    board: Board, start: Callable[[], Worker]
+    board: StatusDir, start: Callable[[], Worker]
 ) -> None:
     worker = start()
     worker.ask("sheet.write({'n': 1})")
@@ -216,18 +218,20 @@ def test_a_stopped_process_is_not_a_dead_one(
     assert numbers(board) == [2]
 
 
-def test_readers_at_once_do_not_take_a_live_sheet_for_a_dead_one(board: Board) -> None:
+def test_readers_at_once_do_not_take_a_live_sheet_for_a_dead_one(
+    board: StatusDir,
+) -> None:
     sheet = published(board, n=1)
 
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: numbers(Board(board.path)), range(400)))
+        found = list(threads.map(lambda _: numbers(StatusDir(board.path)), range(400)))
 
     assert found == [[1]] * 400
     assert names(board) == [sheet.id + SHEET]
 
 
 def test_a_child_does_not_keep_the_sheet_of_its_dead_parent_alive(
-    board: Board, start: Callable[[], Worker]
+    board: StatusDir, start: Callable[[], Worker]
 ) -> None:
     parent = start()
     parent.ask("sheet.write({'n': 1})")
@@ -242,13 +246,13 @@ def test_a_child_does_not_keep_the_sheet_of_its_dead_parent_alive(
 
 
 def test_nothing_that_a_child_does_takes_the_sheet_from_its_parent(
-    board: Board, start: Callable[[], Worker]
+    board: StatusDir, start: Callable[[], Worker]
 ) -> None:
     parent = start()
     parent.ask("sheet.write({'n': 1})")
     child = parent.ask(
-        "os.fork() or (sheet.withdraw(), sheet.write({'n': 2}),"
-        " sheet.withdraw(), board.read(), os._exit(0))"
+        "os.fork() or (sheet.remove(), sheet.write({'n': 2}),"
+        " sheet.remove(), board.read(), os._exit(0))"
     )
     parent.ask(f"os.waitpid({child}, 0)")
 
@@ -258,7 +262,7 @@ def test_nothing_that_a_child_does_takes_the_sheet_from_its_parent(
 
 
 def test_no_reader_meets_a_sheet_half_written(
-    board: Board, start: Callable[[], Worker]
+    board: StatusDir, start: Callable[[], Worker]
 ) -> None:
     writer = start()
     content = "{'n': n, 'text': 'x' * (n * 997 % 20000)}"
@@ -281,7 +285,7 @@ def test_no_reader_meets_a_sheet_half_written(
 
 
 def test_a_full_disk_leaves_the_last_state_readable(
-    board: Board, start: Callable[[], Worker]
+    board: StatusDir, start: Callable[[], Worker]
 ) -> None:
     worker = start()
     worker.ask("signal.signal(signal.SIGXFSZ, signal.SIG_IGN)")
@@ -295,7 +299,7 @@ def test_a_full_disk_leaves_the_last_state_readable(
 
 
 def test_a_sheet_for_which_there_is_no_space_leaves_nothing_behind(
-    board: Board, start: Callable[[], Worker]
+    board: StatusDir, start: Callable[[], Worker]
 ) -> None:
     worker = start()
     worker.ask("resource.setrlimit(resource.RLIMIT_FSIZE, (100, 4096))")
@@ -309,9 +313,9 @@ def test_a_sheet_for_which_there_is_no_space_leaves_nothing_behind(
 
 @pytest.mark.parametrize("step", ["rename", "posix_fallocate"])
 def test_a_sheet_that_could_not_be_made_is_neither_there_nor_open(
-    board: Board, monkeypatch: pytest.MonkeyPatch, step: str
+    board: StatusDir, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    sheet = Sheet(board)
+    sheet = StatusFile(board)
     opened = os.listdir("/dev/fd")
     with monkeypatch.context() as patch:
         patch.setattr(os, step, no_space)
@@ -330,7 +334,7 @@ def no_space(*_: object, **__: object) -> None:
 
 
 def test_a_withdrawn_sheet_is_written_into_nobody_elses_file(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: StatusDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sheet = published(board, n=1)
     writing, withdrawn = threading.Event(), threading.Event()
@@ -345,7 +349,7 @@ def test_a_withdrawn_sheet_is_written_into_nobody_elses_file(
     with ThreadPoolExecutor(1) as threads:
         written = threads.submit(sheet.write, {"n": 2})
         assert writing.wait(5)
-        sheet.withdraw()
+        sheet.remove()
         with ExitStack() as stack:
             for name in "abc":  # one of them takes the number of what was closed
                 stack.enter_context((tmp_path / name).open("wb"))
@@ -369,7 +373,7 @@ def move_the_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [remove, truncate, move_the_folder])
 def test_who_touches_a_sheet_learns_that_it_has_to_be_written_again(
-    board: Board, harm: Callable[[Path], None]
+    board: StatusDir, harm: Callable[[Path], None]
 ) -> None:
     sheet = published(board, n=1)
     assert sheet.touch()
@@ -383,7 +387,7 @@ def test_who_touches_a_sheet_learns_that_it_has_to_be_written_again(
 
 
 def test_a_sheet_that_could_not_be_written_is_not_one_to_touch(
-    board: Board, start: Callable[[], Worker]
+    board: StatusDir, start: Callable[[], Worker]
 ) -> None:
     worker = start()
     worker.ask("signal.signal(signal.SIGXFSZ, signal.SIG_IGN)")
@@ -396,7 +400,7 @@ def test_a_sheet_that_could_not_be_written_is_not_one_to_touch(
     assert worker.ask("sheet.touch()") == "False"
 
 
-def test_a_touch_tells_that_the_worker_is_alive(board: Board) -> None:
+def test_a_touch_tells_that_the_worker_is_alive(board: StatusDir) -> None:
     sheet = published(board, n=1)
     path = Path(board.path, sheet.id + SHEET)
     os.utime(path, (0, 0))
@@ -407,7 +411,7 @@ def test_a_touch_tells_that_the_worker_is_alive(board: Board) -> None:
     assert board.read().heard[sheet.id] == path.stat().st_mtime > 0
 
 
-def test_a_sheet_with_two_names_counts_once(board: Board) -> None:
+def test_a_sheet_with_two_names_counts_once(board: StatusDir) -> None:
     sheet = published(board, n=1)
     os.link(Path(board.path, sheet.id + SHEET), Path(board.path, "f" * 16 + SHEET))
 
@@ -468,7 +472,7 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files
     ],
 )
 def test_what_is_no_sheet_is_named_and_the_others_are_read(
-    board: Board, make: Callable[[Path], None]
+    board: StatusDir, make: Callable[[Path], None]
 ) -> None:
     sheet = published(board, n=1)
     path = Path(board.path, "0" * 16 + SHEET)
@@ -489,7 +493,7 @@ def test_what_is_no_sheet_is_named_and_the_others_are_read(
     "harm", [truncate, pytest.param(lambda p: os.chown(p, 65534, 65534), marks=AS_ROOT)]
 )
 def test_a_live_worker_that_cannot_be_read_is_told_from_what_is_no_worker(
-    board: Board, harm: Callable[[Path], None]
+    board: StatusDir, harm: Callable[[Path], None]
 ) -> None:
     sheet = published(board, n=1)
     path = Path(board.path, sheet.id + SHEET)
@@ -504,7 +508,7 @@ def test_a_live_worker_that_cannot_be_read_is_told_from_what_is_no_worker(
     assert path.exists()
 
 
-def test_what_is_not_ours_is_named_and_left_there(board: Board) -> None:
+def test_what_is_not_ours_is_named_and_left_there(board: StatusDir) -> None:
     published(board, n=1)
     path = Path(board.path, "notes.txt")
     path.touch()
@@ -516,7 +520,7 @@ def test_what_is_not_ours_is_named_and_left_there(board: Board) -> None:
     assert path.exists()
 
 
-def test_what_a_crash_left_half_made_is_removed_after_a_while(board: Board) -> None:
+def test_what_a_crash_left_half_made_is_removed_after_a_while(board: StatusDir) -> None:
     published(board, n=1)
     young, old = (Path(board.path, name * 16 + NEW) for name in "ab")
     for path, age in (young, 0), (old, 3600):
@@ -531,7 +535,9 @@ def test_what_a_crash_left_half_made_is_removed_after_a_while(board: Board) -> N
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702])
-def test_a_folder_that_others_can_write_to_is_refused(board: Board, mode: int) -> None:
+def test_a_folder_that_others_can_write_to_is_refused(
+    board: StatusDir, mode: int
+) -> None:
     os.mkdir(board.path)
     os.chmod(board.path, mode)
 
@@ -540,12 +546,12 @@ def test_a_folder_that_others_can_write_to_is_refused(board: Board, mode: int) -
     with pytest.raises(PermissionError):
         published(board, n=1)
     with pytest.raises(PermissionError):
-        board.order("shop/default", raised)
+        board.update_desired("shop/default", raised)
     assert names(board) == []
 
 
 @AS_ROOT
-def test_a_folder_of_somebody_else_is_not_written_to(board: Board) -> None:
+def test_a_folder_of_somebody_else_is_not_written_to(board: StatusDir) -> None:
     os.mkdir(board.path, 0o700)
     os.chown(board.path, 65534, 65534)
 
@@ -564,21 +570,21 @@ def test_a_folder_of_somebody_else_is_not_written_to(board: Board) -> None:
 def test_a_symbolic_link_is_not_followed(tmp_path: Path, ending: str) -> None:
     (tmp_path / "elsewhere").mkdir(0o700)
     (tmp_path / "board").symlink_to("elsewhere")
-    board = Board(f"{tmp_path}/board{ending}")
+    board = StatusDir(f"{tmp_path}/board{ending}")
 
     with pytest.raises(OSError, match="is a symbolic link"):
         published(board, n=1)
     with pytest.raises(OSError):
-        board.order("shop/default", raised)
+        board.update_desired("shop/default", raised)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @AS_ROOT
 def test_what_root_makes_belongs_to_the_owner_of_what_was_there(tmp_path: Path) -> None:
     os.chown(tmp_path, 65534, 65534)
-    board = Board(tmp_path / "instance" / "run" / "board")
+    board = StatusDir(tmp_path / "instance" / "run" / "board")
 
-    board.order("shop/default", raised)
+    board.update_desired("shop/default", raised)
 
     made = [path for path in tmp_path.rglob("*")]
     assert len(made) == 6
@@ -588,7 +594,7 @@ def test_what_root_makes_belongs_to_the_owner_of_what_was_there(tmp_path: Path) 
     assert board.place() == f"{board.path}, which belongs to nobody"
 
 
-def test_a_folder_that_was_removed_is_made_anew(board: Board) -> None:
+def test_a_folder_that_was_removed_is_made_anew(board: StatusDir) -> None:
     sheet = published(board, n=1)
     shutil.rmtree(board.path)
 
@@ -600,7 +606,7 @@ def test_a_folder_that_was_removed_is_made_anew(board: Board) -> None:
     assert stat.S_IMODE(os.stat(board.path).st_mode) == 0o700
 
 
-def test_a_sheet_that_was_removed_is_made_anew(board: Board) -> None:
+def test_a_sheet_that_was_removed_is_made_anew(board: StatusDir) -> None:
     sheet = published(board, n=1)
     os.unlink(os.path.join(board.path, sheet.id + SHEET))
     assert numbers(board) == []
@@ -610,34 +616,36 @@ def test_a_sheet_that_was_removed_is_made_anew(board: Board) -> None:
     assert numbers(board) == [2]
 
 
-# Orders
+# Desired state
 
 
-def test_nothing_is_ordered_until_somebody_does(board: Board) -> None:
+def test_nothing_is_ordered_until_somebody_does(board: StatusDir) -> None:
     os.mkdir(board.path, 0o700)
 
-    assert board.orders("shop/default") == Orders(0, paused=False)
+    assert board.orders("shop/default") == DesiredState(0, paused=False)
 
 
-def test_every_pool_has_orders_of_its_own(board: Board) -> None:
-    reader = Board(board.path)
-    assert board.order("shop/default", raised) == Orders(1, False)
-    assert reader.orders("shop/default") == Orders(1, False)
+def test_every_pool_has_orders_of_its_own(board: StatusDir) -> None:
+    reader = StatusDir(board.path)
+    assert board.update_desired("shop/default", raised) == DesiredState(1, False)
+    assert reader.orders("shop/default") == DesiredState(1, False)
 
-    board.order("shop/reports", lambda orders: orders._replace(paused=True))
+    board.update_desired("shop/reports", lambda orders: orders._replace(paused=True))
 
-    assert reader.orders("shop/default") == Orders(1, False)
-    assert reader.orders("shop/reports") == Orders(0, True)
+    assert reader.orders("shop/default") == DesiredState(1, False)
+    assert reader.orders("shop/reports") == DesiredState(0, True)
     assert stat.S_IMODE(os.stat(os.path.join(board.path, ORDERS)).st_mode) == 0o600
     assert board.read().problems == []
 
 
 def test_orders_given_at_once_are_all_carried_out(
-    board: Board, start: Callable[[], Worker]
+    board: StatusDir, start: Callable[[], Worker]
 ) -> None:
     workers = [start() for _ in range(3)]
     for worker in workers:
-        worker.tell("len([board.order('shop/default', more) for _ in range(200)])")
+        worker.tell(
+            "len([board.update_desired('shop/default', more) for _ in range(200)])"
+        )
     for worker in workers:
         assert worker.hear() == "200"
 
@@ -646,43 +654,43 @@ def test_orders_given_at_once_are_all_carried_out(
 
 @pytest.mark.parametrize("damage", [b"damage" * 999, b"{}"])
 def test_damaged_orders_are_an_error_until_the_next_are_given(
-    board: Board, damage: bytes
+    board: StatusDir, damage: bytes
 ) -> None:
-    board.order("shop/default", raised)
+    board.update_desired("shop/default", raised)
     Path(board.path, ORDERS).write_bytes(damage)
 
     with pytest.raises(ValueError, match="damaged"):
-        Board(board.path).orders("shop/default")
-    board.order("shop/default", raised)
+        StatusDir(board.path).orders("shop/default")
+    board.update_desired("shop/default", raised)
 
-    assert Board(board.path).orders("shop/default").generation == 1
+    assert StatusDir(board.path).orders("shop/default").generation == 1
 
 
 @pytest.mark.parametrize(
     "orders", [5, {}, {"generation": "soon", "paused": False}, {"generation": 1}]
 )
 def test_orders_that_say_something_else_are_damaged_as_well(
-    board: Board, orders: object
+    board: StatusDir, orders: object
 ) -> None:
-    board.order("shop/reports", raised)
+    board.update_desired("shop/reports", raised)
     with open(f"{board.path}/{ORDERS}", "r+b") as file:
         write_record(file.fileno(), {"shop/default": orders})
 
     with pytest.raises(ValueError, match="damaged"):
         board.orders("shop/default")
 
-    assert board.order("shop/default", raised) == Orders(1, False)
+    assert board.update_desired("shop/default", raised) == DesiredState(1, False)
 
 
-def test_a_reader_of_damaged_orders_notices_the_next(board: Board) -> None:
-    reader = Board(board.path)
-    board.order("shop/default", raised)
+def test_a_reader_of_damaged_orders_notices_the_next(board: StatusDir) -> None:
+    reader = StatusDir(board.path)
+    board.update_desired("shop/default", raised)
     reader.orders("shop/default")
     Path(board.path, ORDERS).write_bytes(b"damage")
     with pytest.raises(ValueError):
         reader.orders("shop/default")
 
-    board.order("shop/default", lambda orders: Orders(7))
+    board.update_desired("shop/default", lambda orders: DesiredState(7))
 
     assert reader.orders("shop/default").generation == 7
 
@@ -692,16 +700,16 @@ def test_a_reader_of_damaged_orders_notices_the_next(board: Board) -> None:
     [(make_link_of, "a symbolic link"), (make_folder_of, "not a file")],
 )
 def test_what_is_in_the_way_of_orders_is_named_with_a_mend_and_left_there(
-    board: Board, harm: Callable[[Path], None], fault: str
+    board: StatusDir, harm: Callable[[Path], None], fault: str
 ) -> None:
-    board.order("shop/default", raised)
+    board.update_desired("shop/default", raised)
     path = Path(board.path, ORDERS)
     harm(path)
 
     with pytest.raises(ValueError, match=fault):
         board.orders("shop/default")
     with pytest.raises(Unusable, match=f"{fault}.*orders") as refused:
-        board.order("shop/default", raised)
+        board.update_desired("shop/default", raised)
 
     assert refused.value.mend == "remove it"
     assert path.is_symlink() or path.is_dir()
@@ -709,60 +717,60 @@ def test_what_is_in_the_way_of_orders_is_named_with_a_mend_and_left_there(
 
 
 def test_orders_are_not_given_for_ever_where_the_lock_is_held(
-    board: Board, monkeypatch: pytest.MonkeyPatch
+    board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flask_mysqlpool.workers.records, "TURN", 0.05)
-    board.order("shop/default", raised)
+    board.update_desired("shop/default", raised)
     with open(f"{board.path}/orders.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OSError, match=r"keeps it locked.*orders\.lock"):
-            board.order("shop/default", raised)
+            board.update_desired("shop/default", raised)
 
-    assert board.order("shop/default", raised).generation == 2
+    assert board.update_desired("shop/default", raised).generation == 2
 
 
 def test_an_order_that_waited_for_a_lock_that_was_removed_locks_the_new_one(
-    board: Board,
+    board: StatusDir,
 ) -> None:
-    board.order("shop/default", raised)
+    board.update_desired("shop/default", raised)
     path = f"{board.path}/orders.lock"
 
-    def change(orders: Orders) -> Orders:
+    def change(orders: DesiredState) -> DesiredState:
         with open(path) as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return raised(orders)
 
     with ThreadPoolExecutor(1) as threads, open(path) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        ordered = threads.submit(board.order, "shop/default", change)
+        ordered = threads.submit(board.update_desired, "shop/default", change)
         time.sleep(0.02)  # it waits, or is about to
         os.unlink(path)
         lock.close()
 
-        assert ordered.result() == board.orders("shop/default") == Orders(2)
+        assert ordered.result() == board.orders("shop/default") == DesiredState(2)
 
 
 def test_an_order_for_one_pool_leaves_those_for_others_as_they_are(
-    board: Board,
+    board: StatusDir,
 ) -> None:
-    board.order("shop/default", raised)
+    board.update_desired("shop/default", raised)
     other = {"generation": "of another version", "until": 7}
     with open(f"{board.path}/{ORDERS}", "r+b") as file:
         write_record(file.fileno(), {"blog/default": other, "shop/default": 5})
     with pytest.raises(ValueError, match="damaged"):
         board.orders("shop/default")
 
-    board.order("shop/default", raised)
+    board.update_desired("shop/default", raised)
 
     with board.opened() as folder:
         content = load_record(folder, ORDERS)
     assert content["blog/default"] == other
-    assert board.orders("shop/default") == Orders(1)
+    assert board.orders("shop/default") == DesiredState(1)
 
 
 @AS_ROOT
 def test_a_file_that_cannot_be_given_to_the_folders_owner_is_not_left_open(
-    board: Board, monkeypatch: pytest.MonkeyPatch
+    board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkdir(board.path, 0o700)
     os.chown(board.path, 65534, 65534)
@@ -770,14 +778,14 @@ def test_a_file_that_cannot_be_given_to_the_folders_owner_is_not_left_open(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fchown", no_space)
         with pytest.raises(OSError, match="No space left"):
-            board.order("shop/default", raised)
+            board.update_desired("shop/default", raised)
 
     assert os.listdir("/dev/fd") == opened
-    assert board.orders("shop/default") == Orders()
+    assert board.orders("shop/default") == DesiredState()
 
 
 @AS_ROOT
-def test_an_owner_who_has_no_name_is_told_by_number(board: Board) -> None:
+def test_an_owner_who_has_no_name_is_told_by_number(board: StatusDir) -> None:
     sheet = published(board, n=1)
     os.chown(f"{board.path}/{sheet.id}{SHEET}", 54321, 54321)
 
@@ -787,10 +795,10 @@ def test_an_owner_who_has_no_name_is_told_by_number(board: Board) -> None:
 
 
 @AS_ROOT
-def test_where_root_has_given_orders_the_owner_still_can(board: Board) -> None:
+def test_where_root_has_given_orders_the_owner_still_can(board: StatusDir) -> None:
     os.mkdir(board.path, 0o700)
     os.chown(board.path, 65534, 65534)
-    board.order("shop/default", raised)
+    board.update_desired("shop/default", raised)
 
     owners = {path.stat().st_uid for path in Path(board.path).iterdir()}
 

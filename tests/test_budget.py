@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from test_board import Worker, forked, started
 
 from flask_mysqlpool import PoolError
-from flask_mysqlpool.workers.host_limit import Budget, Claim, fair_shares
-from flask_mysqlpool.workers.status_dir import Board
+from flask_mysqlpool.workers.host_limit import Demand, HostLimit, fair_shares
+from flask_mysqlpool.workers.status_dir import StatusDir
 
 NAME = "budget-shop"
 
 TAKER = """
 import os, signal, sys, time
-from flask_mysqlpool.workers.status_dir import Board
-from flask_mysqlpool.workers.host_limit import Budget
-budget = Budget(Board(sys.argv[1]), "budget-shop", int(sys.argv[2]))
+from flask_mysqlpool.workers.status_dir import StatusDir
+from flask_mysqlpool.workers.host_limit import HostLimit
+budget = HostLimit(StatusDir(sys.argv[1]), "budget-shop", int(sys.argv[2]))
 held = []
 def take():
     slot = budget.take()
@@ -53,22 +53,24 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "board")
+def board(tmp_path: Path) -> StatusDir:
+    return StatusDir(tmp_path / "board")
 
 
 @pytest.fixture
-def start(board: Board) -> Iterator[Callable[[int], Worker]]:
+def start(board: StatusDir) -> Iterator[Callable[[int], Worker]]:
     with ExitStack() as stack:
         yield lambda size: stack.enter_context(started(TAKER, board.path, size))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_what_root_makes_is_for_the_owner_of_the_folder_to_use(board: Board) -> None:
+def test_what_root_makes_is_for_the_owner_of_the_folder_to_use(
+    board: StatusDir,
+) -> None:
     os.mkdir(board.path, 0o700)
     os.chown(board.path, 65534, 65534)
 
-    slot = Budget(board, NAME, 1).take()
+    slot = HostLimit(board, NAME, 1).take()
 
     assert slot is not None
     assert os.stat(os.path.join(board.path, NAME)).st_uid == 65534
@@ -80,7 +82,7 @@ CLAIMS = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 8)), min_size=1, max_size=6
 ).map(
     lambda pairs: [
-        Claim(float(since), n, demand) for n, (since, demand) in enumerate(pairs)
+        Demand(float(since), n, demand) for n, (since, demand) in enumerate(pairs)
     ]
 )
 SIZES = st.integers(0, 20)
@@ -88,7 +90,7 @@ SIZES = st.integers(0, 20)
 
 @given(SIZES, CLAIMS)
 def test_nothing_is_given_twice_withheld_or_unasked_for(
-    size: int, claims: list[Claim]
+    size: int, claims: list[Demand]
 ) -> None:
     shares = fair_shares(size, claims)
 
@@ -99,7 +101,7 @@ def test_nothing_is_given_twice_withheld_or_unasked_for(
 
 @given(SIZES, CLAIMS)
 def test_nobody_has_two_more_than_who_wants_more(
-    size: int, claims: list[Claim]
+    size: int, claims: list[Demand]
 ) -> None:
     shares = fair_shares(size, claims)
     unmet = [shares[c.worker] for c in claims if shares[c.worker] < c.demand]
@@ -108,7 +110,7 @@ def test_nobody_has_two_more_than_who_wants_more(
 
 
 @given(SIZES, CLAIMS)
-def test_who_has_waited_longer_has_not_less(size: int, claims: list[Claim]) -> None:
+def test_who_has_waited_longer_has_not_less(size: int, claims: list[Demand]) -> None:
     shares = fair_shares(size, claims)
 
     for one in claims:
@@ -119,7 +121,7 @@ def test_who_has_waited_longer_has_not_less(size: int, claims: list[Claim]) -> N
 
 @given(SIZES, CLAIMS, st.randoms())
 def test_all_workers_come_to_the_same_shares(
-    size: int, claims: list[Claim], random: Random
+    size: int, claims: list[Demand], random: Random
 ) -> None:
     shuffled = sorted(claims, key=lambda _: random.random())
 
@@ -127,7 +129,7 @@ def test_all_workers_come_to_the_same_shares(
 
 
 def test_of_three_who_want_one_of_two_those_get_it_who_waited_longest() -> None:
-    claims = [Claim(3.0, 1, 5), Claim(1.0, 2, 5), Claim(2.0, 3, 5)]
+    claims = [Demand(3.0, 1, 5), Demand(1.0, 2, 5), Demand(2.0, 3, 5)]
 
     assert fair_shares(2, claims) == {1: 0, 2: 1, 3: 1}
 
@@ -135,16 +137,16 @@ def test_of_three_who_want_one_of_two_those_get_it_who_waited_longest() -> None:
 # Within one process
 
 
-def test_there_are_so_many_slots_and_no_more(board: Board) -> None:
-    budget = Budget(board, NAME, 2)
+def test_there_are_so_many_slots_and_no_more(board: StatusDir) -> None:
+    budget = HostLimit(board, NAME, 2)
 
     slots = [budget.take() for _ in range(3)]
 
     assert [slot is not None for slot in slots] == [True, True, False]
 
 
-def test_a_slot_that_nobody_refers_to_is_free(board: Board) -> None:
-    budget = Budget(board, NAME, 1)
+def test_a_slot_that_nobody_refers_to_is_free(board: StatusDir) -> None:
+    budget = HostLimit(board, NAME, 1)
     cycle: list[object] = [budget.take()]
     cycle.append(cycle)
     assert budget.take() is None
@@ -155,9 +157,9 @@ def test_a_slot_that_nobody_refers_to_is_free(board: Board) -> None:
     assert budget.take() is not None
 
 
-def test_two_budgets_of_one_path_are_one(board: Board) -> None:
-    first = Budget(board, NAME, 1)
-    second = Budget(Board(os.path.join(board.path, "..", "board")), NAME, 1)
+def test_two_budgets_of_one_path_are_one(board: StatusDir) -> None:
+    first = HostLimit(board, NAME, 1)
+    second = HostLimit(StatusDir(os.path.join(board.path, "..", "board")), NAME, 1)
 
     slot = first.take()
     assert slot is not None
@@ -166,18 +168,18 @@ def test_two_budgets_of_one_path_are_one(board: Board) -> None:
     assert second.take() is not None
 
 
-def test_budgets_of_two_names_do_not_share(board: Board) -> None:
-    slot = Budget(board, NAME, 1).take()
+def test_budgets_of_two_names_do_not_share(board: StatusDir) -> None:
+    slot = HostLimit(board, NAME, 1).take()
 
     assert slot is not None
-    assert Budget(board, "budget-blog", 1).take() is not None
+    assert HostLimit(board, "budget-blog", 1).take() is not None
 
 
-def test_a_limit_that_cannot_be_kept_is_an_error(board: Board) -> None:
+def test_a_limit_that_cannot_be_kept_is_an_error(board: StatusDir) -> None:
     Path(board.path).touch()
 
     with pytest.raises(PoolError, match="MAX_HOST_CONNECTIONS cannot be kept"):
-        Budget(board, NAME, 1).take()
+        HostLimit(board, NAME, 1).take()
 
 
 def no_locks(*_: object) -> None:
@@ -185,9 +187,9 @@ def no_locks(*_: object) -> None:
 
 
 def test_a_lock_that_cannot_be_had_is_an_error_and_costs_no_slot(
-    board: Board, monkeypatch: pytest.MonkeyPatch
+    board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = Budget(board, NAME, 1)
+    budget = HostLimit(board, NAME, 1)
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "lockf", no_locks)
         with pytest.raises(PoolError, match="cannot be kept: .*No locks available"):
@@ -203,7 +205,7 @@ def test_a_lock_that_cannot_be_had_is_an_error_and_costs_no_slot(
 
 
 def test_no_two_processes_have_one_slot(
-    board: Board, start: Callable[[int], Worker]
+    board: StatusDir, start: Callable[[int], Worker]
 ) -> None:
     workers = [start(2) for _ in range(3)]
     for worker in workers:
@@ -219,9 +221,9 @@ def test_no_two_processes_have_one_slot(
 
 
 def test_what_a_killed_process_held_is_free_at_once(
-    board: Board, start: Callable[[int], Worker]
+    board: StatusDir, start: Callable[[int], Worker]
 ) -> None:
-    budget = Budget(board, NAME, 2)
+    budget = HostLimit(board, NAME, 2)
     worker = start(2)
     assert [worker.ask("take()") for _ in range(3)] == ["True", "True", "False"]
     assert budget.take() is None
@@ -233,9 +235,9 @@ def test_what_a_killed_process_held_is_free_at_once(
 
 
 def test_a_child_holds_nothing_and_frees_nothing(
-    board: Board, start: Callable[[int], Worker]
+    board: StatusDir, start: Callable[[int], Worker]
 ) -> None:
-    budget = Budget(board, NAME, 2)
+    budget = HostLimit(board, NAME, 2)
     parent = start(2)
     parent.ask("take()")
     child = parent.ask("os.fork() or (held.clear(), take(), os._exit(len(held)))")
@@ -250,9 +252,9 @@ def test_a_child_holds_nothing_and_frees_nothing(
 
 
 def test_a_child_does_not_hold_what_its_dead_parent_held(
-    board: Board, start: Callable[[int], Worker]
+    board: StatusDir, start: Callable[[int], Worker]
 ) -> None:
-    budget = Budget(board, NAME, 1)
+    budget = HostLimit(board, NAME, 1)
     parent = start(1)
     parent.ask("take()")
     child = forked(parent)
@@ -266,7 +268,7 @@ def test_a_child_does_not_hold_what_its_dead_parent_held(
 
 
 def test_who_finds_the_file_removed_keeps_what_it_has(
-    board: Board, start: Callable[[int], Worker]
+    board: StatusDir, start: Callable[[int], Worker]
 ) -> None:
     holder, other = start(2), start(2)
     holder.ask("take()")
@@ -278,7 +280,7 @@ def test_who_finds_the_file_removed_keeps_what_it_has(
 
 
 def test_a_removed_file_does_not_make_the_budget_larger(
-    board: Board, start: Callable[[int], Worker]
+    board: StatusDir, start: Callable[[int], Worker]
 ) -> None:
     holder, other = start(2), start(2)
     assert [worker.ask("take()") for worker in (holder, other)] == ["True", "True"]
@@ -289,9 +291,9 @@ def test_a_removed_file_does_not_make_the_budget_larger(
 
 
 def test_who_cannot_lock_the_new_file_at_first_does_so_later(
-    board: Board, start: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
+    board: StatusDir, start: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget, other = Budget(board, NAME, 1), start(1)
+    budget, other = HostLimit(board, NAME, 1), start(1)
     slot = budget.take()
     assert slot is not None
     os.unlink(os.path.join(board.path, NAME))

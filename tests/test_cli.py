@@ -43,7 +43,7 @@ from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.workers.exited import identity, key_of
 from flask_mysqlpool.workers.fleet import Fleet
 from flask_mysqlpool.workers.mysql_server import Facts, Server, Unanswered, connect_to
-from flask_mysqlpool.workers.status_dir import ORDERS, SHEET, Board, Sheet
+from flask_mysqlpool.workers.status_dir import ORDERS, SHEET, StatusDir, StatusFile
 
 pytestmark = pytest.mark.one_engine
 
@@ -354,19 +354,19 @@ def test_no_command_waits_for_ever_for_a_server_that_stopped_answering(
     assert "2013" in output
 
 
-def heard_from(app: Flask, seconds: float, **about: Any) -> Sheet:
+def heard_from(app: Flask, seconds: float, **about: Any) -> StatusFile:
     """A worker that published this, and so many seconds ago was alive."""
     board = board_of(app)
-    sheet = Sheet(board)
+    sheet = StatusFile(board)
     sheet.write(complete(**identity_of(app) | about))
     path = Path(board.path, sheet.id + SHEET)
     os.utime(path, (0, path.stat().st_mtime - seconds))
     return sheet
 
 
-def board_of(app: Flask) -> Board:
+def board_of(app: Flask) -> StatusDir:
     [state] = app.extensions["mysqlpool"].values()
-    assert isinstance(state.board, Board)
+    assert isinstance(state.board, StatusDir)
     return state.board
 
 
@@ -383,7 +383,7 @@ def test_a_worker_that_is_not_heard_of_is_said_to_be_silent(make_app: MakeApp) -
     assert "worker 4011: last heard of 12 s ago" in output
     assert output.count("last heard of") == 1
     for sheet in sheets:
-        sheet.withdraw()
+        sheet.remove()
 
 
 def test_ctrl_c_ends_watching_without_a_word(
@@ -508,7 +508,7 @@ def test_in_a_narrow_terminal_what_is_dearest_is_shown_and_other_columns_are_not
     app = make_app()
     sheet = heard_from(app, 0, pid=4011, size=3, in_use=3, waiting=2)
     shown = report(app)
-    sheet.withdraw()
+    sheet.remove()
 
     def columns(width: int) -> list[str]:
         monkeypatch.setenv("COLUMNS", str(width))
@@ -569,7 +569,7 @@ def test_a_command_is_no_worker_and_no_pause_is_in_its_way(
     flask_command: Callable[..., Any], tmp_path: Path, server: LocalServer
 ) -> None:
     key = key_of(identity("shop", "default", config_of(server)))
-    board = Board(tmp_path / "board")
+    board = StatusDir(tmp_path / "board")
     assert flask_command("mysqlpool", "pause").returncode == 0
     assert board.orders(key).paused
 
@@ -614,8 +614,8 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_shown(
 def test_what_a_file_is_called_does_nothing_to_a_terminal(
     make_app: MakeApp, tmp_path: Path
 ) -> None:
-    board = Board(tmp_path / "board")
-    board.order("shop/default", lambda orders: orders)
+    board = StatusDir(tmp_path / "board")
+    board.update_desired("shop/default", lambda orders: orders)
     (tmp_path / "board" / "a\x1b[31m\nb").touch()
 
     for command in ("status", "check"):
@@ -644,7 +644,7 @@ def test_a_live_worker_that_cannot_be_read_is_not_to_be_removed(
     make_app: MakeApp,
 ) -> None:
     app = make_app()
-    sheet = Sheet(board_of(app))
+    sheet = StatusFile(board_of(app))
     sheet.write({"n": 1})
 
     code, output = run(app, "status")
@@ -695,7 +695,7 @@ def test_status_as_another_user_says_why_it_sees_nothing(
 ) -> None:
     app = make_app()
     connected(app).close()
-    until(lambda: Board(tmp_path / "board").read().sheets)
+    until(lambda: StatusDir(tmp_path / "board").read().sheets)
     os.chmod(tmp_path, 0o755)
     os.chown(tmp_path / "board", 12345, 12345)
     os.seteuid(54321)

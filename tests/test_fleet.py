@@ -30,7 +30,7 @@ from flask_mysqlpool.workers.fleet import (
     spread,
     totals,
 )
-from flask_mysqlpool.workers.status_dir import Board, Sheet
+from flask_mysqlpool.workers.status_dir import StatusDir, StatusFile
 
 BUDGET, MAX_SIZE, WORKERS = 12, 10, 8
 
@@ -152,7 +152,7 @@ def test_a_budget_holds_over_all_processes_and_goes_to_who_needs_it(
     server: LocalServer, tmp_path: Path
 ) -> None:
     board = tmp_path / "board"
-    fleet = Fleet(Board(board), "shop", {"default": config_of(server)})
+    fleet = Fleet(StatusDir(board), "shop", {"default": config_of(server)})
 
     def sizes() -> dict[int, int]:
         found = fleet.workers().get("default", [])
@@ -312,8 +312,8 @@ def complete(**about: Any) -> Worker:
 def test_a_worker_of_another_version_is_named_and_the_others_are_read(
     tmp_path: Path, about: dict[str, Any]
 ) -> None:
-    board = Board(tmp_path / "board")
-    sheets = [Sheet(board) for _ in range(2)]
+    board = StatusDir(tmp_path / "board")
+    sheets = [StatusFile(board) for _ in range(2)]
     sheets[0].write(complete(pid=4))
     sheets[1].write(complete() | about)
     fleet = Fleet(board, "shop", POOLS)
@@ -331,7 +331,7 @@ def damage(path: Path) -> None:
     path.write_bytes(b"damage")
 
 
-def make_folder(path: Path) -> None:
+def make_dir(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
@@ -355,12 +355,12 @@ def identity_of(app: Flask, bind: str = "default") -> dict[str, str | None]:
     return identity(app.name, bind, state.published()[bind])
 
 
-@pytest.mark.parametrize("harm", [damage, make_folder, make_link])
+@pytest.mark.parametrize("harm", [damage, make_dir, make_link])
 def test_where_orders_cannot_be_read_a_pause_is_what_workers_say(
     tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
-    board = Board(tmp_path / "board")
-    sheet = Sheet(board)
+    board = StatusDir(tmp_path / "board")
+    sheet = StatusFile(board)
     sheet.write(complete(paused=True))
     fleet = Fleet(board, "shop", POOLS)
     fleet.resume("default")
@@ -377,7 +377,7 @@ def test_where_orders_cannot_be_read_a_pause_is_what_workers_say(
 
 
 def test_who_is_paused_and_has_somebody_waiting_has_not_resumed(tmp_path: Path) -> None:
-    has_resumed = Fleet(Board(tmp_path / "board"), "shop", POOLS).resume("default")
+    has_resumed = Fleet(StatusDir(tmp_path / "board"), "shop", POOLS).resume("default")
 
     assert has_resumed(worker(paused=False, size=1, waiting=1))
     assert has_resumed(worker(paused=True))
@@ -401,7 +401,7 @@ def test_the_oldest_holder_comes_first_over_all_workers() -> None:
 def test_a_reset_is_newer_than_what_workers_have_seen_if_orders_were_lost(
     tmp_path: Path,
 ) -> None:
-    fleet = Fleet(Board(tmp_path / "board"), "shop", POOLS)
+    fleet = Fleet(StatusDir(tmp_path / "board"), "shop", POOLS)
     for _ in range(2):
         fleet.reset("default")
     assert fleet.orders("default").generation == 2

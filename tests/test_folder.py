@@ -29,30 +29,30 @@ import flask_mysqlpool.workers.host_limit
 from flask_mysqlpool import MySQLPool, PoolConfig, PoolError
 from flask_mysqlpool.pool.stats import BOUNDS
 from flask_mysqlpool.testing.fake_driver import FakePool
-from flask_mysqlpool.workers.agent import Presence
+from flask_mysqlpool.workers.agent import WorkerAgent
 from flask_mysqlpool.workers.exited import COUNTED
 from flask_mysqlpool.workers.fleet import Fleet
-from flask_mysqlpool.workers.host_limit import Budget
+from flask_mysqlpool.workers.host_limit import HostLimit
 from flask_mysqlpool.workers.records import Unusable
-from flask_mysqlpool.workers.status_dir import MARK, Board
+from flask_mysqlpool.workers.status_dir import MARK, StatusDir
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "board")
+def board(tmp_path: Path) -> StatusDir:
+    return StatusDir(tmp_path / "board")
 
 
 # Whose folder it is
 
 #: What each way to use a folder does to what is in it.
-USES: dict[str, Callable[[Board], object]] = {
-    "read": Board.read,
-    "counts": Board.read_with_past,
+USES: dict[str, Callable[[StatusDir], object]] = {
+    "read": StatusDir.read,
+    "counts": StatusDir.read_with_past,
     "orders": lambda board: board.orders("shop/default"),
-    "order": lambda board: board.order("shop/default", raised),
+    "order": lambda board: board.update_desired("shop/default", raised),
     "publish": lambda board: published(board, n=1),
-    "limit": lambda board: Budget(board, "budget-0", 1).take(),
-    "try": Board.try_out,
+    "limit": lambda board: HostLimit(board, "budget-0", 1).take(),
+    "try": StatusDir.try_out,
 }
 
 #: Files of others, some with names that ours have, too.
@@ -69,7 +69,7 @@ FOREIGN = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_folder_with_other_things_is_refused_and_left_as_it_is(
-    board: Board, name: str, use: str
+    board: StatusDir, name: str, use: str
 ) -> None:
     os.mkdir(board.path, 0o700)
     path = Path(board.path, name)
@@ -84,8 +84,10 @@ def test_a_folder_with_other_things_is_refused_and_left_as_it_is(
 
 
 @pytest.mark.parametrize("use", USES)
-def test_in_a_folder_of_ours_the_files_of_others_stay(board: Board, use: str) -> None:
-    board.order("shop/default", raised)
+def test_in_a_folder_of_ours_the_files_of_others_stay(
+    board: StatusDir, use: str
+) -> None:
+    board.update_desired("shop/default", raised)
     own = {"orders", "past"}
     for name in FOREIGN.keys() - own:
         Path(board.path, name).write_text(FOREIGN[name])
@@ -100,9 +102,9 @@ def test_in_a_folder_of_ours_the_files_of_others_stay(board: Board, use: str) ->
 
 
 @pytest.mark.parametrize("use", USES)
-def test_what_an_older_version_left_is_no_obstacle(board: Board, use: str) -> None:
+def test_what_an_older_version_left_is_no_obstacle(board: StatusDir, use: str) -> None:
     published(board, n=1)._close()
-    board.order("shop/default", raised)
+    board.update_desired("shop/default", raised)
     Path(board.path, "orders.lock").touch()
     Path(board.path, "past.lock").touch()
     Path(board.path, "budget-shop%2Fdefault").write_bytes(b"10")
@@ -114,11 +116,11 @@ def test_what_an_older_version_left_is_no_obstacle(board: Board, use: str) -> No
     assert board.read().problems == []
 
 
-def test_a_folder_that_was_empty_gets_a_mark(board: Board) -> None:
+def test_a_folder_that_was_empty_gets_a_mark(board: StatusDir) -> None:
     os.mkdir(board.path, 0o700)
     os.mkdir(os.path.join(board.path, "lost+found"))
 
-    board.order("shop/default", raised)
+    board.update_desired("shop/default", raised)
     Path(board.path, "notes.txt").touch()
 
     assert MARK in os.listdir(board.path)
@@ -128,7 +130,7 @@ def test_a_folder_that_was_empty_gets_a_mark(board: Board) -> None:
 @AS_ROOT
 @pytest.mark.parametrize("use", ["order", "counts", "limit"])
 def test_root_takes_no_file_of_others_that_has_one_of_our_names(
-    board: Board, tmp_path: Path, use: str
+    board: StatusDir, tmp_path: Path, use: str
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"mysqlpool1 root's own")
@@ -147,12 +149,12 @@ def test_root_takes_no_file_of_others_that_has_one_of_our_names(
 
 
 def test_a_limit_is_not_split_by_a_folder_that_was_moved(
-    board: Board, tmp_path: Path
+    board: StatusDir, tmp_path: Path
 ) -> None:
     script = (
-        "import sys; from flask_mysqlpool.workers.status_dir import Board; held = []\n"
-        "from flask_mysqlpool.workers.host_limit import Budget\n"
-        "budget = Budget(Board(sys.argv[1]), 'budget-0', 1)\n"
+        "import sys; from flask_mysqlpool.workers.status_dir import StatusDir; held = []\n"
+        "from flask_mysqlpool.workers.host_limit import HostLimit\n"
+        "budget = HostLimit(StatusDir(sys.argv[1]), 'budget-0', 1)\n"
         "for line in sys.stdin:\n"
         "    held.append(budget.take()); print(held[-1] is not None, flush=True)\n"
     )
@@ -167,17 +169,17 @@ def test_a_limit_is_not_split_by_a_folder_that_was_moved(
 # Two sites, two versions, two containers
 
 
-def make(board: Board, server: str, **settings: Any) -> FakePool:
+def make(board: StatusDir, server: str, **settings: Any) -> FakePool:
     pool = FakePool(HOST=server, TIMEOUT=5, **settings)
-    Presence(pool, board, app="shop")
+    WorkerAgent(pool, board, app="shop")
     return pool
 
 
-def fleet_of(board: Board, pool: FakePool) -> Fleet:
+def fleet_of(board: StatusDir, pool: FakePool) -> Fleet:
     return Fleet(board, "shop", {"default": pool.config})
 
 
-def test_two_sites_of_one_checkout_are_two(board: Board) -> None:
+def test_two_sites_of_one_checkout_are_two(board: StatusDir) -> None:
     ours, theirs = (
         make(board, server, MAX_HOST_CONNECTIONS=1) for server in ("a", "b")
     )
@@ -202,7 +204,7 @@ def test_two_sites_of_one_checkout_are_two(board: Board) -> None:
     ours.close()
 
 
-def test_another_version_is_counted_as_far_as_it_counts_alike(board: Board) -> None:
+def test_another_version_is_counted_as_far_as_it_counts_alike(board: StatusDir) -> None:
     config = PoolConfig.from_mapping({})
     about = complete(size=1, site="1", discarded_by_reason={"idle": 1})
     times = [1] * (len(BOUNDS) + 2)
@@ -219,16 +221,16 @@ def test_another_version_is_counted_as_far_as_it_counts_alike(board: Board) -> N
         assert counts["default"]["wait"] == times
         assert counts["default"]["discarded_by_reason"] == {"idle": 2}
     assert "use" in COUNTED and "use" not in counts["default"]
-    ours.withdraw()
+    ours.remove()
 
 
 CONTAINED = """
 import os, sys, time
-from flask_mysqlpool.workers.status_dir import Board
-from flask_mysqlpool.workers.agent import Presence
+from flask_mysqlpool.workers.status_dir import StatusDir
+from flask_mysqlpool.workers.agent import WorkerAgent
 from flask_mysqlpool.testing.fake_driver import FakePool
 pool = FakePool()
-Presence(pool, Board(sys.argv[1]), app="shop")
+WorkerAgent(pool, StatusDir(sys.argv[1]), app="shop")
 for line in sys.stdin:
     print(eval(line), flush=True)
 """
@@ -243,7 +245,7 @@ def may_unshare() -> bool:
     )
 
 
-def contained(board: Board) -> subprocess.Popen[str]:
+def contained(board: StatusDir) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*IN_A_CONTAINER, sys.executable, "-c", CONTAINED, board.path],
         stdin=subprocess.PIPE,
@@ -253,7 +255,7 @@ def contained(board: Board) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(not may_unshare(), reason="no namespaces of process ids")
-def test_workers_of_two_containers_are_told_apart(board: Board) -> None:
+def test_workers_of_two_containers_are_told_apart(board: StatusDir) -> None:
     fleet = Fleet(board, "shop", {"default": PoolConfig.from_mapping({})})
     processes = [contained(board) for _ in range(2)]
     for checkouts, process in enumerate(processes, 1):
@@ -281,12 +283,12 @@ def test_workers_of_two_containers_are_told_apart(board: Board) -> None:
 
 
 def test_a_worker_with_a_host_limit_reads_no_other_worker(
-    board: Board, monkeypatch: pytest.MonkeyPatch
+    board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(board: Board) -> None:
+    def read(board: StatusDir) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(Board, "read", read)
+    monkeypatch.setattr(StatusDir, "read", read)
     rich, poor = (make(board, "a", MAX_HOST_CONNECTIONS=2) for _ in range(2))
     held = [rich.connection() for _ in range(2)]
     for handle in held:
@@ -299,7 +301,7 @@ def test_a_worker_with_a_host_limit_reads_no_other_worker(
 
 
 def test_what_is_no_need_in_the_file_of_a_limit_is_in_nobodys_way(
-    board: Board,
+    board: StatusDir,
 ) -> None:
     pool = make(board, "a", MAX_HOST_CONNECTIONS=1)
     pool.connection().close()
@@ -366,7 +368,7 @@ class Shim:
 
 
 @pytest.fixture
-def shim(board: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
+def shim(board: StatusDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
     with monkeypatch.context() as patch:
         yield Shim(board.path, patch)
 
@@ -405,7 +407,7 @@ class Visitors:
         self._threads.shutdown()
 
 
-def provoke(board: Board, call: str) -> None:
+def provoke(board: StatusDir, call: str) -> None:
     """Have done again what else is done once."""
     with suppress(OSError):
         if call == "mkdir":
@@ -415,7 +417,7 @@ def provoke(board: Board, call: str) -> None:
                 path.unlink()
         elif call == "unlink":
             published(board, n=1)._close()
-    for use in Board.read, Board.read_with_past:
+    for use in StatusDir.read, StatusDir.read_with_past:
         with suppress(OSError):
             use(board)
 
@@ -423,7 +425,7 @@ def provoke(board: Board, call: str) -> None:
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("limit", [None, 2])
 def test_no_request_fails_for_what_fails_at_the_folder(
-    board: Board,
+    board: StatusDir,
     shim: Shim,
     monkeypatch: pytest.MonkeyPatch,
     limit: int | None,
@@ -468,7 +470,7 @@ def test_no_request_fails_for_what_fails_at_the_folder(
 
 @pytest.mark.parametrize("call", CALLS)
 def test_what_a_command_cannot_do_at_the_folder_it_says_in_lines(
-    board: Board, shim: Shim, monkeypatch: pytest.MonkeyPatch, call: str
+    board: StatusDir, shim: Shim, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     app = Flask("shop")
     app.config["MYSQLPOOL_URL"] = "mysql://u@127.0.0.1:1/shop"
@@ -477,7 +479,7 @@ def test_what_a_command_cannot_do_at_the_folder_it_says_in_lines(
     monkeypatch.setattr(flask_mysqlpool.cli.commands, "SOON", 0.0)
     monkeypatch.setattr(flask_mysqlpool.workers.fleet, "ROUND", 0.0)
     worker = published(board, **complete(**identity_of(app)))
-    board.order("blog/default", raised)
+    board.update_desired("blog/default", raised)
 
     def run(command: str) -> str:
         result = app.test_cli_runner().invoke(args=["mysqlpool", command])

@@ -643,7 +643,7 @@ def test_what_another_worker_says_is_cut(make_app: MakeApp) -> None:
     for text in (page, data, *texts(app, ["status"], ["check"])):
         assert not RAW.search(text) and "y" * 1001 not in text
     assert r"ANSI\u202e" in page and json.loads(data)["problems"]
-    sheet.withdraw()
+    sheet.remove()
 
 
 def test_what_authorize_returns_is_told_by_its_kind(make_app: MakeApp) -> None:
@@ -660,7 +660,7 @@ def test_what_a_terminal_has_no_character_for_is_escaped(
     run = FlaskCliRunner(app, charset=charset).invoke
     lines = run(args=["mysqlpool", "status"]).output
     data = run(args=["mysqlpool", "status", "--json"]).output
-    sheet.withdraw()
+    sheet.remove()
 
     assert ("naïf" if charset == "utf-8" else r"na\xeff") + r" \x7f" in lines
     assert r"na\u00eff \u007f" in data

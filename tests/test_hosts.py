@@ -323,8 +323,8 @@ def test_a_refused_account_is_not_tried_elsewhere(pair: list[LocalServer]) -> No
 def test_the_role_decides(
     pair: list[LocalServer], target: str, writable: tuple[bool, bool], expected: int
 ) -> None:
-    for server, may_write in zip(pair, writable, strict=True):
-        set_role(server, may_write)
+    for server, is_writable in zip(pair, writable, strict=True):
+        set_role(server, is_writable)
     pool = make_pool(*pair, TARGET=target)
     with pool.connection() as connection:
         assert port(connection) == pair[expected].port

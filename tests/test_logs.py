@@ -204,7 +204,7 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "maintenance.watch": housekeeper_that_cannot_start,
     "maintenance._housekeep": housekeeping_that_fails,
     "views.steer": order_of_the_monitor,
-    "agent._obey": pause_that_a_worker_obeys,
+    "agent._apply": pause_that_a_worker_obeys,
     "auth.refusal": authorize_that_raises,
 }
 

@@ -38,7 +38,7 @@ from flask_mysqlpool.workers.exited import key_of
 from flask_mysqlpool.workers.fleet import Fleet
 from flask_mysqlpool.workers.mysql_server import ServerReport
 from flask_mysqlpool.workers.mysql_server import Thread as ServerThread
-from flask_mysqlpool.workers.status_dir import Board, Sheet
+from flask_mysqlpool.workers.status_dir import StatusDir, StatusFile
 
 TOKEN = "a-token-that-nobody-guesses"
 SECRET = "hunter2-is-the-password"
@@ -101,18 +101,18 @@ def offline(tmp_path: Path) -> Iterator[Flask]:
 
 
 @pytest.fixture
-def sheet(offline: Flask, tmp_path: Path) -> Iterator[Callable[..., Sheet]]:
+def sheet(offline: Flask, tmp_path: Path) -> Iterator[Callable[..., StatusFile]]:
     """Publish as another worker of this app would."""
-    board, sheets = Board(tmp_path / "board"), []
+    board, sheets = StatusDir(tmp_path / "board"), []
 
-    def publish(**about: Any) -> Sheet:
-        sheets.append(Sheet(board))
+    def publish(**about: Any) -> StatusFile:
+        sheets.append(StatusFile(board))
         sheets[-1].write(complete(**identity_of(offline) | about))
         return sheets[-1]
 
     yield publish
     for sheet in sheets:
-        sheet.withdraw()
+        sheet.remove()
 
 
 # What it tells
@@ -168,7 +168,7 @@ def test_what_the_server_says_of_a_holder_has_no_values(make_app: MakeApp) -> No
 
 
 def test_what_the_server_said_before_is_not_taken_for_the_next_holder(
-    offline: Flask, sheet: Callable[..., Sheet], monkeypatch: pytest.MonkeyPatch
+    offline: Flask, sheet: Callable[..., StatusFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     his = ServerThread(7, "shop", "here", "shop", "Query", 3, "SELECT 1")
     server = Patient(monkeypatch, his, replace(his, thread_id=8))
@@ -178,7 +178,7 @@ def test_what_the_server_said_before_is_not_taken_for_the_next_holder(
     def shown(seconds: float) -> object:
         each = sheet(connections=[{**held, "for": seconds}], updated=time.time())
         found = pool(client)
-        each.withdraw()
+        each.remove()
         assert found["seen_by_server"]["orphans"] == 1
         return found["holders"][0]["doing"]
 
@@ -203,11 +203,11 @@ def test_what_one_host_says_is_not_taken_for_another(
     his = ServerThread(7, "shop", "here", None, "Query", 3, "SELECT 1")
     Patient(monkeypatch, his)
     held = {"thread_id": 7, "state": "in_use", "endpoint": "e", "for": 9, "age": 9}
-    sheet = Sheet(Board(tmp_path / "board"))
+    sheet = StatusFile(StatusDir(tmp_path / "board"))
     sheet.write(complete(**identity_of(app), connections=[held]))
 
     found = pool(monitored(app))
-    sheet.withdraw()
+    sheet.remove()
 
     assert found["seen_by_server"]["threads"] == 1
     assert "orphans" not in found["seen_by_server"]
@@ -238,7 +238,7 @@ def test_a_statement_is_shown_up_to_its_first_text(
 
 
 def test_the_times_of_all_workers_are_one_histogram(
-    offline: Flask, sheet: Callable[..., Sheet]
+    offline: Flask, sheet: Callable[..., StatusFile]
 ) -> None:
     zeros = [0.0] * 16
     quick, slow = list(zeros), list(zeros)
@@ -285,7 +285,7 @@ def test_a_percentile_lies_in_its_bucket() -> None:
 
 
 def test_what_was_closed_and_what_failed_is_summed_up(
-    offline: Flask, sheet: Callable[..., Sheet]
+    offline: Flask, sheet: Callable[..., StatusFile]
 ) -> None:
     now = time.time()
     sheet(pid=1, discarded_by_reason={"dead": 2, "idle": 1}, last_timeout=now - 400)
@@ -315,7 +315,7 @@ def test_what_was_closed_and_what_failed_is_summed_up(
     ],
 )
 def test_the_state_is_the_worst_that_is_to_be_said(
-    offline: Flask, sheet: Callable[..., Sheet], state: str, about: dict[str, Any]
+    offline: Flask, sheet: Callable[..., StatusFile], state: str, about: dict[str, Any]
 ) -> None:
     now = time.time()
     sheet(**{k: v + now * k.startswith("last_") for k, v in about.items()})
@@ -330,7 +330,7 @@ def test_a_pool_that_nobody_uses_is_unused(offline: Flask) -> None:
 
 
 def test_at_most_fifty_holders_are_listed_and_the_others_counted(
-    offline: Flask, sheet: Callable[..., Sheet]
+    offline: Flask, sheet: Callable[..., StatusFile]
 ) -> None:
     held = [
         {"thread_id": n, "state": "in_use", "endpoint": "e", "for": n, "age": n}
@@ -345,7 +345,7 @@ def test_at_most_fifty_holders_are_listed_and_the_others_counted(
 
 
 def test_a_worker_that_has_fallen_silent_is_marked(
-    offline: Flask, sheet: Callable[..., Sheet], tmp_path: Path
+    offline: Flask, sheet: Callable[..., StatusFile], tmp_path: Path
 ) -> None:
     busy, idle = sheet(pid=1, size=1), sheet(pid=2)
     for each in (busy, idle):
@@ -358,7 +358,7 @@ def test_a_worker_that_has_fallen_silent_is_marked(
 
 
 def test_the_line_is_sampled_by_looking(
-    offline: Flask, sheet: Callable[..., Sheet], monkeypatch: pytest.MonkeyPatch
+    offline: Flask, sheet: Callable[..., StatusFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = monitored(offline)
     now = time.time()
@@ -413,7 +413,7 @@ def test_a_board_that_cannot_be_used_leaves_this_process(
 
 
 def test_what_of_the_board_cannot_be_read_is_named(
-    offline: Flask, sheet: Callable[..., Sheet], tmp_path: Path
+    offline: Flask, sheet: Callable[..., StatusFile], tmp_path: Path
 ) -> None:
     sheet(pid=4)
     broken = sheet()
@@ -491,7 +491,7 @@ def test_an_exhausted_pool_is_shown_at_once(make_app: MakeApp) -> None:
 
 
 def test_a_server_that_is_down_is_said_and_the_rest_is_shown(
-    offline: Flask, sheet: Callable[..., Sheet]
+    offline: Flask, sheet: Callable[..., StatusFile]
 ) -> None:
     sheet(in_use=1)
     client = monitored(offline)
@@ -661,13 +661,13 @@ def test_html_in_names_stays_text(tmp_path: Path) -> None:
     )
     MySQLPool(app)
     held = {"thread_id": 1, "state": "in_use", "for": 1, "endpoint": evil, "age": 1}
-    sheet = Sheet(Board(tmp_path / "board"))
+    sheet = StatusFile(StatusDir(tmp_path / "board"))
     sheet.write(complete(**identity_of(app), connections=[held]))
     client = monitored(app)
 
     page = client.get("/mysqlpool/")
     status = client.get("/mysqlpool/status.json")
-    sheet.withdraw()
+    sheet.remove()
 
     assert evil not in page.text and "&lt;script&gt;alert(1)" in page.text
     assert page.mimetype == "text/html" and status.mimetype == "application/json"
@@ -1020,7 +1020,7 @@ def test_the_page_has_nothing_inline_and_nothing_foreign(offline: Flask) -> None
         response.close()
 
 
-# Orders
+# Desired state
 
 
 def csrf(client: FlaskClient, **headers: str) -> str:
@@ -1045,7 +1045,7 @@ def order(
 
 
 def orders(app: Flask) -> tuple[int, bool]:
-    board = Board(app.config["MYSQLPOOL_STATUS_DIR"])
+    board = StatusDir(app.config["MYSQLPOOL_STATUS_DIR"])
     try:
         found = board.orders(key_of(identity_of(app)))
     except FileNotFoundError:
@@ -1248,7 +1248,9 @@ def test_flasks_development_server_receives_what_is_local(offline: Flask) -> Non
     server.server_close()
 
 
-def test_what_it_sends_is_small(offline: Flask, sheet: Callable[..., Sheet]) -> None:
+def test_what_it_sends_is_small(
+    offline: Flask, sheet: Callable[..., StatusFile]
+) -> None:
     for pid in range(4):
         sheet(pid=pid, wait=[9999] * 16, use=[9999] * 16, create=[9999] * 16)
     client = monitored(offline, control=True)

@@ -36,7 +36,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from flask_mysqlpool import MySQLPool
 from flask_mysqlpool.monitor import create_monitor
 from flask_mysqlpool.testing import LocalServer
-from flask_mysqlpool.workers.status_dir import Board, Sheet
+from flask_mysqlpool.workers.status_dir import StatusDir, StatusFile
 
 selenium = pytest.importorskip("selenium", reason="needs selenium")
 
@@ -530,7 +530,7 @@ def test_at_the_width_of_a_phone_nothing_sticks_out(
     make_app: MakeApp, serve: Serve, width: int
 ) -> None:
     app = made(make_app(MAX_SIZE=3, BINDS={"reports_of_last_year": {}}))
-    sheet = Sheet(Board(app.config["MYSQLPOOL_STATUS_DIR"]))
+    sheet = StatusFile(StatusDir(app.config["MYSQLPOOL_STATUS_DIR"]))
     times = dict.fromkeys(("wait", "use", "create"), [8_888_888] * 16)
     sheet.write(
         complete(pid=4194304, checkouts=123_456_789, timeouts=99_999, **times)
@@ -556,7 +556,7 @@ def test_at_the_width_of_a_phone_nothing_sticks_out(
             ".filter(e => e.scrollWidth > e.clientWidth).length"
         )
 
-    sheet.withdraw()
+    sheet.remove()
     assert (sticking_out, inner) == ([], 0)
 
 

@@ -20,19 +20,19 @@ import flask_mysqlpool.pool.maintenance
 import flask_mysqlpool.workers.agent
 from flask_mysqlpool import PoolError, PoolTimeout
 from flask_mysqlpool.testing.fake_driver import FakePool
-from flask_mysqlpool.workers.agent import PATIENCE, Presence
-from flask_mysqlpool.workers.status_dir import Board, Orders, Sheet
+from flask_mysqlpool.workers.agent import PATIENCE, WorkerAgent
+from flask_mysqlpool.workers.status_dir import DesiredState, StatusDir, StatusFile
 
 #: What the pools of these tests are kept under.
 KEY = "shop/default @localhost:3306"
 
 SHARER = """
 import sys, threading, time
-from flask_mysqlpool.workers.status_dir import Board
-from flask_mysqlpool.workers.agent import Presence
+from flask_mysqlpool.workers.status_dir import StatusDir
+from flask_mysqlpool.workers.agent import WorkerAgent
 from flask_mysqlpool.testing.fake_driver import FakePool
 pool = FakePool(MAX_SIZE=4, MAX_HOST_CONNECTIONS=int(sys.argv[2]), TIMEOUT=60)
-Presence(pool, Board(sys.argv[1]), app="shop")
+WorkerAgent(pool, StatusDir(sys.argv[1]), app="shop")
 held = []
 def timed(timeout=60):
     started = time.monotonic()
@@ -58,17 +58,17 @@ class MakePool(Protocol):
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "board")
+def board(tmp_path: Path) -> StatusDir:
+    return StatusDir(tmp_path / "board")
 
 
 @pytest.fixture
-def make(board: Board) -> Iterator[MakePool]:
+def make(board: StatusDir) -> Iterator[MakePool]:
     pools = []
 
     def make(on_connect: Callable[[], None] | None = None, **settings: Any) -> FakePool:
         pool = FakePool(on_connect, **{"TIMEOUT": 30, **settings})
-        Presence(pool, board, app="shop")
+        WorkerAgent(pool, board, app="shop")
         pools.append(pool)
         return pool
 
@@ -84,7 +84,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def start(board: Board) -> Iterator[Callable[[int], Worker]]:
+def start(board: StatusDir) -> Iterator[Callable[[int], Worker]]:
     with ExitStack() as stack:
         yield lambda size: stack.enter_context(started(SHARER, board.path, size))
 
@@ -93,35 +93,35 @@ def start(board: Board) -> Iterator[Callable[[int], Worker]]:
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When something was published."""
     moments: list[float] = []
-    write = Sheet.write
+    write = StatusFile.write
 
-    def count(sheet: Sheet, content: Any) -> None:
+    def count(sheet: StatusFile, content: Any) -> None:
         moments.append(time.monotonic())
         write(sheet, content)
 
-    monkeypatch.setattr(Sheet, "write", count)
+    monkeypatch.setattr(StatusFile, "write", count)
     return moments
 
 
-def shown(board: Board, **expected: Any) -> bool:
+def shown(board: StatusDir, **expected: Any) -> bool:
     """Whether the only sheet says so."""
     with suppress(FileNotFoundError):
         return any(expected.items() <= sheet.items() for sheet in board.read().sheets)
     return False
 
 
-def pause(board: Board, paused: bool = True) -> None:
-    board.order(KEY, lambda orders: orders._replace(paused=paused))
+def pause(board: StatusDir, paused: bool = True) -> None:
+    board.update_desired(KEY, lambda orders: orders._replace(paused=paused))
 
 
-def reset(board: Board) -> Orders:
-    return board.order(KEY, lambda o: o._replace(generation=o.generation + 1))
+def reset(board: StatusDir) -> DesiredState:
+    return board.update_desired(KEY, lambda o: o._replace(generation=o.generation + 1))
 
 
 # What is published
 
 
-def test_checkouts_and_returns_are_published(make: MakePool, board: Board) -> None:
+def test_checkouts_and_returns_are_published(make: MakePool, board: StatusDir) -> None:
     pool = make(MAX_SIZE=3)
     first, second = pool.connection(), pool.connection()
     until(lambda: shown(board, size=2, in_use=2, idle=0, checkouts=2, opened=2))
@@ -135,7 +135,7 @@ def test_checkouts_and_returns_are_published(make: MakePool, board: Board) -> No
 
 
 def test_timeouts_and_those_who_wait_are_published(
-    make: MakePool, board: Board, threads: ThreadPoolExecutor
+    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
     pool = make(MAX_SIZE=1)
     held = pool.connection()
@@ -152,7 +152,7 @@ def test_timeouts_and_those_who_wait_are_published(
 
 
 def test_every_connection_says_who_holds_it(
-    make: MakePool, board: Board, threads: ThreadPoolExecutor
+    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
     pool = make(MAX_SIZE=2)
     pool.connection().close()
@@ -170,7 +170,7 @@ def test_every_connection_says_who_holds_it(
     assert [c["endpoint"] for c in sheet["connections"]] == [None]
 
 
-def test_a_closed_pool_is_off_the_board(make: MakePool, board: Board) -> None:
+def test_a_closed_pool_is_off_the_board(make: MakePool, board: StatusDir) -> None:
     pool = make()
     pool.connection().close()
     until(lambda: shown(board, idle=1))
@@ -181,7 +181,7 @@ def test_a_closed_pool_is_off_the_board(make: MakePool, board: Board) -> None:
 
 
 def test_nothing_is_written_while_nothing_changes(
-    make: MakePool, board: Board, writes: list[float]
+    make: MakePool, board: StatusDir, writes: list[float]
 ) -> None:
     pool = make()
     pool.connection().close()
@@ -194,14 +194,14 @@ def test_nothing_is_written_while_nothing_changes(
     assert len(writes) == before
 
 
-def sheet_of(board: Board) -> Path:
+def sheet_of(board: StatusDir) -> Path:
     [path] = Path(board.path).glob("*.worker")
     return path
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 10)])
 def test_a_sheet_that_somebody_harmed_is_written_again_although_nothing_changes(
-    make: MakePool, board: Board, harm: Callable[[Path], None]
+    make: MakePool, board: StatusDir, harm: Callable[[Path], None]
 ) -> None:
     make().connection().close()
     until(lambda: shown(board, idle=1, checkouts=1))
@@ -212,7 +212,7 @@ def test_a_sheet_that_somebody_harmed_is_written_again_although_nothing_changes(
 
 
 def test_what_could_not_be_published_is_published_as_soon_as_it_can_be(
-    make: MakePool, board: Board
+    make: MakePool, board: StatusDir
 ) -> None:
     make_file(board)
     make().connection().close()
@@ -223,7 +223,7 @@ def test_what_could_not_be_published_is_published_as_soon_as_it_can_be(
 
 
 def test_a_worker_at_rest_is_heard_of(
-    make: MakePool, board: Board, writes: list[float]
+    make: MakePool, board: StatusDir, writes: list[float]
 ) -> None:
     make().connection().close()
     until(lambda: shown(board, idle=1, checkouts=1))
@@ -236,7 +236,7 @@ def test_a_worker_at_rest_is_heard_of(
 
 
 def test_of_many_connections_some_are_described_and_all_are_named(
-    make: MakePool, board: Board, monkeypatch: pytest.MonkeyPatch
+    make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flask_mysqlpool.workers.agent, "LISTED", 2)
     pool = make(MAX_SIZE=3)
@@ -251,7 +251,7 @@ def test_of_many_connections_some_are_described_and_all_are_named(
 
 
 def test_a_connect_that_failed_is_published_with_what_was_said(
-    make: MakePool, board: Board
+    make: MakePool, board: StatusDir
 ) -> None:
     faults: list[Exception] = [
         OperationalError(1045, "Access denied"),
@@ -281,12 +281,12 @@ def test_a_connect_that_failed_is_published_with_what_was_said(
 
 
 def test_who_is_silent_neither_publishes_nor_obeys_and_keeps_the_budget(
-    make: MakePool, board: Board
+    make: MakePool, board: StatusDir
 ) -> None:
     pause(board)
     silent, other = (FakePool(MAX_HOST_CONNECTIONS=1, TIMEOUT=5) for _ in range(2))
     for pool in (silent, other):
-        Presence(pool, board, app="shop", silent=True)
+        WorkerAgent(pool, board, app="shop", silent=True)
 
     with silent.connection():
         with pytest.raises(PoolTimeout):
@@ -327,16 +327,16 @@ def test_need_is_published_no_more_often(make: MakePool, writes: list[float]) ->
 
 
 def test_a_pool_without_connections_needs_no_rounds(
-    make: MakePool, board: Board, monkeypatch: pytest.MonkeyPatch
+    make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = []
-    housekeep = Presence.housekeep
+    housekeep = WorkerAgent.housekeep
 
-    def count(presence: Presence) -> float | None:
-        rounds.append(presence)
-        return housekeep(presence)
+    def count(agent: WorkerAgent) -> float | None:
+        rounds.append(agent)
+        return housekeep(agent)
 
-    monkeypatch.setattr(Presence, "housekeep", count)
+    monkeypatch.setattr(WorkerAgent, "housekeep", count)
     pool = make()
     pool.connection().close()
     until(lambda: shown(board, idle=1))
@@ -357,7 +357,7 @@ def test_a_pool_without_connections_needs_no_rounds(
 
 
 def test_a_pause_closes_what_is_idle_now_and_what_is_in_use_when_it_comes_back(
-    make: MakePool, board: Board
+    make: MakePool, board: StatusDir
 ) -> None:
     pool = make(MAX_SIZE=2)
     busy = pool.connection()
@@ -373,7 +373,7 @@ def test_a_pause_closes_what_is_idle_now_and_what_is_in_use_when_it_comes_back(
 
 
 def test_who_waits_while_paused_is_served_in_order_afterwards(
-    make: MakePool, board: Board, threads: ThreadPoolExecutor
+    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
     pool = make(MAX_SIZE=1)
     pool.connection().close()
@@ -400,7 +400,7 @@ def test_who_waits_while_paused_is_served_in_order_afterwards(
     assert pool.connects == 2
 
 
-def test_a_pause_does_not_lengthen_a_deadline(make: MakePool, board: Board) -> None:
+def test_a_pause_does_not_lengthen_a_deadline(make: MakePool, board: StatusDir) -> None:
     pool = make()
     pool.connection().close()
     pause(board)
@@ -414,7 +414,7 @@ def test_a_pause_does_not_lengthen_a_deadline(make: MakePool, board: Board) -> N
 
 
 def test_a_new_process_learns_of_a_pause_before_it_connects(
-    make: MakePool, board: Board, monkeypatch: pytest.MonkeyPatch
+    make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flask_mysqlpool.pool.maintenance, "_OF_PROCESS", {})
     monkeypatch.setattr(flask_mysqlpool.workers.agent, "PATIENCE", 10)
@@ -430,27 +430,27 @@ def test_a_new_process_learns_of_a_pause_before_it_connects(
 
 
 def test_a_pool_at_rest_learns_of_a_pause_before_it_connects(
-    make: MakePool, board: Board, monkeypatch: pytest.MonkeyPatch
+    make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orders, before_connect = Board.orders, Presence.before_connect
+    orders, before_connect = StatusDir.orders, WorkerAgent.before_connect
     begun = threading.Event()
 
-    def take_time(board: Board, pool: str) -> Orders:
+    def take_time(board: StatusDir, pool: str) -> DesiredState:
         begun.set()
         time.sleep(0.1)
         return orders(board, pool)
 
-    def come_later(presence: Presence) -> None:
+    def come_later(agent: WorkerAgent) -> None:
         begun.wait(0.2)
-        before_connect(presence)
+        before_connect(agent)
 
     monkeypatch.setattr(flask_mysqlpool.workers.agent, "PATIENCE", 10)
     pool = make()
     pool.connection().close()
     pool.reset()
     until(lambda: shown(board, size=0))
-    monkeypatch.setattr(Board, "orders", take_time)
-    monkeypatch.setattr(Presence, "before_connect", come_later)
+    monkeypatch.setattr(StatusDir, "orders", take_time)
+    monkeypatch.setattr(WorkerAgent, "before_connect", come_later)
     pause(board)
 
     with suppress(PoolTimeout):
@@ -460,7 +460,7 @@ def test_a_pool_at_rest_learns_of_a_pause_before_it_connects(
 
 
 def test_a_connect_that_a_pause_overtakes_serves_nobody(
-    make: MakePool, board: Board, threads: ThreadPoolExecutor
+    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
     connecting, proceed = threading.Event(), threading.Event()
 
@@ -486,7 +486,7 @@ def test_a_connect_that_a_pause_overtakes_serves_nobody(
 
 
 def test_a_reset_replaces_idle_ones_without_any_request(
-    make: MakePool, board: Board
+    make: MakePool, board: StatusDir
 ) -> None:
     pool = make(MAX_SIZE=3)
     held = [pool.connection() for _ in range(3)]
@@ -503,7 +503,9 @@ def test_a_reset_replaces_idle_ones_without_any_request(
     assert pool.open_now == 0
 
 
-def test_a_reset_is_carried_out_within_a_second(make: MakePool, board: Board) -> None:
+def test_a_reset_is_carried_out_within_a_second(
+    make: MakePool, board: StatusDir
+) -> None:
     pool = make()
     pool.connection().close()
     until(lambda: shown(board, idle=1))
@@ -520,7 +522,7 @@ def test_a_reset_is_carried_out_within_a_second(make: MakePool, board: Board) ->
 
 
 def test_what_was_reset_before_its_first_connection_is_not_reset_again(
-    make: MakePool, board: Board
+    make: MakePool, board: StatusDir
 ) -> None:
     generation = reset(board).generation
     pool = make()
@@ -533,7 +535,7 @@ def test_what_was_reset_before_its_first_connection_is_not_reset_again(
 
 
 def test_orders_that_somebody_removed_reset_nothing_and_end_a_pause(
-    make: MakePool, board: Board, threads: ThreadPoolExecutor
+    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
     reset(board)
     pool = make()
@@ -553,26 +555,26 @@ def test_orders_that_somebody_removed_reset_nothing_and_end_a_pause(
     time.sleep(1)  # for what should not happen
     assert shown(board, generation=generation, idle=1)
 
-    board.order(KEY, lambda orders: Orders(generation + 1))
+    board.update_desired(KEY, lambda orders: DesiredState(generation + 1))
     until(lambda: shown(board, generation=generation + 1, size=0), 2)
 
 
 # Boards of no use
 
 
-def make_file(board: Board) -> None:
+def make_file(board: StatusDir) -> None:
     Path(board.path).touch()
 
 
-def make_link(board: Board) -> None:
+def make_link(board: StatusDir) -> None:
     Path(board.path).symlink_to(".")
 
 
-def make_readonly(board: Board) -> None:
+def make_readonly(board: StatusDir) -> None:
     os.mkdir(board.path, 0o500)
 
 
-def make_damaged(board: Board) -> None:
+def make_damaged(board: StatusDir) -> None:
     pause(board)
     Path(board.path, "orders").write_bytes(b"damage")
 
@@ -591,8 +593,8 @@ def make_damaged(board: Board) -> None:
 )
 def test_requests_go_on_where_the_board_is_of_no_use(
     make: MakePool,
-    board: Board,
-    spoil: Callable[[Board], None],
+    board: StatusDir,
+    spoil: Callable[[StatusDir], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     spoil(board)
@@ -611,11 +613,11 @@ def test_requests_go_on_where_the_board_does_not_answer(
 ) -> None:
     stuck, release = threading.Event(), threading.Event()
 
-    def write(sheet: Sheet, content: Any) -> None:
+    def write(sheet: StatusFile, content: Any) -> None:
         stuck.set()
         release.wait(60)
 
-    monkeypatch.setattr(Sheet, "write", write)
+    monkeypatch.setattr(StatusFile, "write", write)
     pool = make(MAX_SIZE=2)
     try:
         with pool.connection(timeout=12 * PATIENCE):
@@ -743,10 +745,10 @@ def test_who_needs_one_gets_it_from_who_has_two(
 
 
 def test_a_sheet_of_another_version_is_in_no_share_and_in_nobodys_way(
-    make: MakePool, board: Board, threads: ThreadPoolExecutor
+    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
-    Sheet(board).write(foreign := {"app": "shop", "bind": "default"})
-    sheets = [Sheet(board) for _ in range(2)]
+    StatusFile(board).write(foreign := {"app": "shop", "bind": "default"})
+    sheets = [StatusFile(board) for _ in range(2)]
     sheets[0].write({**foreign, "updated": "yesterday", "waiting": 1})
     sheets[1].write({"colour": "blue"})
     rich, poor = (make(MAX_HOST_CONNECTIONS=1) for _ in range(2))

@@ -25,7 +25,7 @@ from flask_mysqlpool.metrics.prometheus import PoolCollector
 from flask_mysqlpool.workers.exited import total
 from flask_mysqlpool.workers.fleet import totals
 from flask_mysqlpool.workers.records import TURN
-from flask_mysqlpool.workers.status_dir import Board, Sheet
+from flask_mysqlpool.workers.status_dir import StatusDir, StatusFile
 
 Samples = dict[tuple[Any, ...], float]
 
@@ -126,17 +126,17 @@ def test_a_scrape_fails_while_the_folder_cannot_be_read(make_app: MakeApp) -> No
 def test_no_sum_is_told_while_a_worker_cannot_be_read(make_app: MakeApp) -> None:
     app = make_app(MAX_SIZE=2)
     use(app)
-    other = Sheet(Board(app.config["MYSQLPOOL_STATUS_DIR"]))
+    other = StatusFile(StatusDir(app.config["MYSQLPOOL_STATUS_DIR"]))
     other.write({"app": "shop", "bind": "default", "version": "another"})
 
     assert scrape(app) == {("mysqlpool_readable",): 0}
-    other.withdraw()
+    other.remove()
     assert scrape(app)["mysqlpool_readable",] == 1
 
 
 def test_a_scrape_does_not_wait_for_long_for_whoever_counts(make_app: MakeApp) -> None:
     app = make_app()
-    heard_from(app, 0).withdraw()
+    heard_from(app, 0).remove()
     lock = Path(app.config["MYSQLPOOL_STATUS_DIR"], "past.lock")
     with lock.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -191,7 +191,7 @@ def test_a_worker_of_another_version_is_not_left_out_of_sums(make_app: MakeApp) 
     app = make_app()
     other = heard_from(app, 0, checkouts=None)
     assert scrape(app) == {("mysqlpool_readable",): 0}
-    other.withdraw()
+    other.remove()
     assert scrape(app)["mysqlpool_readable",] == 1
 
 
@@ -201,7 +201,7 @@ def test_workers_of_one_process_id_are_counted_by_their_site(make_app: MakeApp) 
 
     assert scrape(app)["mysqlpool_workers", ("pool", "shop")] == 2
     for sheet in sheets:
-        sheet.withdraw()
+        sheet.remove()
 
 
 def test_labels_are_cut_and_what_is_equal_then_is_added_up(make_app: MakeApp) -> None:
@@ -214,7 +214,7 @@ def test_labels_are_cut_and_what_is_equal_then_is_added_up(make_app: MakeApp) ->
         return scrape(app)["mysqlpool_discarded_total", name, ("reason", reason)]
 
     assert discarded("z" * 100 + "…") == 3 and discarded(r"\x1b[2J") == 4
-    sheet.withdraw()
+    sheet.remove()
 
 
 @pytest.mark.parametrize("bind", ["default", "reports"])
@@ -305,8 +305,8 @@ def test_no_counter_goes_back_when_a_worker_is_killed(site: Site) -> None:
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "board")
+def board(tmp_path: Path) -> StatusDir:
+    return StatusDir(tmp_path / "board")
 
 
 KEY = "shop/default u@db:3306"
@@ -331,10 +331,10 @@ def test_counts_of_all_forms_are_added_up() -> None:
     }
 
 
-def test_a_sheet_is_buried_once_however_often_that_is_tried(board: Board) -> None:
-    live = Sheet(board)
+def test_a_sheet_is_buried_once_however_often_that_is_tried(board: StatusDir) -> None:
+    live = StatusFile(board)
     live.write(sheet(checkouts=0))
-    dead = Sheet(board)
+    dead = StatusFile(board)
     dead.write(sheet(checkouts=5))
     path = Path(board.path, f"{dead.id}.worker")
     content = path.read_bytes()
@@ -349,20 +349,20 @@ def test_a_sheet_is_buried_once_however_often_that_is_tried(board: Board) -> Non
 
 
 def test_a_site_without_workers_is_forgotten_when_another_one_buries(
-    board: Board,
+    board: StatusDir,
 ) -> None:
     for site in ("old", "new"):
-        mortal = Sheet(board)
+        mortal = StatusFile(board)
         mortal.write({**sheet(checkouts=1), "site": site})
-        mortal.withdraw()
+        mortal.remove()
 
     _, past = board.read_with_past()
     assert past.counts(KEY, ["old"]) == {}
     assert past.counts(KEY, ["new"]) == {"checkouts": 1}
 
 
-def test_what_is_damaged_counts_nothing_and_is_in_nobodys_way(board: Board) -> None:
-    mortal = Sheet(board)
+def test_what_is_damaged_counts_nothing_and_is_in_nobodys_way(board: StatusDir) -> None:
+    mortal = StatusFile(board)
     mortal.write(sheet(checkouts=1))
     name = f"{mortal.id}.worker"
     os.truncate(os.path.join(board.path, name), 5)
@@ -375,11 +375,11 @@ def test_what_is_damaged_counts_nothing_and_is_in_nobodys_way(board: Board) -> N
     assert past.counts(KEY, ["1:2"]) == {}
 
 
-def test_nothing_is_kept_of_sheets_that_are_gone(board: Board) -> None:
+def test_nothing_is_kept_of_sheets_that_are_gone(board: StatusDir) -> None:
     for number in range(20):
-        mortal = Sheet(board)
+        mortal = StatusFile(board)
         mortal.write(sheet(checkouts=number))
-        mortal.withdraw()
+        mortal.remove()
 
     _, past = board.read_with_past()
     assert len(past.content()["buried"]) <= 1

@@ -32,7 +32,7 @@ from conftest import local_server, until
 from flask_mysqlpool import PoolConfig
 from flask_mysqlpool.testing import LocalServer
 from flask_mysqlpool.workers.fleet import Fleet
-from flask_mysqlpool.workers.status_dir import Board
+from flask_mysqlpool.workers.status_dir import StatusDir
 
 TESTS = Path(__file__).parent
 
@@ -290,7 +290,7 @@ class Site:
 
     def __init__(self, kind: Kind, database: LocalServer, folder: Path) -> None:
         self.kind, self.database = kind, database
-        self.board = Board(folder / "board")
+        self.board = StatusDir(folder / "board")
         self._config = PoolConfig.from_mapping({"URL": database.url})
         self._log = folder / "log"
         arguments = list(kind.arguments)

@@ -29,8 +29,8 @@ from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolError, PoolT
 from flask_mysqlpool.pool.maintenance import Housekeeper
 from flask_mysqlpool.pool.stats import Observer
 from flask_mysqlpool.testing.fake_driver import FakePool
-from flask_mysqlpool.workers.host_limit import Budget
-from flask_mysqlpool.workers.status_dir import Board
+from flask_mysqlpool.workers.host_limit import HostLimit
+from flask_mysqlpool.workers.status_dir import StatusDir
 
 pytestmark = [
     # What is dropped on the way says so.
@@ -412,7 +412,7 @@ def test_whatever_fails_while_a_slot_is_taken_or_given_back_none_is_lost(
         return fail_or_call
 
     for moment in count(1):
-        budget = Budget(Board(tmp_path / "board"), f"budget-{moment}", 2)
+        budget = HostLimit(StatusDir(tmp_path / "board"), f"budget-{moment}", 2)
         with pytest.MonkeyPatch.context() as patch:
             for name in ("open", "close", "fstat", "stat", "pread", "pwrite"):
                 patch.setattr(os, name, fragile(getattr(os, name)))

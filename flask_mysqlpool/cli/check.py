@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..config import PoolConfig
 from ..workers.fleet import Fleet
 from ..workers.mysql_server import Facts, Unanswered, connect_to
-from ..workers.status_dir import Orders
+from ..workers.status_dir import DesiredState
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 
@@ -140,7 +140,7 @@ def look_at_board(
         yield Finding(WARNING, "workers", problem, mend)
     for bind in pools:
         if fleet.is_paused(bind, workers.get(bind, [])):
-            told = Orders.in_words(fleet.orders(bind))
+            told = DesiredState.in_words(fleet.orders(bind))
             text = f"{bind} is {told}: checkouts wait"
             yield Finding(WARNING, "workers", text, typed("resume"))
 

@@ -33,7 +33,7 @@ from ..workers.fleet import (
     totals,
 )
 from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
-from ..workers.status_dir import Orders
+from ..workers.status_dir import DesiredState
 from . import render
 from .check import FAILURE, Finding, examine, look_at_board, mend_of
 
@@ -190,7 +190,7 @@ def _pool(
 ) -> dict[str, Any]:
     config = site.pools[bind]
     fleet = None if site.blind else site.fleet
-    orders = fleet.orders(bind) if fleet else Orders()
+    orders = fleet.orders(bind) if fleet else DesiredState()
     pool = {
         "max_size": config.max_size,
         "max_host_connections": config.max_host_connections,

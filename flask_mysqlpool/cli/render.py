@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import click
 
 from ..pool.driver.logs import plain
-from ..workers.status_dir import Orders
+from ..workers.status_dir import DesiredState
 from .check import FAILURE, OK, WARNING, Finding
 
 #: Columns of the table of workers. What is dearest goes last when it gets narrow.
@@ -101,7 +101,7 @@ def _headline(bind: str, pool: Mapping[str, Any]) -> Line:
     if pool["max_host_connections"] is not None:
         text += f", {pool['max_host_connections']} for this host"
     if pool["paused"]:
-        told = Orders(paused=True, **(pool["pause"] or {})).in_words()
+        told = DesiredState(paused=True, **(pool["pause"] or {})).in_words()
         return Styled("yellow", f"{text}, {told}")
     return text
 

@@ -34,8 +34,8 @@ from ..pool.driver.session import Writes
 from ..pool.pool import make_pool
 from ..pool.query_log import RecordedQuery, make_recorder
 from ..pool.stats import Observer
-from ..workers.agent import Presence
-from ..workers.status_dir import Board
+from ..workers.agent import WorkerAgent
+from ..workers.status_dir import StatusDir
 
 #: Under this key in ``g``: what each of the app's states has checked out.
 KEY_IN_G = "_mysqlpool"
@@ -110,7 +110,7 @@ class State:
             pool.add_observer(observer)
         signals.attach(pool, self._app, bind + self._suffix)
         if self.board is not None:
-            Presence(
+            WorkerAgent(
                 pool,
                 self.board,
                 app=self._app.name,
@@ -282,10 +282,10 @@ def _warn_of_rollback(endpoint: str | None, rows: int) -> None:
         )
 
 
-def _board(app: Flask, config: AppConfig) -> Board | None:
+def _board(app: Flask, config: AppConfig) -> StatusDir | None:
     if config.status_dir is None:
         return None
-    return Board(os.path.join(app.instance_path, config.status_dir))
+    return StatusDir(os.path.join(app.instance_path, config.status_dir))
 
 
 def _is_own_command(group: str | None) -> bool:

@@ -25,7 +25,7 @@ from itsdangerous import BadSignature, URLSafeTimedSerializer
 from werkzeug.exceptions import HTTPException
 
 from ..pool.driver.logs import is_exit, kind, log, plain
-from ..workers.status_dir import Board, Orders
+from ..workers.status_dir import DesiredState, StatusDir
 
 COOKIE = "mysqlpool_monitor"
 CSRF_HEADER = "X-CSRF-Token"
@@ -101,7 +101,7 @@ def _is_loopback(address: str | None) -> bool:
     return found.is_loopback
 
 
-def _board() -> Board | None:
+def _board() -> StatusDir | None:
     states = current_app.extensions.get("mysqlpool") or {}
     return next((state.board for state in states.values()), None)
 
@@ -218,7 +218,7 @@ class Gate:
         try:
             if board is None:
                 raise OSError("STATUS_DIR is False")
-            board.order(_SIGNED_OUT, lambda o: Orders(o.generation + 1))
+            board.update_desired(_SIGNED_OUT, lambda o: DesiredState(o.generation + 1))
         except OSError as error:
             text = (
                 "You are signed out here; a copy of the cookie is good until it expires"

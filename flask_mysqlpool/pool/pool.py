@@ -105,7 +105,7 @@ class Alone:
             return True
         raise PoolError(
             "MAX_HOST_CONNECTIONS cannot be kept by a pool that is in touch with no"
-            " other process; give it a Presence on a Board"
+            " other process; give it a WorkerAgent with a StatusDir"
         )
 
 

@@ -23,9 +23,9 @@ from ..pool.driver.logs import NAME, log, plain
 from ..pool.driver.process import process
 from ..pool.maintenance import housekeeper
 from ..pool.stats import ConnectionStats, PoolStats
-from .exited import identity, key_of, site
-from .host_limit import Budget
-from .status_dir import BUDGET, Board, Orders, Sheet
+from .exited import identity, key_of, process_group_id
+from .host_limit import HostLimit
+from .status_dir import BUDGET, DesiredState, StatusDir, StatusFile
 
 #: Seconds between two rounds: while something changes, and while nothing does.
 BUSY, QUIET = 0.1, 0.4
@@ -34,21 +34,21 @@ PATIENCE = 0.25
 #: Connections that are listed one by one.
 LISTED = 100
 
-_PRESENCES: WeakSet[Presence] = WeakSet()
+_PRESENCES: WeakSet[WorkerAgent] = WeakSet()
 
 
-class Presence:
+class WorkerAgent:
     """One pool of this process, on the board.
 
     ``app`` and ``bind`` are what the commands know the pool by. For a pool outside of
-    Flask: ``Presence(pool, Board("/run/jobs"), app="jobs")``. One that is ``silent``
+    Flask: ``WorkerAgent(pool, StatusDir("/run/jobs"), app="jobs")``. One that is ``silent``
     neither publishes nor obeys, and does no more than keep MAX_HOST_CONNECTIONS.
     """
 
     def __init__(
         self,
         pool: Pool,
-        board: Board,
+        board: StatusDir,
         *,
         app: str,
         bind: str = "default",
@@ -67,25 +67,25 @@ class Presence:
             pool.news_from = 0.0
         _PRESENCES.add(self)
 
-    def _make_budget(self) -> Budget | None:
+    def _make_budget(self) -> HostLimit | None:
         size = self._pool.config.max_host_connections
         if size is None:
             return None
         # The name of a file has an end, that of a key has none.
         name = BUDGET + sha256(self._key.encode()).hexdigest()[:16]
-        return Budget(self._board, name, size)
+        return HostLimit(self._board, name, size)
 
     def _begin(self) -> None:
-        self._sheet = Sheet(self._board)
+        self._file = StatusFile(self._board)
         self._published: tuple[Any, ...] | None = None
-        self._obeyed: Orders | None = None
+        self._applied: DesiredState | None = None
         self._withdrawn = False
         #: Whether rounds are being made. If not, orders may have been given unheard.
         self._attended = False
         self._looked = Event()
         self._problem = ""
         self._limit = self._pool.config.max_size
-        self._about["site"] = site()
+        self._about["site"] = process_group_id()
         self._about["pid"] = getpid()
         self._pid = process()
 
@@ -104,7 +104,7 @@ class Presence:
         if self._silent:
             return
         if self._pid != process():
-            self._sheet.let_go()
+            self._file.detach_after_fork()
             self._begin()
         if not self._attended:
             looked = self._looked
@@ -131,14 +131,14 @@ class Presence:
             # those before are in the snapshot.
             self._attended = False
             stats = pool.stats()
-        before = self._published, self._obeyed
+        before = self._published, self._applied
         try:
             self._try_publish(stats)
-            self._try_to_obey(stats)
+            self._try_to_apply(stats)
             self._attended = stats.size > 0
         finally:
             looked.set()
-        if not stats.waiting and before == (self._published, self._obeyed):
+        if not stats.waiting and before == (self._published, self._applied):
             # From here on every change is told; and the last one before is seen here.
             pool.news_from = 0.0
             if _essence(pool.stats()) == _essence(stats):
@@ -148,13 +148,13 @@ class Presence:
 
     def _try_publish(self, stats: PoolStats) -> None:
         """Publish what changed; and anything while somebody waits, for it ages."""
-        obeyed = self._obeyed or Orders()
-        state = (*_essence(stats), obeyed)
+        applied = self._applied or DesiredState()
+        state = (*_essence(stats), applied)
         unchanged = state == self._published and not stats.waiting
         self._published = state
         try:
-            if not (unchanged and self._sheet.touch()):
-                self._sheet.write(self._content(stats, obeyed))
+            if not (unchanged and self._file.touch()):
+                self._file.write(self._content(stats, applied))
                 self._problem = ""
         except OSError as error:
             self._note(error)
@@ -168,11 +168,11 @@ class Presence:
             name = self._pool.name
             log(__name__, DEBUG, "%s: nothing is published: %r", name, error)
 
-    def _content(self, stats: PoolStats, obeyed: Orders) -> dict[str, Any]:
+    def _content(self, stats: PoolStats, applied: DesiredState) -> dict[str, Any]:
         now, connections = time.time(), self._pool.connections()
         return {
             **self._about,
-            "generation": obeyed.generation,
+            "generation": applied.generation,
             "size": stats.size,
             "idle": stats.idle,
             "in_use": stats.in_use,
@@ -198,27 +198,27 @@ class Presence:
             "thread_ids": [c.thread_id for c in connections],
         }
 
-    def _try_to_obey(self, stats: PoolStats) -> None:
+    def _try_to_apply(self, stats: PoolStats) -> None:
         try:
             try:
                 orders = self._board.orders(self._key)
             except Exception:
                 # What cannot be read is as it was; so a pause ends in its time.
-                if self._obeyed is not None:
-                    self._obey(self._obeyed.now())
+                if self._applied is not None:
+                    self._apply(self._applied.now())
                 raise
-            self._obey(orders)
+            self._apply(orders)
             if self._budget is not None:
                 self._share(self._budget, stats)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._note(error)
 
-    def _obey(self, orders: Orders) -> None:
+    def _apply(self, orders: DesiredState) -> None:
         # At the first look there is nothing yet that a reset could replace.
-        before = self._obeyed or Orders(orders.generation)
+        before = self._applied or DesiredState(orders.generation)
         # It only grows; if it does not, somebody has removed the orders.
         newest = max(orders.generation, before.generation)
-        self._obeyed = orders = orders._replace(generation=newest)
+        self._applied = orders = orders._replace(generation=newest)
         if orders.generation != before.generation:
             self._pool.reset()
         if orders.paused and not before.paused:
@@ -229,7 +229,7 @@ class Presence:
             told = orders.in_words() if orders.paused else "resumed"
             log(__name__, WARNING, "%s: %s", self._pool.name, told)
 
-    def _share(self, budget: Budget, mine: PoolStats) -> None:
+    def _share(self, budget: HostLimit, mine: PoolStats) -> None:
         """Give up what is more than a fair share, if another process needs it."""
         since = time.time() - mine.waited if mine.waiting else inf
         share = budget.share(since, mine.in_use + mine.waiting, mine.short)
@@ -244,15 +244,15 @@ class Presence:
         if self._pid == process() and not self._silent:
             # What was counted since the last round would be missing for ever.
             self._try_publish(self._pool.stats())
-            self._sheet.withdraw()
+            self._file.remove()
             if self._budget is not None:
                 self._budget.leave()
 
 
 def _at_exit() -> None:
     with ExitStack() as all_of_them:  # whatever one of them raises
-        for presence in list(_PRESENCES):
-            all_of_them.callback(presence.closed)
+        for agent in list(_PRESENCES):
+            all_of_them.callback(agent.closed)
 
 
 atexit.register(_at_exit)

@@ -41,7 +41,7 @@ def key_of(pool: Mapping[str, Any]) -> str:
     return f"{pool.get('app')}/{pool.get('bind')} {user}@{pool.get('server')}"
 
 
-def site() -> str:
+def process_group_id() -> str:
     """What the workers of one site have in common: the process that started them."""
     parent = os.getppid()
     start = space = ""
@@ -54,7 +54,7 @@ def site() -> str:
     return f"{parent}:{start}:{space}"
 
 
-class Past:
+class ExitedCounters:
     """What the file holds: ``{"buried": [id], "sites": {site: {pool: counts}}}``."""
 
     def __init__(self, content: Mapping[str, Any] | None = None) -> None:
@@ -68,7 +68,7 @@ class Past:
     def content(self) -> dict[str, Any]:
         return {"buried": self._buried, "sites": self._sites}
 
-    def bury(self, id: str, sheet: Mapping[str, Any]) -> None:
+    def reap(self, id: str, sheet: Mapping[str, Any]) -> None:
         """Add what this worker has counted; once, however often it is tried."""
         if id in self._buried:
             return

@@ -10,9 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..config import PoolConfig
-from .exited import Counts, Past, counts, identity, key_of, site, total
+from .exited import (
+    Counts,
+    ExitedCounters,
+    counts,
+    identity,
+    key_of,
+    process_group_id,
+    total,
+)
 from .records import user_name
-from .status_dir import Board, Orders, Reading
+from .status_dir import DesiredState, Reading, StatusDir
 
 #: What ``status`` adds up over the workers of a pool.
 COUNTS = (
@@ -25,7 +33,7 @@ COUNTS = (
 RECENT = 60.0
 
 #: Seconds within which every live worker with a connection makes a round; a little more
-#: than ``presence.QUIET``.
+#: than ``agent.QUIET``.
 ROUND = 0.6
 
 #: Seconds between two looks at workers that are being waited for.
@@ -37,7 +45,9 @@ Worker = dict[str, Any]
 class Fleet:
     """The workers of one app's pools on this host, by way of their board."""
 
-    def __init__(self, board: Board, app: str, pools: Mapping[str, PoolConfig]) -> None:
+    def __init__(
+        self, board: StatusDir, app: str, pools: Mapping[str, PoolConfig]
+    ) -> None:
         self.board = board
         self._app = app
         #: What each bind is kept under.
@@ -52,7 +62,7 @@ class Fleet:
         self.misorder = ""
         self._ordered = 0.0
         #: What was ordered here, by bind.
-        self.given: dict[str, Orders] = {}
+        self.given: dict[str, DesiredState] = {}
 
     def workers(self) -> dict[str, list[Worker]]:
         """What every live worker publishes, by bind; raises OSError if it cannot be.
@@ -73,10 +83,10 @@ class Fleet:
         try:
             reading, past = self.board.read_with_past()
         except FileNotFoundError:
-            reading, past = Reading(), Past()
+            reading, past = Reading(), ExitedCounters()
         by_bind = self._by_bind(reading)
         workers = [worker for each in by_bind.values() for worker in each]
-        sites = {site(), *(worker.get("site", "") for worker in workers)}
+        sites = {process_group_id(), *(worker.get("site", "") for worker in workers)}
         together = {
             bind: total([past.counts(key, sites), *map(counts, by_bind.get(bind, []))])
             for bind, key in self._keys.items()
@@ -119,12 +129,12 @@ class Fleet:
             return f"orders: {getattr(error, 'strerror', None) or error}"
         return ""
 
-    def orders(self, bind: str) -> Orders:
+    def orders(self, bind: str) -> DesiredState:
         """What is ordered, as far as that can be read; or else what was, here."""
         try:
             return self.board.orders(self._key(bind))
         except (OSError, ValueError):
-            return self.given.get(bind, Orders()).now()  # `misorder` says so
+            return self.given.get(bind, DesiredState()).now()  # `misorder` says so
 
     def is_paused(self, bind: str, workers: Iterable[Worker]) -> bool:
         """Whether checkouts are to wait; what workers do, if orders cannot be read."""
@@ -142,7 +152,7 @@ class Fleet:
         """
         seen = [worker["generation"] for worker in self.workers().get(bind, [])]
 
-        def change(orders: Orders) -> Orders:
+        def change(orders: DesiredState) -> DesiredState:
             # Somebody may have removed the orders that workers have obeyed before.
             newest = max([orders.generation, *seen])
             return orders._replace(generation=newest + 1)
@@ -150,8 +160,8 @@ class Fleet:
         orders = self._order(bind, change)
 
         def has_done(worker: Worker) -> bool:
-            obeyed = worker["generation"] >= orders.generation
-            return not worker["size"] or (obeyed and not worker["outdated"])
+            applied = worker["generation"] >= orders.generation
+            return not worker["size"] or (applied and not worker["outdated"])
 
         return has_done
 
@@ -164,7 +174,7 @@ class Fleet:
         this process's user.
         """
 
-        def change(orders: Orders) -> Orders:
+        def change(orders: DesiredState) -> DesiredState:
             user = by or f"{user_name(os.geteuid())} on {socket.gethostname()}"
             return orders.pause(user, seconds)
 
@@ -177,13 +187,15 @@ class Fleet:
         One without connections, and without anybody who waits for one, makes no rounds:
         it looks for orders before its next connect.
         """
-        self._order(bind, lambda orders: Orders(orders.generation))
+        self._order(bind, lambda orders: DesiredState(orders.generation))
         return lambda worker: (
             not worker["paused"] or not (worker["size"] or worker["waiting"])
         )
 
-    def _order(self, bind: str, change: Callable[[Orders], Orders]) -> Orders:
-        orders = self.given[bind] = self.board.order(self._key(bind), change)
+    def _order(
+        self, bind: str, change: Callable[[DesiredState], DesiredState]
+    ) -> DesiredState:
+        orders = self.given[bind] = self.board.update_desired(self._key(bind), change)
         self._ordered = time.monotonic()
         return orders
 

@@ -29,7 +29,7 @@ except ImportError:  # Windows
 from ..errors import PoolError
 from ..pool.driver.process import process
 from .records import is_at, open_shared
-from .status_dir import Board
+from .status_dir import StatusDir
 
 #: Seconds that the server has to notice that a process was killed, whose connection is
 #: one too many until then.
@@ -61,7 +61,7 @@ class Slot:
 class _File:
     """The file of one budget, as this process has it open."""
 
-    def __init__(self, board: Board, name: str) -> None:
+    def __init__(self, board: StatusDir, name: str) -> None:
         self._board, self._name = board, name
         self._path = os.path.join(board.path, name)
         #: The file; and those that it was before, if it was removed, or moved.
@@ -79,7 +79,7 @@ class _File:
         with self._board.opened(create=True) as folder:
             return open_shared(folder, self._name)
 
-    def come_back(self) -> None:
+    def reopen_if_deleted(self) -> None:
         """If the file was removed, lock the same bytes of a new one.
 
         So does every other process, within a second. Until then, whoever takes another
@@ -120,7 +120,7 @@ class _File:
         return True
 
     def unlock(self, number: int) -> None:
-        """Unlock it now, or at the next :meth:`come_back`. Never raises."""
+        """Unlock it now, or at the next :meth:`reopen_if_deleted`. Never raises."""
         if self._pid != process():
             return
         try:
@@ -178,10 +178,10 @@ class _File:
 _FILES: dict[tuple[str, int], _File] = {}
 
 
-class Budget:
+class HostLimit:
     """At most ``size`` slots at once, over all processes that use this name."""
 
-    def __init__(self, board: Board, name: str, size: int) -> None:
+    def __init__(self, board: StatusDir, name: str, size: int) -> None:
         self.size = size
         self._board, self._name = board, name
         self._path = os.path.realpath(os.path.join(board.path, name))
@@ -196,7 +196,7 @@ class Budget:
         """
         try:
             file = self._file()
-            file.come_back()
+            file.reopen_if_deleted()
             for number in range(self.size):
                 if (slot := file.take(number)) is not None:
                     return slot
@@ -210,7 +210,7 @@ class Budget:
         It could use ``demand`` connections, the first of them ``since`` that moment.
         """
         file, now = self._file(), time.time()
-        file.come_back()
+        file.reopen_if_deleted()
         if self._place is None or self._place[0] is not file:
             self._place = file, file.find_place()
         own = self._place[1]
@@ -220,7 +220,7 @@ class Budget:
         }
         if not any(need[3] for place, need in needs.items() if place != own):
             return None
-        claims = [Claim(need[1], place, need[2]) for place, need in needs.items()]
+        claims = [Demand(need[1], place, need[2]) for place, need in needs.items()]
         return fair_shares(self.size, claims)[own]
 
     def leave(self) -> None:
@@ -241,7 +241,7 @@ class Budget:
         return file
 
 
-class Claim(NamedTuple):
+class Demand(NamedTuple):
     """What one process would like to have."""
 
     #: Since when the first of its checkouts waits; ``inf`` if none does.
@@ -251,7 +251,7 @@ class Claim(NamedTuple):
     demand: int
 
 
-def fair_shares(size: int, claims: Iterable[Claim]) -> dict[int, int]:
+def fair_shares(size: int, claims: Iterable[Demand]) -> dict[int, int]:
     """So many connections for each: nobody has two before all that need one have it.
 
     Who has been waiting for longest comes first, so that those take turns who cannot

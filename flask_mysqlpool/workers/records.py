@@ -49,10 +49,10 @@ class Unusable(PermissionError):
         self.mend = mend
 
 
-def make_folder(path: Path, mode: int) -> None:
+def make_dir(path: Path, mode: int) -> None:
     """Make it, and what it lies in; the owner of what was there owns it all."""
     if not path.parent.exists():
-        make_folder(path.parent, 0o777)
+        make_dir(path.parent, 0o777)
     try:
         os.mkdir(path, mode)
     except FileExistsError:
@@ -60,12 +60,12 @@ def make_folder(path: Path, mode: int) -> None:
     folder = os.open(path, FOLDER)
     try:
         if not os.listdir(folder):  # or else it is not the one that was just made
-            belong_to(os.stat(path.parent), folder)
+            chown_like(os.stat(path.parent), folder)
     finally:
         os.close(folder)
 
 
-def may_write(folder: Path) -> bool:
+def is_writable(folder: Path) -> bool:
     """Whether this user may make files in it, as far as can be told without trying."""
     return _may(folder, os.W_OK | os.X_OK)
 
@@ -125,7 +125,7 @@ def _open_shared(folder: int, name: str) -> int:
 def _create_shared(folder: int, name: str) -> int:
     fd = create_file(folder, name)
     try:
-        belong_to(os.fstat(folder), fd)
+        chown_like(os.fstat(folder), fd)
     except BaseException:
         os.close(fd)
         with suppress(OSError):
@@ -278,7 +278,7 @@ def _lock(fd: int, path: str, deadline: float) -> None:
         time.sleep(_PAUSE)
 
 
-def belong_to(folder: os.stat_result, file: int) -> None:
+def chown_like(folder: os.stat_result, file: int) -> None:
     """What root makes belongs to whoever has to use it."""
     if os.geteuid() == 0 != folder.st_uid:
         os.fchown(file, folder.st_uid, folder.st_gid)

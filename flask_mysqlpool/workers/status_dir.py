@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from .exited import Past
+from .exited import ExitedCounters
 from .records import (
     FOLDER,
     Unusable,
@@ -34,11 +34,11 @@ from .records import (
     is_blank,
     is_locked,
     is_record,
+    is_writable,
     load_record,
     locked,
     look_on_the_way,
-    make_folder,
-    may_write,
+    make_dir,
     open_file,
     open_shared,
     parse_record,
@@ -67,7 +67,7 @@ _OTHER_NAME = re.compile(rf"({ORDERS}|{PAST})(\.lock)?|{BUDGET}.+")
 _PATIENCE = 1.0
 
 
-class Orders(NamedTuple):
+class DesiredState(NamedTuple):
     """What all workers are to do with one pool."""
 
     #: Connections from before this are to be replaced; 0 if nobody ever reset.
@@ -78,16 +78,16 @@ class Orders(NamedTuple):
     since: float = 0.0
     until: float | None = None
 
-    def now(self) -> Orders:
+    def now(self) -> DesiredState:
         """What is left of them: a pause may have come to its end."""
         ended = self.until is not None and self.until <= time.time()
-        return Orders(self.generation) if ended else self
+        return DesiredState(self.generation) if ended else self
 
-    def pause(self, by: str, seconds: float | None) -> Orders:
+    def pause(self, by: str, seconds: float | None) -> DesiredState:
         """The same with a pause, of so many seconds if it is to end by itself."""
         now = time.time()
         since = self.since if self.paused else now
-        return Orders(self.generation, True, by, since, seconds and now + seconds)
+        return DesiredState(self.generation, True, by, since, seconds and now + seconds)
 
     def about(self) -> dict[str, Any]:
         """Who ordered the pause, since when it holds, and until when."""
@@ -120,7 +120,7 @@ class _Hidden(ValueError):
     """The sheet of a live worker cannot be read."""
 
 
-class Board:
+class StatusDir:
     """One folder. Every method raises :exc:`OSError` if it cannot be used."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -149,7 +149,7 @@ class Board:
     def _open(self, create: bool) -> int:
         try:
             if create:
-                make_folder(Path(self.path), 0o700)
+                make_dir(Path(self.path), 0o700)
             return os.open(self.path, FOLDER)
         except OSError as error:
             if isinstance(error, PermissionError):
@@ -205,14 +205,14 @@ class Board:
         self._look_for_room()
         if os.path.lexists(self.path):
             look_on_the_way(self.path, os.stat(self.path).st_uid)
-            Sheet(self).try_out()
+            StatusFile(self).try_out()
 
     def _look_for_room(self) -> None:
         """Whether this user could make the folder, and write to it; makes nothing."""
         nearest = Path(self.path)
         while not nearest.exists():
             nearest = nearest.parent
-        if may_write(nearest):
+        if is_writable(nearest):
             return
         user = user_name(os.geteuid())
         if nearest == Path(self.path):
@@ -237,19 +237,19 @@ class Board:
                 # If another process is at it, it may as well do this; and what has
                 # counted is kept until it can be done.
                 with suppress(OSError), self._past_locked(folder, patience=0.0) as past:
-                    _bury(folder, past, reading)
+                    _reap(folder, past, reading)
         return reading
 
-    def read_with_past(self) -> tuple[Reading, Past]:
+    def read_with_past(self) -> tuple[Reading, ExitedCounters]:
         """The same, and what the dead have counted; nobody is counted twice."""
         with (
             self.opened() as folder,
             self._past_locked(folder, patience=_PATIENCE) as past,
         ):
             reading = _read(folder)
-            return reading, _bury(folder, past, reading)
+            return reading, _reap(folder, past, reading)
 
-    def bury(self, name: str) -> None:
+    def reap(self, name: str) -> None:
         """Bury a sheet of this process, which is locked; the pool is closed."""
         with (
             self.opened() as folder,
@@ -257,32 +257,34 @@ class Board:
         ):
             reading = _read(folder)
             reading.dead.append(name)
-            _bury(folder, past, reading)
+            _reap(folder, past, reading)
 
     def _past_locked(
         self, folder: int, patience: float | None = None
     ) -> AbstractContextManager[int]:
         return locked(folder, self.path, PAST, patience)
 
-    # Orders
+    # Desired state
 
-    def orders(self, pool: str) -> Orders:
+    def orders(self, pool: str) -> DesiredState:
         """What is ordered for this pool."""
         with self.opened() as folder:
             try:
                 content = load_record(folder, ORDERS)
             except FileNotFoundError:
-                return Orders()
+                return DesiredState()
             return _orders_of(content, pool).now()
 
-    def order(self, pool: str, change: Callable[[Orders], Orders]) -> Orders:
+    def update_desired(
+        self, pool: str, change: Callable[[DesiredState], DesiredState]
+    ) -> DesiredState:
         """Change what is ordered for this pool; what it is then."""
         with (
             self.opened(create=True) as folder,
             locked(folder, self.path, ORDERS) as fd,
         ):
             content: dict[str, Any] = {}
-            before = Orders()
+            before = DesiredState()
             with suppress(ValueError):  # what is damaged is not in the way of new ones
                 content = {} if is_blank(fd) else parse_record(fd)
                 before = _orders_of(content, pool).now()
@@ -292,18 +294,18 @@ class Board:
         return after
 
 
-def _orders_of(content: Mapping[str, Any], pool: str) -> Orders:
+def _orders_of(content: Mapping[str, Any], pool: str) -> DesiredState:
     """Those for this pool; what is ordered for others may be another version's."""
     if pool not in content:
-        return Orders()
+        return DesiredState()
     try:
         orders = content[pool]
         generation, paused = int(orders["generation"]), bool(orders["paused"])
         if not paused:
-            return Orders(generation)
+            return DesiredState(generation)
         by, since, until = map(orders.get, ("by", "since", "until"))
         until = None if until is None else float(until)
-        found = Orders(generation, True, str(by or ""), float(since or 0), until)
+        found = DesiredState(generation, True, str(by or ""), float(since or 0), until)
         found.in_words()
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("damaged") from error
@@ -314,10 +316,10 @@ def _moment(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
 
 
-class Sheet:
+class StatusFile:
     """What one pool of this process says of itself."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: StatusDir) -> None:
         self._board = board
         self._fd: int | None = None
         self._name = ""
@@ -398,7 +400,7 @@ class Sheet:
         """What a reader knows it by."""
         return self._name.removesuffix(SHEET)
 
-    def withdraw(self) -> None:
+    def remove(self) -> None:
         """Remove it, for good."""
         self._withdrawn = True
         if not self._lock.acquire(timeout=_PATIENCE):
@@ -407,12 +409,12 @@ class Sheet:
             if self._fd is not None:
                 # If that fails, whoever finds the sheet unlocked does it.
                 with suppress(OSError):
-                    self._board.bury(self._name)
+                    self._board.reap(self._name)
                 self._close()
         finally:
             self._lock.release()
 
-    def let_go(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child: leave it to the parent."""
         self._lock = threading.Lock()
         self._close()
@@ -424,12 +426,12 @@ class Sheet:
             os.close(fd)
 
 
-_SHEETS: WeakSet[Sheet] = WeakSet()
+_SHEETS: WeakSet[StatusFile] = WeakSet()
 
 
 def _after_fork() -> None:
     for sheet in list(_SHEETS):
-        sheet.let_go()
+        sheet.detach_after_fork()
 
 
 if hasattr(os, "register_at_fork"):
@@ -522,14 +524,14 @@ def _read_sheet(
         raise _Hidden(f"a worker that cannot be read: {reason}") from error
 
 
-def _load_past(past: int) -> Past:
+def _load_past(past: int) -> ExitedCounters:
     try:
-        return Past({} if is_blank(past) else parse_record(past))
+        return ExitedCounters({} if is_blank(past) else parse_record(past))
     except (ValueError, TypeError, AttributeError):
-        return Past()
+        return ExitedCounters()
 
 
-def _bury(folder: int, past: int, reading: Reading) -> Past:
+def _reap(folder: int, past: int, reading: Reading) -> ExitedCounters:
     """Count in what the dead have counted, and only then remove their sheets."""
     counted = _load_past(past)
     if not reading.dead:
@@ -538,7 +540,7 @@ def _bury(folder: int, past: int, reading: Reading) -> Past:
     for name in reading.dead:
         with suppress(FileNotFoundError, ValueError):  # or damaged
             sheet = load_record(folder, name)
-            counted.bury(name.removesuffix(SHEET), sheet)
+            counted.reap(name.removesuffix(SHEET), sheet)
             live.add(str(sheet.get("site", "")))
     counted.forget(live, [name.removesuffix(SHEET) for name in os.listdir(folder)])
     # If that fails, they stay, and are counted in again at the next look.

@@ -372,7 +372,7 @@ def find_side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
     return _judge_code(statement, server)
 
 
-#: :func:`find_side_effects`, remembering what it said; for statements that are not too long.
+#: :func:`find_side_effects`, with a memory; for statements that are not too long.
 side_effects = lru_cache(maxsize=1000)(find_side_effects)
 
 #: What a statement may do to the transaction that a block is.
