@@ -88,10 +88,10 @@ def test_a_socket_takes_the_longest_wait() -> None:
     assert LONGEST_WAIT * 1000 < 2**31
 
 
-def test_the_housekeeper_rests_between_rounds_whatever_the_threshold() -> None:
+def test_maintenance_rests_between_rounds_whatever_the_threshold() -> None:
     pool = FakePool(LEAK_THRESHOLD=1e-9)
     with pool.connection():
-        pause = pool.housekeep()
+        pause = pool.maintain()
 
     assert pause is not None
     assert pause >= 0.01

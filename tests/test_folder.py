@@ -152,7 +152,8 @@ def test_a_limit_is_not_split_by_a_folder_that_was_moved(
     board: StatusDir, tmp_path: Path
 ) -> None:
     script = (
-        "import sys; from flask_mysqlpool.workers.status_dir import StatusDir; held = []\n"
+        "import sys; held = []\n"
+        "from flask_mysqlpool.workers.status_dir import StatusDir\n"
         "from flask_mysqlpool.workers.host_limit import HostLimit\n"
         "budget = HostLimit(StatusDir(sys.argv[1]), 'budget-0', 1)\n"
         "for line in sys.stdin:\n"

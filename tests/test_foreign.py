@@ -558,13 +558,13 @@ def test_names_in_our_reports_are_cut(
         pool = extension(app).pool()
     long = "y" * 5000 + HOSTILE
     with connected_as(app, long):
-        pool.housekeep()
+        pool.maintain()
         with pytest.raises(PoolTimeout) as caught:
             pool.connection(timeout=0)
         until(lambda: [c for w in workers(app) for c in w["connections"]])
         [worker] = workers(app)
     connection = pool.connection(endpoint=long)
-    until(lambda: pool.housekeep() and len(caplog.messages) == 2)
+    until(lambda: pool.maintain() and len(caplog.messages) == 2)
     with pytest.raises(PoolTimeout) as second:
         pool.connection(timeout=0)
     connection.close()

@@ -32,7 +32,7 @@ from flask_mysqlpool import (
     PoolTimeout,
     get_db,
 )
-from flask_mysqlpool.pool.maintenance import Housekeeper
+from flask_mysqlpool.pool.maintenance import MaintenanceThread
 from flask_mysqlpool.pool.state import PATIENCE
 from flask_mysqlpool.pool.stats import Observer, PoolStats
 from flask_mysqlpool.pool.waiters import Waiter
@@ -266,7 +266,7 @@ def test_who_looks_around_while_his_connect_ends_begins_no_other(
 
     def thread_id(con: FakeConnection) -> int:
         if not pool.stats().checkouts:
-            pool.housekeep()  # rings
+            pool.maintain()  # rings
             time.sleep(PATIENCE)  # for another connect to begin
         return con.number
 
@@ -334,17 +334,17 @@ def test_a_hung_attempt_does_not_hide_that_the_server_is_back(
     hang.set()
 
 
-def test_the_housekeeper_has_been_started_before_anybody_has_a_connection(
+def test_maintenance_has_been_started_before_anybody_has_a_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = FakePool()
     seen: list[PoolStats] = []
 
-    def watch(keeper: Housekeeper, kept: Any) -> None:
+    def watch(keeper: MaintenanceThread, kept: Any) -> None:
         if kept is pool:  # another test's may still be connecting
             seen.append(kept.stats())
 
-    monkeypatch.setattr(Housekeeper, "watch", watch)
+    monkeypatch.setattr(MaintenanceThread, "watch", watch)
     pool.connection().close()
 
     assert [(s.connecting, s.in_use, s.idle) for s in seen] == [(1, 0, 0)]
@@ -354,15 +354,17 @@ def test_without_a_thread_for_housekeeping_connections_are_lent_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = threading.Thread.start
-    keeper = flask_mysqlpool.pool.maintenance.Housekeeper("housekeeper")
-    monkeypatch.setattr(flask_mysqlpool.pool.pool, "housekeeper", lambda *_: keeper)
+    keeper = flask_mysqlpool.pool.maintenance.MaintenanceThread("maintenance")
+    monkeypatch.setattr(
+        flask_mysqlpool.pool.pool, "maintenance_thread", lambda *_: keeper
+    )
 
-    def start_no_housekeeper(thread: threading.Thread) -> None:
-        if thread.name == "mysqlpool-housekeeper":
+    def start_no_maintenance(thread: threading.Thread) -> None:
+        if thread.name == "mysqlpool-maintenance":
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", start_no_housekeeper)
+    monkeypatch.setattr(threading.Thread, "start", start_no_maintenance)
     pool = FakePool(MAX_SIZE=1, TIMEOUT=5)
 
     for _ in range(3):
@@ -407,7 +409,7 @@ def test_housekeeping_never_counts_more_than_max_size(
         close(con)
 
     monkeypatch.setattr(FakeConnection, "close", watch_and_close)
-    pool.housekeep()
+    pool.maintain()
     monkeypatch.undo()
 
     assert sizes

@@ -130,7 +130,7 @@ def until(condition: Callable[[], bool], or_say: Signals | None = None) -> None:
 
 def at_rest(pool: Pool) -> bool:
     """Whether nothing is left behind by those who are gone."""
-    pool.housekeep()
+    pool.maintain()
     stats = pool.stats()
     return stats.in_use == stats.connecting == stats.waiting == 0
 
@@ -301,9 +301,9 @@ def test_an_interrupted_return_serves_who_waits_with_what_stays_open() -> None:
             interrupted = signals.sent_during(held.close, moment)
             held.close()
             del held
-            pool.housekeep()
+            pool.maintain()
             connection = waiter.result(timeout=5)
-            pool.housekeep()
+            pool.maintain()
             assert connection._con is not None
             assert not connection._con.closed, signals.where
             connection.close()
@@ -314,7 +314,7 @@ def test_an_interrupted_return_serves_who_waits_with_what_stays_open() -> None:
     assert moment > 15
 
 
-@pytest.mark.parametrize("work", [use, start_anew, Pool.close, Pool.housekeep])
+@pytest.mark.parametrize("work", [use, start_anew, Pool.close, Pool.maintain])
 def test_a_signal_handler_that_takes_a_connection_gets_one_or_is_refused(
     work: Callable[[Pool], object],
 ) -> None:
@@ -532,11 +532,11 @@ def test_what_was_dropped_is_counted_once_however_it_is_found() -> None:
     connection = pool.connection()
     con, connection._con = connection._con, None
     del connection
-    pool.housekeep()  # finds that its owner is gone
+    pool.maintain()  # finds that its owner is gone
 
     assert con is not None
     pool.dropped(con)  # its finalizer was slower
-    pool.housekeep()
+    pool.maintain()
 
     stats = pool.stats()
     assert (stats.discarded, stats.checkouts, stats.size) == (1, 1, 0)

@@ -54,10 +54,10 @@ def test_a_holder_is_logged_once_with_the_line_that_took_it(
                 lines.append(taken_here())
                 stack.enter_context(db.transaction())
             until(lambda: caplog.messages)
-            # Two more rounds of the housekeeper say nothing more.
+            # Two more rounds of maintenance say nothing more.
             pool = db.pool()
-            pool.housekeep()
-            pool.housekeep()
+            pool.maintain()
+            pool.maintain()
         return "done"
 
     app.test_client().get("/")
@@ -80,7 +80,7 @@ def test_nothing_is_noted_and_nothing_logged_by_default(
     pool = make_pool()
     with pool.connection() as connection:
         assert connection.stack == ()
-        pool.housekeep()
+        pool.maintain()
 
     assert caplog.messages == []
 

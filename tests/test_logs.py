@@ -19,7 +19,7 @@ from test_monitor import csrf, monitored, order
 
 import flask_mysqlpool
 from flask_mysqlpool import ConnectionShared, PooledConnection, get_db, signals
-from flask_mysqlpool.pool.maintenance import RECOVERY, Housekeeper, _housekeep
+from flask_mysqlpool.pool.maintenance import RECOVERY, MaintenanceThread, _maintain
 from flask_mysqlpool.testing import LocalServer
 from flask_mysqlpool.testing.fake_driver import FakePool
 
@@ -91,7 +91,7 @@ def connection_that_is_dropped(make_app: MakeApp) -> None:
     with pytest.warns(ResourceWarning):
         del connection
         gc.collect()
-    until(lambda: pool.stats().size == 0)  # by the housekeeper
+    until(lambda: pool.stats().size == 0)  # by maintenance
 
 
 def receiver_that_raises(make_app: MakeApp) -> None:
@@ -155,10 +155,10 @@ def request_that_gets_no_connection(make_app: MakeApp) -> None:
     assert app.test_client().get("/").status_code == 503
 
 
-def housekeeper_that_cannot_start(make_app: MakeApp) -> None:
-    keeper = Housekeeper()
+def maintenance_that_cannot_start(make_app: MakeApp) -> None:
+    keeper = MaintenanceThread()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Housekeeper, "_start", no_threads)
+        patch.setattr(MaintenanceThread, "_start", no_threads)
         keeper.watch(FakePool())
 
 
@@ -167,7 +167,7 @@ def no_threads(_: object) -> None:
 
 
 def housekeeping_that_fails(make_app: MakeApp) -> None:
-    assert _housekeep(Broken()) == RECOVERY
+    assert _maintain(Broken()) == RECOVERY
 
 
 def order_of_the_monitor(make_app: MakeApp) -> None:
@@ -201,8 +201,8 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "app_state._release": connection_that_cannot_be_returned,
     "app_state._warn_of_rollback": changes_that_are_not_committed,
     "mysqlpool._unavailable": request_that_gets_no_connection,
-    "maintenance.watch": housekeeper_that_cannot_start,
-    "maintenance._housekeep": housekeeping_that_fails,
+    "maintenance.watch": maintenance_that_cannot_start,
+    "maintenance._maintain": housekeeping_that_fails,
     "views.steer": order_of_the_monitor,
     "agent._apply": pause_that_a_worker_obeys,
     "auth.refusal": authorize_that_raises,
@@ -277,18 +277,18 @@ def test_what_ends_a_round_of_housekeeping_ends_not_its_thread() -> None:
     rounds = list[int]()
     again = threading.Event()
 
-    class Kept:
-        def housekeep(self) -> float | None:
+    class Task:
+        def maintain(self) -> float | None:
             rounds.append(threading.get_ident())
             if len(rounds) == 1:
                 raise SystemExit
             again.set()
             return None
 
-    keeper, kept = Housekeeper("test"), Kept()
+    keeper, kept = MaintenanceThread("test"), Task()
     keeper.watch(kept)
     until(lambda: rounds)
-    keeper.nudge()
+    keeper.wake()
 
     assert again.wait(5)
     assert len(set(rounds)) == 1

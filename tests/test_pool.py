@@ -611,7 +611,7 @@ def test_connections_idle_for_too_long_are_closed_down_to_min_size() -> None:
     for connection in connections:
         connection.close()
 
-    assert pool.housekeep()
+    assert pool.maintain()
 
     assert pool.open_now == 1
     assert pool.stats().discarded_by_reason == {"idle": 2}

@@ -330,13 +330,13 @@ def test_a_pool_without_connections_needs_no_rounds(
     make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = []
-    housekeep = WorkerAgent.housekeep
+    maintain = WorkerAgent.maintain
 
     def count(agent: WorkerAgent) -> float | None:
         rounds.append(agent)
-        return housekeep(agent)
+        return maintain(agent)
 
-    monkeypatch.setattr(WorkerAgent, "housekeep", count)
+    monkeypatch.setattr(WorkerAgent, "maintain", count)
     pool = make()
     pool.connection().close()
     until(lambda: shown(board, idle=1))

@@ -573,10 +573,10 @@ def test_pymysql_pool_size_and_maxsize_are_its_bounds(
             stack.enter_context(pool.connection())
         assert len(present(sql)) == 3
 
-    until(lambda: pool.housekeep() and pool.stats().size == 2)
+    until(lambda: pool.maintain() and pool.stats().size == 2)
 
     until(lambda: len(present(sql)) == 2)
-    pool.housekeep()
+    pool.maintain()
     assert pool.stats().size == 2
 
 

@@ -26,7 +26,7 @@ from conftest import until
 from test_interruptions import Signals, at_rest
 
 from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolError, PoolTimeout
-from flask_mysqlpool.pool.maintenance import Housekeeper
+from flask_mysqlpool.pool.maintenance import MaintenanceThread
 from flask_mysqlpool.pool.stats import Observer
 from flask_mysqlpool.testing.fake_driver import FakePool
 from flask_mysqlpool.workers.host_limit import HostLimit
@@ -100,7 +100,7 @@ class Fragile(FakePool):
 @pytest.fixture
 def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[Foreign]:
     foreign = Foreign()
-    start, watch = _thread.start_new_thread, Housekeeper.watch
+    start, watch = _thread.start_new_thread, MaintenanceThread.watch
 
     def start_or_fail(*args: Any) -> int:
         try:
@@ -115,7 +115,7 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[Foreign]:
         watch(*args)
 
     monkeypatch.setattr(_thread, "start_new_thread", start_or_fail)
-    monkeypatch.setattr(Housekeeper, "watch", watch_or_fail)
+    monkeypatch.setattr(MaintenanceThread, "watch", watch_or_fail)
     monkeypatch.setattr(logging, "raiseExceptions", False)
     logger = logging.getLogger("flask_mysqlpool")
     logger.addHandler(foreign)
@@ -177,12 +177,12 @@ def drop_one(pool: Pool) -> None:
     connection.thread_id()
     del connection
     gc.collect(0)
-    pool.housekeep()
+    pool.maintain()
 
 
 def leak_one(pool: Pool) -> None:
     with pool.connection():
-        pool.housekeep()
+        pool.maintain()
 
 
 def replace_all(pool: Pool) -> None:
@@ -209,7 +209,7 @@ def shrink(pool: Pool) -> None:
 def look_after_what_is_old_or_dead(pool: Pool) -> None:
     for con in idle(pool, 2):
         con.expires = 0.0
-    pool.housekeep()
+    pool.maintain()
     for con in idle(pool, 2):
         con.alive = False
     pool.discard_dead()
@@ -310,7 +310,7 @@ def test_an_order_between_any_two_instructions_concerns_what_is_settled_after_it
 ) -> None:
     # On the thread that is watched.
     monkeypatch.setattr(_thread, "start_new_thread", lambda f, args: f(*args))
-    monkeypatch.setattr(Housekeeper, "watch", lambda *_: None)
+    monkeypatch.setattr(MaintenanceThread, "watch", lambda *_: None)
 
     def let_it_come() -> None:
         if not pool._state.lock._is_owned():
@@ -386,7 +386,7 @@ def test_what_a_lost_connection_has_outdated_is_closed_though_nobody_takes_it() 
     lost.close()
     assert pool.stats().outdated == 1
 
-    pool.housekeep()
+    pool.maintain()
 
     assert pool.stats().size == pool.open_now == 0
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from flask_mysqlpool.pool.maintenance import Housekeeper
+from flask_mysqlpool.pool.maintenance import MaintenanceThread
 from flask_mysqlpool.pool.state import ConnectAttempts
 
 #: Seconds for which it is tried.
@@ -49,12 +49,12 @@ def test_connects_are_counted_while_others_are_let_go_of() -> None:
 
 
 class Guest:
-    def housekeep(self) -> float:
+    def maintain(self) -> float:
         return 0.0005
 
 
-def test_what_is_let_go_of_does_not_disturb_the_housekeeper() -> None:
-    keeper = Housekeeper()
+def test_what_is_let_go_of_does_not_disturb_maintenance() -> None:
+    keeper = MaintenanceThread()
 
     def come_and_go() -> None:
         for guest in [Guest() for _ in range(20)]:

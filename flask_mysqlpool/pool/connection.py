@@ -53,8 +53,10 @@ class _Pool(Protocol):
     name: str
     recorder: Recorder | None
 
-    def lend(self, handle: PooledConnection, timeout: float | None = None) -> None: ...
-    def cache(self, con: Session) -> None: ...
+    def checkout(
+        self, handle: PooledConnection, timeout: float | None = None
+    ) -> None: ...
+    def checkin(self, con: Session) -> None: ...
     def dropped(self, con: Session) -> None: ...
 
 
@@ -132,7 +134,7 @@ class PooledConnection(_Face):
             if self._returned:
                 raise self._refusal()
             if self._con is None:
-                self._pool.lend(self)
+                self._pool.checkout(self)
                 if self._returned:
                     raise self._refusal()
             con = self._con
@@ -234,7 +236,7 @@ class PooledConnection(_Face):
         if con is not None:
             if lost and con.lost is None:
                 con.lost = ConnectionShared("returned in the middle of its use")
-            self._pool.cache(con)
+            self._pool.checkin(con)
         return True
 
     # What talks to the server
@@ -444,7 +446,7 @@ class PooledConnection(_Face):
             self._con = None
         self._leave()
         if con is not None and lost:
-            self._pool.cache(con)
+            self._pool.checkin(con)
         return lost
 
     def ping(self, reconnect: bool | None = False) -> None:

@@ -1,8 +1,7 @@
-"""Threads that do what nobody asks for: look after pools, and after their presence.
+"""Background threads: one maintains the pools, one what workers publish of them.
 
-One of each kind for a process. It starts when there is first something to look after,
-sleeps for good while there is nothing, and knows of what it looks after only that it
-has a ``housekeep()``.
+There is one of each kind for a process. It starts with its first task, and sleeps while
+no task is due. All it knows of a task is its ``maintain()``.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ from .driver.process import process
 RECOVERY = 1.0
 
 
-class Kept(Protocol):
-    def housekeep(self) -> float | None:
+class Task(Protocol):
+    def maintain(self) -> float | None:
         """Do what is due; seconds until the next time, None for not at all."""
 
 
 # No WeakKeyDictionary: whoever lets go of one last would change it, in any thread.
-_Due = dict[ref[Kept], float]
+_Due = dict[ref[Task], float]
 
 
-class Housekeeper:
-    """Calls ``housekeep()`` of what it watches, until that is at rest."""
+class MaintenanceThread:
+    """Calls ``maintain()`` of each task when it is due."""
 
-    def __init__(self, kind: str = "housekeeper") -> None:
+    def __init__(self, kind: str = "maintenance") -> None:
         self._kind = kind
         # Looked up now, since gevent may have replaced it after the import of this.
-        self._mail: queue.SimpleQueue[ref[Kept] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[ref[Task] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    def watch(self, kept: Kept) -> None:
+    def watch(self, task: Task) -> None:
         """Look after this, from now on, until it says that nothing is left to do."""
-        self._mail.put(ref(kept))
+        self._inbox.put(ref(task))
         if self._thread is None or not self._thread.is_alive():
             try:
                 with self._starting:
@@ -63,12 +62,12 @@ class Housekeeper:
         thread.start()
         self._thread = thread
 
-    def nudge(self, kept: Kept | None = None) -> None:
+    def wake(self, task: Task | None = None) -> None:
         """Make a round now, with this one in it. Starts no thread.
 
         Safe in a finalizer and with a lock held, as ``SimpleQueue.put`` is.
         """
-        self._mail.put(ref(kept) if kept is not None else None)
+        self._inbox.put(ref(task) if task is not None else None)
 
     def _run(self) -> None:
         due: _Due = {}
@@ -82,16 +81,16 @@ class Housekeeper:
         soonest = min(due.values(), default=None)
         left = None if soonest is None else max(soonest - time.monotonic(), 0.0)
         with suppress(queue.Empty):
-            _admit(due, self._mail.get(timeout=left))
+            _add_task(due, self._inbox.get(timeout=left))
 
 
 # Functions, as the thread must not be what keeps anything alive while it sleeps.
 
 
-def _admit(due: _Due, newcomer: ref[Kept] | None) -> None:
+def _add_task(due: _Due, newcomer: ref[Task] | None) -> None:
     """A newcomer is due at once, and so are all others."""
-    kept = newcomer() if newcomer is not None else None
-    if newcomer is not None and kept is not None:
+    task = newcomer() if newcomer is not None else None
+    if newcomer is not None and task is not None:
         due[newcomer] = 0.0
     due.update(dict.fromkeys(due, 0.0))
 
@@ -100,26 +99,26 @@ def _make_round(due: _Due) -> None:
     now = time.monotonic()
     for reference in [one for one, moment in due.items() if moment <= now]:
         due[reference] = now + RECOVERY  # if the next line does not end well
-        pause = _housekeep(reference())
+        pause = _maintain(reference())
         if pause is None:
             del due[reference]
         else:
             due[reference] = time.monotonic() + pause
 
 
-def _housekeep(kept: Kept | None) -> float | None:
+def _maintain(task: Task | None) -> float | None:
     try:
-        return kept.housekeep() if kept is not None else None
+        return task.maintain() if task is not None else None
     except Exception as error:
-        text = "housekeeping failed; trying again in %s s"
+        text = "maintenance failed; trying again in %s s"
         log(__name__, ERROR, text, RECOVERY, error=error)
         return RECOVERY
 
 
-_OF_PROCESS: dict[tuple[str, int], Housekeeper] = {}
+_OF_PROCESS: dict[tuple[str, int], MaintenanceThread] = {}
 
 
-def housekeeper(kind: str = "housekeeper") -> Housekeeper:
+def maintenance_thread(kind: str = "maintenance") -> MaintenanceThread:
     """That of this process; its thread, locks and mail do not survive a fork."""
     key = kind, process()
-    return _OF_PROCESS.get(key) or _OF_PROCESS.setdefault(key, Housekeeper(kind))
+    return _OF_PROCESS.get(key) or _OF_PROCESS.setdefault(key, MaintenanceThread(kind))

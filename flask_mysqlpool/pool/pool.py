@@ -40,7 +40,7 @@ from .driver.logs import log
 from .driver.process import process
 from .driver.session import AnotherRole, Session
 from .driver.transport import DRIVER, SILENCE, NotAnswered, without_traceback
-from .maintenance import housekeeper
+from .maintenance import maintenance_thread
 from .query_log import Recorder, make_recorder
 from .state import ConnectAttempt, Discards, PoolState
 from .stats import ConnectionStats, Observer, PoolStats, Times
@@ -189,14 +189,14 @@ class Pool(PooledDB):  # type: ignore[misc]
         handle = PooledConnection(self, endpoint)
         if self.config.leak_threshold:
             handle.stack = stack()
-        self.lend(handle, timeout)
+        self.checkout(handle, timeout)
         return handle
 
     def dedicated_connection(self) -> PooledConnection:
         """The same as :meth:`connection`; every connection is dedicated."""
         return self.connection()
 
-    def lend(self, handle: PooledConnection, timeout: float | None = None) -> None:
+    def checkout(self, handle: PooledConnection, timeout: float | None = None) -> None:
         """Check a connection out for this handle; what :meth:`connection` does."""
         if self._pid != process():
             self._begin_in_child()
@@ -226,14 +226,14 @@ class Pool(PooledDB):  # type: ignore[misc]
                     assert waiter is not None
                     con = self._wait(waiter)
                 elif con.unanswered:
-                    con = self._one_that_is_answered(con, owner)
+                    con = self._prefer_answered(con, owner)
                 at_once = (
                     started < con.fresh_until
                     and con.generation == state.generation
                     and not con.unanswered
                     and con.is_alive()
                 )
-                fault = None if at_once else self._fault_of(con, started, deadline)
+                fault = None if at_once else self._why_unusable(con, started, deadline)
                 if fault is None:
                     break
                 waiter = Waiter(started, deadline, owner, waits)
@@ -279,7 +279,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             raise waiter.error
         raise self._timed_out(waiter.since)
 
-    def _one_that_is_answered(self, con: Session, owner: ref[Any]) -> Session:
+    def _prefer_answered(self, con: Session, owner: ref[Any]) -> Session:
         """Of the idle ones, prefer any whose last clean-up the server has confirmed.
 
         If there is none, take the one that has been waiting for it longest.
@@ -296,7 +296,9 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._put_back(other, other.since)
         return con
 
-    def _fault_of(self, con: Session, started: float, deadline: float) -> str | None:
+    def _why_unusable(
+        self, con: Session, started: float, deadline: float
+    ) -> str | None:
         """Why a connection cannot be handed out; None if it can.
 
         A server that is silent for half of the time that is left is given up, so that
@@ -359,7 +361,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             held = [c for c, who in self._state.in_use.items() if who is owner]
         for con in held:
             if waiter is not None and con is waiter.item:
-                self.cache(con)
+                self.checkin(con)
             else:  # what it was asked, or has answered, may not have been judged
                 self._discard(con, "reset_failed")
 
@@ -424,7 +426,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             number, took = con.raw.thread_id(), monotonic() - begun
             # Before anybody has it: who gets it may end the process at once, and up to
             # Python 3.11 a thread that is starting then would crash it.
-            housekeeper().watch(self)
+            maintenance_thread().watch(self)
         except BaseException as error:
             slot = None  # whoever keeps the error keeps this frame
             if con is not None:
@@ -466,7 +468,7 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     # Checkin
 
-    def cache(self, con: Session) -> None:
+    def checkin(self, con: Session) -> None:
         """Take a connection back. Never waits for the network; never raises."""
         if con.pid != process():
             con.abandon()
@@ -489,9 +491,13 @@ class Pool(PooledDB):  # type: ignore[misc]
         if self._observers:
             self._notify("checked_in", con.raw.thread_id(), used)
 
+    def cache(self, con: Session) -> None:
+        """Do the same as :meth:`checkin`, by the name that PooledDB has for it."""
+        self.checkin(con)
+
     def unshare(self, con: Session) -> None:
-        """The same as :meth:`cache`: no connection is ever shared."""
-        self.cache(con)
+        """Do the same as :meth:`checkin`: no connection is ever shared."""
+        self.checkin(con)
 
     def _fault(self, con: Session, now: float) -> str | None:
         """Why a connection that comes back cannot stay; None if it can."""
@@ -528,7 +534,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     def dropped(self, con: Session) -> None:
         """Note, from a finalizer, that a handle vanished without being returned."""
         self._state.dropped.append(con)
-        housekeeper().nudge()
+        maintenance_thread().wake()
 
     # Discard
 
@@ -541,7 +547,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         try:
             con.close()
         except BaseException:
-            self._state.dropped.append(con)  # the housekeeper closes it
+            self._state.dropped.append(con)  # maintenance closes it
             raise
         with self._state.lock:
             had_place = self._state.free(con, reason)
@@ -550,7 +556,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._tell_of_end(con, reason)
 
     def _discard_all(self, discards: Discards) -> None:
-        """Close what was taken to be closed, by the housekeeper if this is ended."""
+        """Close what was taken to be closed, by maintenance if this is interrupted."""
         try:
             while discards:
                 self._discard(*discards.popitem())
@@ -647,10 +653,10 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     # Maintenance
 
-    def housekeep(self) -> float | None:
-        """Do what is due without anybody asking, on the housekeeper's thread.
+    def maintain(self) -> float | None:
+        """Do what is due between checkouts; called by the maintenance thread.
 
-        The seconds until it wants to be called again; None if not before a connect.
+        Returns the seconds until the next call; None for not before a connect.
         """
         state, now = self._state, monotonic()
         threshold = self.config.leak_threshold

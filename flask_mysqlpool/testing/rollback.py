@@ -142,14 +142,14 @@ class _Rehearsal:
 
     # What a handle calls
 
-    def lend(self, handle: PooledConnection, timeout: float | None = None) -> None:
+    def checkout(self, handle: PooledConnection, timeout: float | None = None) -> None:
         # Asked for only after a loss, which stays one: so is all that was done before.
         handle._con = self._con
 
-    def cache(self, con: Session) -> None:
+    def checkin(self, con: Session) -> None:
         """Nothing: the connection stays here until the end."""
 
-    dropped = cache
+    dropped = checkin
 
 
 class _Undo(Exception):

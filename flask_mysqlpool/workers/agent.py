@@ -21,7 +21,7 @@ from weakref import WeakSet
 from ..pool import Pool
 from ..pool.driver.logs import NAME, log, plain
 from ..pool.driver.process import process
-from ..pool.maintenance import housekeeper
+from ..pool.maintenance import maintenance_thread
 from ..pool.stats import ConnectionStats, PoolStats
 from .exited import identity, key_of, process_group_id
 from .host_limit import HostLimit
@@ -38,11 +38,11 @@ _PRESENCES: WeakSet[WorkerAgent] = WeakSet()
 
 
 class WorkerAgent:
-    """One pool of this process, on the board.
+    """Publishes the status of one pool of this process, and applies its desired state.
 
-    ``app`` and ``bind`` are what the commands know the pool by. For a pool outside of
-    Flask: ``WorkerAgent(pool, StatusDir("/run/jobs"), app="jobs")``. One that is ``silent``
-    neither publishes nor obeys, and does no more than keep MAX_HOST_CONNECTIONS.
+    ``app`` and ``bind`` are what commands know the pool by. A pool outside of Flask
+    has ``WorkerAgent(pool, StatusDir("/run/jobs"), app="jobs")``. With ``silent``
+    it does neither, and only keeps MAX_HOST_CONNECTIONS.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class WorkerAgent:
 
     def news(self) -> None:
         """Make a round soon; costs whoever calls it no more than a message."""
-        housekeeper("board").nudge(self)
+        maintenance_thread("workers").wake(self)
 
     def before_connect(self) -> None:
         """Look for orders, if nobody has for some time.
@@ -108,7 +108,7 @@ class WorkerAgent:
             self._begin()
         if not self._attended:
             looked = self._looked
-            housekeeper("board").watch(self)
+            maintenance_thread("workers").watch(self)
             looked.wait(PATIENCE)
 
     def take_slot(self) -> object | None:
@@ -119,8 +119,8 @@ class WorkerAgent:
 
     # On a thread of its own
 
-    def housekeep(self) -> float | None:
-        """Publish what changed, and obey; what the housekeeper calls."""
+    def maintain(self) -> float | None:
+        """Publish what changed and apply the desired state; called by a thread."""
         pool = self._pool
         if self._withdrawn:
             return None
