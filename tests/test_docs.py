@@ -33,8 +33,7 @@ import flask_mysqlpool
 from flask_mysqlpool import MySQLPool, get_db, signals
 from flask_mysqlpool.cli.check import _MENDS
 from flask_mysqlpool.cli.commands import create_group
-from flask_mysqlpool.config import PoolConfig
-from flask_mysqlpool.config.settings import BINDS, URL, AppConfig
+from flask_mysqlpool.config.settings import AppConfig
 from flask_mysqlpool.testing import LocalServer
 
 ROOT = Path(__file__).parents[1]
@@ -665,14 +664,16 @@ def test_every_link_within_the_pages_leads_somewhere(built: Built) -> None:
     assert dead == []
 
 
-def test_every_setting_is_on_the_page_about_settings(built: Built) -> None:
-    page = Links((built[0] / "settings.html").read_text("utf-8")).text
-    settings = {**PoolConfig.__dataclass_fields__, **AppConfig.__dataclass_fields__}
-    names = [n.upper() for n, f in settings.items() if f.metadata]
+def test_every_setting_is_on_its_page_as_the_package_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    script = importlib.import_module("settings_page")
+    page = script.PAGE.read_text("utf-8")
 
-    assert URL.metadata and BINDS.metadata and len(names) > 40
-    for name in [*names, "URL", "BINDS"]:
-        assert re.search(rf"\bMYSQLPOOL_{name}\b", page), name
+    assert len(script.settings()) > 40
+    assert sorted(script.ROW.findall(page)) == sorted(script.settings())
+    assert page == script.written(page), "run: python docs/settings_page.py"
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
