@@ -593,7 +593,7 @@ def test_a_demoted_server_is_given_up_before_a_block_begins(
 ) -> None:
     with make_pool(AUTOCOMMIT=True).connection() as connection:
         first: Any = connection._con
-        first.is_demoted, first.retired = True, "invalidated"
+        first.is_demoted, first.discard_reason = True, "invalidated"
         with pytest.raises(Oops), transaction(connection):
             assert connection._con is not first
             insert(connection, 1)

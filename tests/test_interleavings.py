@@ -33,7 +33,7 @@ from flask_mysqlpool import (
     get_db,
 )
 from flask_mysqlpool.pool.maintenance import MaintenanceThread
-from flask_mysqlpool.pool.state import PATIENCE
+from flask_mysqlpool.pool.state import CONNECT_DELAY
 from flask_mysqlpool.pool.stats import Observer, PoolStats
 from flask_mysqlpool.pool.waiters import Waiter
 from flask_mysqlpool.testing import FaultProxy, LocalServer
@@ -66,7 +66,7 @@ def in_line(
         before = pool.stats().waiting
         futures.append(threads.submit(pool.connection))
         until(lambda: pool.stats().waiting == before + 1)  # noqa: B023
-    time.sleep(2 * PATIENCE)
+    time.sleep(2 * CONNECT_DELAY)
     return futures
 
 
@@ -184,20 +184,20 @@ def test_who_was_handed_a_dead_one_is_in_line_again_before_others_hear_of_its_pl
     held = pool.connection()
     first, second = in_line(pool, threads, 2)
     since = [waiter.since for waiter in pool._state.waiters]
-    rung, ring = list[float](), Waiter.ring
+    woken, wake = list[float](), Waiter.wake
 
     def note(waiter: Waiter[Any]) -> None:
-        rung.append(waiter.since)
-        ring(waiter)
+        woken.append(waiter.since)
+        wake(waiter)
 
-    monkeypatch.setattr(Waiter, "ring", note)
+    monkeypatch.setattr(Waiter, "wake", note)
     assert held._con is not None
     held._con.alive = False
     held.close()
 
     first.result(timeout=5).close()
     second.result(timeout=5).close()
-    assert rung[0] == since[0]
+    assert woken[0] == since[0]
 
 
 def test_who_is_interrupted_by_an_observer_of_a_dead_one_stands_in_no_line(
@@ -267,7 +267,7 @@ def test_who_looks_around_while_his_connect_ends_begins_no_other(
     def thread_id(con: FakeConnection) -> int:
         if not pool.stats().checkouts:
             pool.maintain()  # rings
-            time.sleep(PATIENCE)  # for another connect to begin
+            time.sleep(CONNECT_DELAY)  # for another connect to begin
         return con.number
 
     monkeypatch.setattr(FakeConnection, "thread_id", thread_id)
@@ -540,7 +540,7 @@ def test_a_handle_closed_while_its_rollback_fails_is_returned() -> None:
             self.lock.release()
 
     connection._guard = Guard()  # type: ignore[assignment]
-    assert not connection._give_up()
+    assert not connection._detach()
 
     assert places(pool) == (0, 0, 0)
 

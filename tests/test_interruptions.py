@@ -28,7 +28,7 @@ from conftest import MakePool
 
 import flask_mysqlpool
 from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolError
-from flask_mysqlpool.pool.state import PATIENCE
+from flask_mysqlpool.pool.state import CONNECT_DELAY
 from flask_mysqlpool.pool.waiters import Waiter
 from flask_mysqlpool.testing.fake_driver import FakeConnection, FakePool
 
@@ -431,7 +431,7 @@ def test_somebody_interrupted_on_joining_the_line_does_not_stand_in_it(
     with ThreadPoolExecutor() as executor:
         waiter = executor.submit(pool.connection)
         until(lambda: any(one.owner() for one in tuple(pool._state.waiters)))
-        time.sleep(2 * PATIENCE)  # until nobody looks around without being told
+        time.sleep(2 * CONNECT_DELAY)  # until nobody looks around without being told
         assert held._con is not None
         held._con.lost = GONE
         held.close()
@@ -459,7 +459,7 @@ def test_an_interrupted_waiter_hands_on_the_ring_that_came_for_it(
     with ThreadPoolExecutor() as executor:
         waiters = [executor.submit(pool.connection) for _ in range(2)]
         until(lambda: pool.stats().waiting == 2)
-        time.sleep(2 * PATIENCE)  # until nobody looks around without being told
+        time.sleep(2 * CONNECT_DELAY)  # until nobody looks around without being told
         assert held._con is not None
         held._con.lost = GONE
         armed.set()

@@ -192,7 +192,7 @@ def authorize_that_raises(make_app: MakeApp) -> None:
 
 PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "pool._notify": observer_that_raises,
-    "pool._tell_of_end": session_that_cannot_be_cleaned,
+    "pool._report_discard": session_that_cannot_be_cleaned,
     "pool._report_leak": connection_that_is_dropped,
     "signals._send": receiver_that_raises,
     "query_log._log": slow_statement,

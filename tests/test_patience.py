@@ -369,4 +369,4 @@ def test_what_was_read_ahead_counts_as_unread(make_pool: MakePool, size: int) ->
         con.raw._rfile.read(9)
 
         assert not con.is_alive()
-        con.retired = "invalidated"
+        con.discard_reason = "invalidated"

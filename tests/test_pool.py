@@ -290,7 +290,7 @@ def test_one_hung_connect_delays_nobody_else(gate: Gate, threads: Threads) -> No
 def test_many_waiters_start_few_connects_while_others_may_return(
     gate: Gate, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.pool.state, "PATIENCE", 60)
+    monkeypatch.setattr(flask_mysqlpool.pool.state, "CONNECT_DELAY", 60)
     pool = FakePool(gate, MAX_SIZE=10)
     gate.tickets.release()
     held = pool.connection()

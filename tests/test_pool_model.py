@@ -150,7 +150,7 @@ class PoolMachine(RuleBasedStateMachine):
     def time_runs_out(self, index: int) -> None:
         self.clock.now += 11
         for waiter in list(self.pool._state.waiters):
-            waiter.ring()
+            waiter.wake()
         for future in self.line:
             with pytest.raises(PoolTimeout):
                 future.result(timeout=2)

@@ -343,9 +343,9 @@ def test_a_pool_without_connections_needs_no_rounds(
     pool.reset()
     until(lambda: shown(board, size=0))
     time.sleep(0.5)  # for the last
-    before = [r for r in rounds if r is pool.liaison]
+    before = [r for r in rounds if r is pool.coordinator]
     time.sleep(0.8)  # for what should not happen
-    after = [r for r in rounds if r is pool.liaison]
+    after = [r for r in rounds if r is pool.coordinator]
 
     assert before
     assert len(after) == len(before)

@@ -70,7 +70,7 @@ class Foreign(Observer, logging.Handler):
                 self._left = -1
                 raise self._error("foreign")
 
-    news = before_connect = closed = call
+    state_changed = before_connect = closed = call
 
     def emit(self, record: logging.LogRecord) -> None:
         record.exc_info = None  # pytest keeps it, and so the frames of what was dropped
@@ -89,7 +89,7 @@ class Fragile(FakePool):
     def __init__(self, foreign: Foreign, **settings: Any) -> None:
         self.foreign = foreign
         super().__init__(foreign.call, TIMEOUT=5, **settings)
-        self.liaison = foreign
+        self.coordinator = foreign
         self.add_observer(foreign)
 
     def io(self) -> None:

@@ -598,7 +598,7 @@ def test_what_tls_has_decrypted_counts_as_unread(
         con.raw._sock.recv(9)  # the rest of the record is not in the socket any more
 
         assert not con.is_alive()
-        con.retired = "invalidated"
+        con.discard_reason = "invalidated"
 
 
 # The password that MySQL wants to see once

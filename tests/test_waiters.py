@@ -108,8 +108,8 @@ def test_who_has_gone_without_leaving_is_passed_over() -> None:
 
 def test_a_ring_before_the_wait_is_not_lost() -> None:
     waiter = came_at(1)
-    waiter.ring()
-    waiter.ring()
+    waiter.wake()
+    waiter.wake()
 
     waiter.wait(60)  # would make the test time out
     assert not waiter.served
@@ -117,7 +117,7 @@ def test_a_ring_before_the_wait_is_not_lost() -> None:
 
 def test_who_has_no_deadline_can_be_woken() -> None:
     waiter = came_at(1)
-    waiter.ring()
+    waiter.wake()
 
     waiter.wait(float("inf"))
     assert not waiter.served

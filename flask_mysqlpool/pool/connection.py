@@ -294,10 +294,10 @@ class PooledConnection(_Face):
         try:
             self._do("rollback")
         except MySQLError:
-            if not self._give_up():
+            if not self._detach():
                 raise
         else:
-            self._give_up()
+            self._detach()
 
     # Blocks
 
@@ -349,11 +349,11 @@ class PooledConnection(_Face):
         """Begin a transaction that :meth:`commit` and :meth:`rollback` may not end."""
         self._do("refuse_open_transaction")
         # With nothing uncommitted, there is nothing to tell of.
-        self._give_up()
+        self._detach()
         try:
             self._do("begin_block")
         except MySQLError:
-            self._give_up()
+            self._detach()
             raise
 
     def begin_savepoint(self, name: str) -> None:
@@ -399,7 +399,7 @@ class PooledConnection(_Face):
                 try:
                     return self._do("undo_block")  # type: ignore[no-any-return]
                 finally:
-                    self._give_up()
+                    self._detach()
         except BaseException as failure:
             if con.lost is None:
                 con.lost = without_traceback(failure)
@@ -409,7 +409,7 @@ class PooledConnection(_Face):
                 raise
         certain = not (con.is_marked or con.has_committed)
         con.leave_block()
-        self._give_up()
+        self._detach()
         return certain
 
     @property
@@ -429,11 +429,11 @@ class PooledConnection(_Face):
         return con is not None and con.lost is None and con.has_uncommitted_writes
 
     @property
-    def given_up(self) -> bool:
+    def detached(self) -> bool:
         """Whether it was lost and rolled back; it takes another one when needed."""
         return self._con is None and not self._returned
 
-    def _give_up(self) -> bool:
+    def _detach(self) -> bool:
         """Let go of a connection that is dead, or of a server that no longer will do.
 
         False if it is neither, or not ours.
@@ -572,7 +572,7 @@ class PooledConnection(_Face):
         con = self._attached()
         if name in ("decoders", "encoders"):
             # They can be changed in place, and would be so for everybody.
-            con.retired = "invalidated"
+            con.discard_reason = "invalidated"
         return getattr(con.raw, name)
 
     def __enter__(self) -> PooledConnection:
@@ -610,7 +610,7 @@ def _attribute(name: str) -> property:
     def write(self: PooledConnection, value: Any) -> None:
         con = self._attached()
         # Not for the next borrower.
-        con.retired = "invalidated"
+        con.discard_reason = "invalidated"
         setattr(con.raw, name, value)
 
     return property(read, write)
@@ -637,6 +637,6 @@ _CALLS = frozenset(
     for method in (
         *(PooledConnection._do, PooledConnection._command, PooledConnection.query),
         *(PooledConnection._attached, PooledConnection._settle_blocks),
-        PooledConnection._give_up,
+        PooledConnection._detach,
     )
 )

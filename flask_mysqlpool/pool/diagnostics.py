@@ -88,7 +88,7 @@ def snapshot(state: PoolState, now: float) -> PoolStats:
         generation=generation,
         outdated=outdated + state.connects.outdated(generation),
         paused=state.paused,
-        short=state.short and first is not None and state.has_room(),
+        short=state.host_limit_reached and first is not None and state.has_room(),
         checkouts=checkouts,
         timeouts=state.timeouts,
         last_timeout=state.last_timeout,
@@ -155,7 +155,8 @@ def timeout(state: PoolState, started: float, now: float) -> PoolTimeout:
             f" in use {len(state.in_use)}/{config.max_size},"
             f" waiting {len(state.waiters)}, connecting {len(state.connects)}"
             + ", paused" * state.paused
-            + ", and this host's MAX_HOST_CONNECTIONS are taken" * state.short
+            + ", and this host's MAX_HOST_CONNECTIONS are taken"
+            * state.host_limit_reached
         )
         cause = state.connects.error
         in_use = len(state.in_use) or None

@@ -66,11 +66,11 @@ _Waiter = Waiter[Session]
 _POOLS: WeakSet[Pool] = WeakSet()
 
 
-class Liaison(Protocol):
+class Coordinator(Protocol):
     """What keeps a pool in touch; called outside its lock."""
 
-    def news(self) -> None:
-        """Something changed; called when ``Pool.news_from`` lets it."""
+    def state_changed(self) -> None:
+        """Something changed; called when ``Pool.notify_from`` lets it."""
 
     def before_connect(self) -> None:
         """Called before each connect."""
@@ -85,13 +85,13 @@ class Liaison(Protocol):
         """
 
 
-class Alone:
+class NoCoordinator:
     """In touch with nobody."""
 
     def __init__(self, config: PoolConfig) -> None:
         self._config = config
 
-    def news(self) -> None:
+    def state_changed(self) -> None:
         """Interests nobody."""
 
     def before_connect(self) -> None:
@@ -124,9 +124,9 @@ class Pool(PooledDB):  # type: ignore[misc]
             )
         self.config = config
         self.name = config.name
-        self.liaison: Liaison = Alone(config)
-        #: From when on, in `time.monotonic()` seconds, the liaison wants to hear news.
-        self.news_from = float("inf")
+        self.coordinator: Coordinator = NoCoordinator(config)
+        #: The `time.monotonic()` from which on the coordinator is notified.
+        self.notify_from = float("inf")
         #: Notes statements, if that is asked for.
         self.recorder: Recorder | None = make_recorder(config, _ignore)
         self._ping_after = config.ping_after
@@ -136,7 +136,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         #: What the server said when it first refused to clean a session; until told.
         self._refusal: object | None = None
         self._was_refused = False
-        self._births: dict[int, threading.Lock] = {}
+        self._child_locks: dict[int, threading.Lock] = {}
         self._begin()
         PooledDB.__init__(
             self, DRIVER, maxconnections=config.max_size, ping=0, reset=False
@@ -156,7 +156,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             return
         # The lock was inherited, perhaps held; this one belongs to the child, and
         # setdefault lets exactly one of several threads supply it.
-        with self._births.setdefault(process(), threading.Lock()):
+        with self._child_locks.setdefault(process(), threading.Lock()):
             if self._pid == process():
                 return
             parents = self._state
@@ -244,20 +244,20 @@ class Pool(PooledDB):  # type: ignore[misc]
             con.holder = threading.get_ident()
             con.writes = handle.writes
             handle._con = con
-            if started >= self.news_from:
-                self.tell()
+            if started >= self.notify_from:
+                self.notify_state_changed()
             if self._observers or waiter is not None or not at_once:
-                self._took_time(handle, monotonic() - started)
+                self._record_checkout(handle, monotonic() - started)
         except BaseException:
             handle._con = None
-            self._withdraw(owner, waiter)
+            self._abort_checkout(owner, waiter)
             raise
 
     def _wait(self, waiter: _Waiter) -> Session:
         """Sleep until served; start a connect whenever that is due."""
         state = self._state
-        if waiter.since >= self.news_from:
-            self.tell()
+        if waiter.since >= self.notify_from:
+            self.notify_state_changed()
         while not waiter.served:
             with state.lock:
                 now = monotonic()
@@ -265,13 +265,13 @@ class Pool(PooledDB):  # type: ignore[misc]
                 if not due and waiter.is_over(now):
                     state.leave(waiter)
                     break
-                sleep = state.look_again(waiter, now) - now
+                sleep = state.wake_time(waiter, now) - now
             self._start(due)
             waiter.wait(sleep)
         if state.waiters and state.size() < state.limit:
             # It may have been told of a place before it was served otherwise.
             with state.lock:
-                state.ring_next()
+                state.wake_next()
         con, waiter.item = waiter.item, None
         if con is not None:
             return con
@@ -313,14 +313,14 @@ class Pool(PooledDB):  # type: ignore[misc]
                 return "expired"
             if con.unanswered:
                 cleaning = True
-                con.read_answers(_give_up_at(deadline, con.asked))
+                con.read_answers(_answer_deadline(deadline, con.asked))
                 cleaning = False
             if not con.is_alive():
                 return "dead"
             if started > con.lag_checked + LAG_CHECKED:
-                con.check_lag(_give_up_at(deadline, monotonic()))
+                con.check_lag(_answer_deadline(deadline, monotonic()))
             elif started - max(con.since, con.asked) > self._ping_after:
-                con.ping(_give_up_at(deadline, monotonic()))
+                con.ping(_answer_deadline(deadline, monotonic()))
             # Again, for it may have taken the server its time to answer.
             return self._state.fault(con)
         except NotAnswered as error:
@@ -347,13 +347,13 @@ class Pool(PooledDB):  # type: ignore[misc]
                 self._state.free(con, reason)
                 another = self._state.take_idle(waiter.owner)
                 if another is None:
-                    self._state.join(waiter, been_served=True)
-                self._state.ring_next()
+                    self._state.join(waiter, requeue=True)
+                self._state.wake_next()
             return another
         finally:
-            self._tell_of_end(con, reason)
+            self._report_discard(con, reason)
 
-    def _withdraw(self, owner: ref[Any], waiter: _Waiter | None) -> None:
+    def _abort_checkout(self, owner: ref[Any], waiter: _Waiter | None) -> None:
         """Leave the line, and give up what a checkout that ends has come to have."""
         with self._state.lock:
             if waiter is not None:
@@ -371,12 +371,12 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._state.timeouts += 1
             self._state.last_timeout = time.time()
         error = diagnostics.timeout(self._state, started, monotonic())
-        if monotonic() >= self.news_from:
-            self.tell()
+        if monotonic() >= self.notify_from:
+            self.notify_state_changed()
         self._notify("timed_out", error)
         return error
 
-    def _took_time(self, handle: PooledConnection, seconds: float) -> None:
+    def _record_checkout(self, handle: PooledConnection, seconds: float) -> None:
         with self._state.lock:
             self._state.waits.add(seconds)
         self._notify("checked_out", handle, seconds)
@@ -406,11 +406,11 @@ class Pool(PooledDB):  # type: ignore[misc]
         con: Session | None = None
         slot: object | None = None
         try:
-            self.liaison.before_connect()
+            self.coordinator.before_connect()
             # Whatever was ordered so far does not concern what does not exist yet.
             connect.generation = self._state.generation
             if not (self._state.paused or self._state.closed):
-                slot = self.liaison.take_slot()
+                slot = self.coordinator.take_slot()
             if slot is None:
                 self._postpone(connect)
                 return
@@ -438,16 +438,16 @@ class Pool(PooledDB):  # type: ignore[misc]
             fault = self._state.opened_by(connect, con, took, now)
         if fault is not None:
             self._discard(con, fault)
-        elif now >= self.news_from:
-            self.tell()
+        elif now >= self.notify_from:
+            self.notify_state_changed()
         self._notify("created", number, took)
 
     def _postpone(self, connect: ConnectAttempt) -> None:
         """Give up a connect that may not be made now, for the time being."""
         with self._state.lock:
             self._state.postpone(connect, monotonic())
-        if monotonic() >= self.news_from:
-            self.tell()
+        if monotonic() >= self.notify_from:
+            self.notify_state_changed()
 
     def _connect_failed(self, connect: ConnectAttempt, error: BaseException) -> None:
         kept = without_traceback(error)
@@ -459,7 +459,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             waiter.error = (
                 error if waiter is connect.waiter else without_traceback(kept)
             )
-            waiter.ring()
+            waiter.wake()
         self._notify("connect_failed", kept)
 
     def steady_connection(self) -> Session:
@@ -528,8 +528,8 @@ class Pool(PooledDB):  # type: ignore[misc]
             fault = self._state.put_back(con, now)
         if fault is not None:
             self._discard(con, fault)
-        elif now >= self.news_from:
-            self.tell()
+        elif now >= self.notify_from:
+            self.notify_state_changed()
 
     def dropped(self, con: Session) -> None:
         """Note, from a finalizer, that a handle vanished without being returned."""
@@ -551,9 +551,9 @@ class Pool(PooledDB):  # type: ignore[misc]
             raise
         with self._state.lock:
             had_place = self._state.free(con, reason)
-            self._state.ring_next()
+            self._state.wake_next()
         if had_place:
-            self._tell_of_end(con, reason)
+            self._report_discard(con, reason)
 
     def _discard_all(self, discards: Discards) -> None:
         """Close what was taken to be closed, by maintenance if this is interrupted."""
@@ -570,7 +570,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             if not self._was_refused:
                 self._was_refused, self._refusal = True, error
 
-    def _tell_of_end(self, con: Session, reason: str) -> None:
+    def _report_discard(self, con: Session, reason: str) -> None:
         """Tell that a connection was closed; once, if clean-ups are refused, too."""
         error, self._refusal = self._refusal, None
         if error is not None:  # connects are dear
@@ -606,7 +606,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._begin_in_child()
         with self._state.lock:
             self._state.paused = False
-            self._state.ring_next()
+            self._state.wake_next()
 
     def limit(self, size: int) -> None:
         """Have at most so many connections from now on, and never above ``MAX_SIZE``.
@@ -628,7 +628,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         with self._state.lock:
             idle = self._state.close()
         self._discard_all(idle)
-        self.liaison.closed()
+        self.coordinator.closed()
 
     # Figures
 
@@ -667,7 +667,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._discard_all(stale)
         with state.lock:
             due = state.missing(now)
-            state.ring_next()  # an interrupt may have swallowed a ring
+            state.wake_next()  # an interrupt may have swallowed a ring
             more_to_do = state.size() > 0 or bool(state.waiters)
         self._start(due)
         # What is told may take its time, or fail: all the rest is done by now.
@@ -724,10 +724,10 @@ class Pool(PooledDB):  # type: ignore[misc]
                 text = "%s: %r is told nothing any more"
                 log(__name__, ERROR, text, self.name, observer, error=error)
 
-    def tell(self) -> None:
-        """Tell the liaison that something changed; not again until it asks."""
-        self.news_from = float("inf")
-        self.liaison.news()
+    def notify_state_changed(self) -> None:
+        """Tell the coordinator that something changed; not again until it asks."""
+        self.notify_from = float("inf")
+        self.coordinator.state_changed()
 
     def __del__(self) -> None:
         """Do nothing: PooledDB would talk to the server from the finalizer."""
@@ -737,7 +737,7 @@ def _ignore(_: object) -> None:
     """Keep nothing: only an app has a place for what was recorded."""
 
 
-def _give_up_at(deadline: float, asked: float) -> float:
+def _answer_deadline(deadline: float, asked: float) -> float:
     """When to stop waiting for an answer; there is a moment of grace in any case."""
     now = monotonic()
     patience = min(max(now + (deadline - now) / 2, asked + SILENCE), deadline)

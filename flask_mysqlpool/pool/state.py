@@ -103,7 +103,7 @@ class ConnectAttempts:
         if waiter is not None:
             waiter.connect = None
             if not waiter.waits:
-                waiter.ring()  # it may have served another one
+                waiter.wake()  # it may have served another one
 
     def postponed(self, connect: ConnectAttempt, now: float) -> None:
         """It was not even tried."""
@@ -134,7 +134,7 @@ class ConnectAttempts:
 
 #: While other connections are open, a waiter trusts for so many seconds that one
 #: of them, or the one connect under way, will serve it; then it starts its own.
-PATIENCE = 0.05
+CONNECT_DELAY = 0.05
 
 
 class Discards(dict[Session, str]):
@@ -176,7 +176,7 @@ class PoolState:
         #: Raised by all that outdates the connections that there are: a reset, a pause,
         #: the end of the pool, and a server that went away.
         self.generation = 0
-        self.closed = self.paused = self.short = False
+        self.closed = self.paused = self.host_limit_reached = False
         #: The most connections at present; never more than MAX_SIZE.
         self.limit = config.max_size
         self.timeouts = self.opened = 0
@@ -223,13 +223,13 @@ class PoolState:
             self.idle.append(con)
             self.idle.remove(con)
 
-    def join(self, waiter: Waiter[Session], been_served: bool = False) -> None:
+    def join(self, waiter: Waiter[Session], requeue: bool = False) -> None:
         """Stand in line; who has been served in vain may do so where others may not.
 
         Raises :exc:`~.errors.PoolClosed` or :exc:`~.errors.PoolFull`.
         """
         limit = self.config.max_waiting
-        if limit and len(self.waiters) >= limit and not been_served:
+        if limit and len(self.waiters) >= limit and not requeue:
             raise PoolFull(f"{self.config.name}: {limit} checkouts are waiting already")
         self.waiters.join(waiter)
         if self.closed:  # perhaps by a signal handler, just now
@@ -239,9 +239,9 @@ class PoolState:
     def leave(self, waiter: Waiter[Session]) -> None:
         """Give up; and hand on the ring that may have come for this one."""
         self.waiters.leave(waiter)
-        self.ring_next()
+        self.wake_next()
 
-    def ring_next(self) -> None:
+    def wake_next(self) -> None:
         """There may be room: let the first without a connect see."""
         look = bool(self.waiters)
         while look and self.has_room():
@@ -251,7 +251,7 @@ class PoolState:
                 if waiter.owner() is None:
                     look = self.waiters.leave(waiter)
                 elif not waiter.connecting:
-                    waiter.ring()
+                    waiter.wake()
                     return
 
     def due_connect(self, waiter: Waiter[Session], now: float) -> list[ConnectAttempt]:
@@ -259,20 +259,20 @@ class PoolState:
         if waiter.served or waiter.connecting or not self.has_room():
             return []
         may_be_served_soon = waiter.waits and self.connects and self.in_use
-        if may_be_served_soon and now < waiter.since + PATIENCE:
+        if may_be_served_soon and now < waiter.since + CONNECT_DELAY:
             return []
         if not self.connects.may_begin(now):
             return []
         connect = self.connects.begin(self.generation, now, waiter)
         # Whoever takes a chance passes the word on, so that no chance is missed.
-        self.ring_next()
+        self.wake_next()
         return [connect]
 
-    def look_again(self, waiter: Waiter[Session], now: float) -> float:
+    def wake_time(self, waiter: Waiter[Session], now: float) -> float:
         """When this waiter has to wake by itself."""
         if waiter.connecting or not self.has_room():
             return waiter.deadline
-        patient_until = waiter.since + PATIENCE
+        patient_until = waiter.since + CONNECT_DELAY
         soonest = patient_until if patient_until > now else float("inf")
         return min(soonest, self.connects.next_chance(now), waiter.deadline)
 
@@ -285,7 +285,7 @@ class PoolState:
         """
         if con not in self.in_use:
             return None
-        if con.retired or con.generation != self.generation:
+        if con.discard_reason or con.generation != self.generation:
             return self.fault(con)
         con.since = now
         if con.is_suspect:
@@ -299,8 +299,8 @@ class PoolState:
     def fault(self, con: Session) -> str | None:
         """Why a connection has to go although it works, if it has to."""
         if con.generation != self.generation:
-            return "closed" if self.closed else con.retired or "invalidated"
-        return con.retired or None
+            return "closed" if self.closed else con.discard_reason or "invalidated"
+        return con.discard_reason or None
 
     def free(self, con: Session, reason: str) -> bool:
         """Free the place of a connection that has been closed; False if it had none."""
@@ -327,21 +327,21 @@ class PoolState:
         self.in_use[con] = ref(connect)
         self.connects.succeeded(connect)
         self.opened += 1
-        self.short = False
+        self.host_limit_reached = False
         if self.size() > self.limit:
-            con.retired = "surplus"
+            con.discard_reason = "surplus"
         # In one step, or who waits for it could find that nobody connects for him.
         fault = self.put_back(con, now)
         if fault is None:
-            self.ring_next()
+            self.wake_next()
         return fault
 
     def postpone(self, connect: ConnectAttempt, now: float) -> None:
         """Give up a connect that may not be made now, for the time being."""
-        self.short = not (self.paused or self.closed)
+        self.host_limit_reached = not (self.paused or self.closed)
         self.connects.postponed(connect, now)
         if connect.waiter is not None:
-            connect.waiter.ring()
+            connect.waiter.wake()
 
     def failed(
         self, connect: ConnectAttempt, error: BaseException, now: float, patient: bool
@@ -355,14 +355,14 @@ class PoolState:
         refused = []
         if patient:
             if connect.waiter is not None:
-                connect.waiter.ring()
+                connect.waiter.wake()
         elif connect.waiter is not None and self.waiters.leave(connect.waiter):
             refused.append(connect.waiter)
         while self.waiters and self.size() == 0 and not patient:
             waiter = self.waiters.next()
             if waiter is not None:
                 refused.append(waiter)
-        self.ring_next()
+        self.wake_next()
         return refused
 
     def missing(self, now: float) -> list[ConnectAttempt]:
@@ -442,8 +442,8 @@ class PoolState:
         to_return = max(excess - len(self.idle), 0)
         # Those that are to go already come first.
         for con in sorted(self.in_use, key=_stays)[:to_return]:
-            con.retired = con.retired or "surplus"
-        self.ring_next()
+            con.discard_reason = con.discard_reason or "surplus"
+        self.wake_next()
         return self._take(dict.fromkeys(self.idle[:excess], "surplus"))
 
     def close(self) -> Discards:
@@ -451,9 +451,9 @@ class PoolState:
         self.closed = True
         while (waiter := self.waiters.next()) is not None:
             waiter.error = PoolClosed(f"{self.config.name}: the pool has been closed")
-            waiter.ring()
+            waiter.wake()
         return self.outdate("closed")
 
 
 def _stays(con: Session) -> bool:
-    return not con.retired
+    return not con.discard_reason

@@ -282,6 +282,6 @@ def _may_be_repeated(
         return False
     # A connection that was lost has been given up by the rollback of the block, or as
     # it began; if not, it was lost before, with work that is not the block's.
-    if connection.given_up:
+    if connection.detached:
         return True
     return block.is_undone and bool(error.args and error.args[0] in CONFLICTS)

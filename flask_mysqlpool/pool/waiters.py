@@ -28,7 +28,7 @@ class Waiter(Generic[T]):
     """
 
     __slots__ = (
-        *("_bell", "connect", "deadline", "error", "item", "owner", "since"),
+        *("_wakeup", "connect", "deadline", "error", "item", "owner", "since"),
         "waits",
     )
 
@@ -46,17 +46,17 @@ class Waiter(Generic[T]):
         self.connect: ref[Any] | None = None
         # A held lock is the cheapest thing that one thread can sleep on and
         # another can end; an Event would allocate three objects.
-        self._bell = threading.Lock()
-        self._bell.acquire()
+        self._wakeup = threading.Lock()
+        self._wakeup.acquire()
 
     def wait(self, seconds: float) -> None:
-        """Sleep until :meth:`ring`, or for so many seconds. No lock is held."""
-        self._bell.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+        """Sleep until :meth:`wake`, or for so many seconds. No lock is held."""
+        self._wakeup.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the sleeper, to find itself served or to look around again."""
         with suppress(RuntimeError):  # it has been rung
-            self._bell.release()
+            self._wakeup.release()
 
     @property
     def served(self) -> bool:
@@ -127,7 +127,7 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
             held[item] = waiter.owner
             waiter.item = item
             del self[waiter]
-            waiter._bell.release()
+            waiter._wakeup.release()
         except RuntimeError:
             pass  # it has been rung
         return True

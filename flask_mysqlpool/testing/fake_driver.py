@@ -63,7 +63,7 @@ class FakeConnection:
         self.generation = self.uses = self.holder = self.unanswered = 0
         self.asked = 0.0
         self.alive = self.clean = True
-        self.retired = ""
+        self.discard_reason = ""
         self.slot: object = None
         self.is_disconnected = False
         self.closed = False

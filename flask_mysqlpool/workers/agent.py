@@ -62,9 +62,9 @@ class WorkerAgent:
         self._silent = silent
         self._budget = self._make_budget()
         self._begin()
-        pool.liaison = self
+        pool.coordinator = self
         if not silent:
-            pool.news_from = 0.0
+            pool.notify_from = 0.0
         _PRESENCES.add(self)
 
     def _make_budget(self) -> HostLimit | None:
@@ -91,7 +91,7 @@ class WorkerAgent:
 
     # What the pool calls
 
-    def news(self) -> None:
+    def state_changed(self) -> None:
         """Make a round soon; costs whoever calls it no more than a message."""
         maintenance_thread("workers").wake(self)
 
@@ -140,10 +140,10 @@ class WorkerAgent:
             looked.set()
         if not stats.waiting and before == (self._published, self._applied):
             # From here on every change is told; and the last one before is seen here.
-            pool.news_from = 0.0
+            pool.notify_from = 0.0
             if _essence(pool.stats()) == _essence(stats):
                 return QUIET if stats.size else None
-            pool.news_from = float("inf")
+            pool.notify_from = float("inf")
         return BUSY
 
     def _try_publish(self, stats: PoolStats) -> None:

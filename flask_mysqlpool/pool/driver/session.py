@@ -168,7 +168,7 @@ class Session(Transport):
         #: Of the handle that vanished without returning it: endpoint and stack.
         self.dropped_by: tuple[str | None, Any] | None = None
         #: Why it should go when it comes back, although it works, if it should.
-        self.retired = ""
+        self.discard_reason = ""
         # What is known of the server.
         #: Whether it was read-only when this was opened, if that was asked.
         self.is_replica = False
@@ -642,7 +642,7 @@ class Session(Transport):
             try:
                 self._judge_role(answers[-len(_ABOUT_ROLE) :])
             except OperationalError:
-                self.retired = self.retired or "invalidated"
+                self.discard_reason = self.discard_reason or "invalidated"
                 raise
             del answers[-len(_ABOUT_ROLE) :]
         return answers
