@@ -18,7 +18,9 @@ from .errors import (
 from .extension import MySQLPool, close_db, get_db, get_recorded_queries
 from .pool import Pool
 from .pool.connection import PooledConnection
-from .pool.stats import Health, PoolStats
+from .pool.pool import NullPool
+from .pool.query_log import RecordedQuery
+from .pool.stats import Health, Observer, PoolStats
 
 __all__ = [
     "CommitUnknown",
@@ -28,6 +30,8 @@ __all__ = [
     "ConnectionShared",
     "Health",
     "MySQLPool",
+    "NullPool",
+    "Observer",
     "Pool",
     "PoolClosed",
     "PoolConfig",
@@ -36,6 +40,7 @@ __all__ = [
     "PoolStats",
     "PoolTimeout",
     "PooledConnection",
+    "RecordedQuery",
     "TransactionError",
     "close_db",
     "get_db",

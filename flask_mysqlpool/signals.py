@@ -60,7 +60,7 @@ class _Signaller(Observer):
             except Exception as error:
                 signal.disconnect(receiver)
                 text = "%s: %r is not called any more"
-                log(__name__, ERROR, text, signal.name, receiver, error=error)
+                log(ERROR, text, signal.name, receiver, error=error)
 
     def created(self, pool: Any, thread_id: int, seconds: float) -> None:
         self._send(connection_created, pool, thread_id=thread_id, seconds=seconds)

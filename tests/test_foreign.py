@@ -349,7 +349,7 @@ def test_hostile_text_of_every_source_is_shown_nowhere_raw(
         after = [*texts(app), generate_latest(registry).decode()]
         paused = [*texts(app, ["pause"], ["resume"])]
 
-    log("test", logging.ERROR, "%s %r %d", HOSTILE, HOSTILE, 3)
+    log(logging.ERROR, "%s %r %d", HOSTILE, HOSTILE, 3, logger="test")
     for text in (*before, *after, *paused, *(r.getMessage() for r in caplog.records)):
         assert not RAW.search(text), RAW.search(text)
     assert r"\x1b[2J" in before[0] and "\\x1b[2J" in json.dumps(before)
@@ -525,7 +525,7 @@ def test_a_traceback_in_a_log_is_escaped_and_cut(
         except ValueError as error:
             raised.append(error)
     for each in raised:
-        log("test", logging.ERROR, "%s", 1, error=each)
+        log(logging.ERROR, "%s", 1, error=each, logger="test")
 
     for record, each in zip(caplog.records, raised, strict=True):
         shown = logging.Formatter().format(record)
@@ -545,7 +545,7 @@ def test_a_traceback_in_a_log_is_escaped_and_cut(
 def test_what_a_log_line_names_is_cut_and_cannot_raise(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    log("test", logging.ERROR, "%r %r %d", "y" * 2000, Silent(), 3)
+    log(logging.ERROR, "%r %r %d", "y" * 2000, Silent(), 3, logger="test")
 
     assert caplog.messages == [f"'{'y' * 999}… ValueError 3"]
 

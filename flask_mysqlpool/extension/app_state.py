@@ -262,7 +262,7 @@ def _release(
             connection.close()
         except Exception as refused:
             text = "a connection was discarded instead of returned: %s"
-            log(__name__, WARNING, text, refused)
+            log(WARNING, text, refused)
         except BaseException:
             _release(held, error)  # an interrupt: the others are returned all the same
             raise
@@ -273,12 +273,12 @@ def _release(
 def _warn_of_rollback(endpoint: str | None, rows: int) -> None:
     if app_ctx and app_ctx.app.debug:
         log(
-            app_ctx.app.logger,
             WARNING,
             "%s %s and did not commit: they are rolled back; call commit(), or use"
             " 'with db.transaction():'",
             endpoint or "outside of a request, something",
             f"changed {rows} rows" if rows else "may have changed rows",
+            logger=app_ctx.app.logger,
         )
 
 

@@ -306,7 +306,7 @@ def _unavailable(error: PoolTimeout | PoolFull) -> Any:
     for parent in _ancestors(type(error)):
         if parent in handlers:
             return app.ensure_sync(handlers[parent])(error)
-    log(app.logger, ERROR, "%s", error)
+    log(ERROR, "%s", error, logger=app.logger)
     return app.handle_http_exception(ServiceUnavailable(retry_after=RETRY_AFTER))
 
 

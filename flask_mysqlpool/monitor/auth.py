@@ -180,7 +180,7 @@ class Gate:
             if allowed:
                 return None
             if fault:
-                log(current_app.logger, ERROR, "the monitor: %s", fault)
+                log(ERROR, "the monitor: %s", fault, logger=current_app.logger)
                 return Refusal(403, fault)
             if self._authorize is is_local and not _is_in_development():
                 return Refusal(403, _NOT_IN_DEVELOPMENT)

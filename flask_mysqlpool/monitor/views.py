@@ -175,7 +175,8 @@ class _Monitor:
         except OSError as error:
             text = f"The workers cannot be reached: {snapshot.reason(error)}"
             return _refused(Refusal(503, text))
-        log(current_app.logger, INFO, "the monitor was told: %s %s", action, bind)
+        text = "the monitor was told: %s %s"
+        log(INFO, text, action, bind, logger=current_app.logger)
         return _json({"action": action, "bind": bind})
 
 

@@ -49,7 +49,7 @@ class MaintenanceThread:
                     self._start()
             except RuntimeError as error:
                 text = "nobody looks after %s until later: %s"
-                log(__name__, WARNING, text, self._kind, error)
+                log(WARNING, text, self._kind, error)
 
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive():
@@ -111,7 +111,7 @@ def _maintain(task: Task | None) -> float | None:
         return task.maintain() if task is not None else None
     except Exception as error:
         text = "maintenance failed; trying again in %s s"
-        log(__name__, ERROR, text, RECOVERY, error=error)
+        log(ERROR, text, RECOVERY, error=error)
         return RECOVERY
 
 

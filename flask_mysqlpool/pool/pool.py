@@ -575,7 +575,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         error, self._refusal = self._refusal, None
         if error is not None:  # connects are dear
             text = "%s: a session could not be cleaned: %s"
-            log(__name__, WARNING, text, self.name, error)
+            log(WARNING, text, self.name, error)
         if self._observers:
             self._notify("discarded", con.raw.thread_id(), reason)
 
@@ -706,7 +706,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._report_leak(handle.endpoint, report)
 
     def _report_leak(self, endpoint: str | None, report: str) -> None:
-        log(__name__, WARNING, report)
+        log(WARNING, report)
         self._notify("leaked", endpoint, report)
 
     # Observers
@@ -722,7 +722,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             except Exception as error:
                 self._observers = tuple(o for o in self._observers if o is not observer)
                 text = "%s: %r is told nothing any more"
-                log(__name__, ERROR, text, self.name, observer, error=error)
+                log(ERROR, text, self.name, observer, error=error)
 
     def notify_state_changed(self) -> None:
         """Tell the coordinator that something changed; not again until it asks."""

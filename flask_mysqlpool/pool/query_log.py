@@ -17,7 +17,7 @@ import pymysql
 
 from ..config import PoolConfig
 from .diagnostics import caller
-from .driver.logs import log
+from .driver.logs import QUERIES, log
 
 _PYMYSQL = os.path.dirname(pymysql.__file__) + os.sep
 
@@ -82,12 +82,11 @@ class Recorder:
                 self._log(query)
         except Exception as error:
             text = "%s: a statement could not be recorded"
-            log(__name__, ERROR, text, self._name, error=error)
+            log(ERROR, text, self._name, logger=QUERIES, error=error)
 
     def _log(self, query: RecordedQuery) -> None:
         text = " ".join(query.statement.split())
         log(
-            __name__,
             WARNING,
             "%s: slow statement: %.3f s, %s rows, for %s, at %s: %s%s",
             self._name,
@@ -97,6 +96,7 @@ class Recorder:
             query.location,
             text,
             f" {_shown(query.parameters)}" if self._with_parameters else "",
+            logger=QUERIES,
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from weakref import WeakSet
 
 from ..pool import Pool
-from ..pool.driver.logs import NAME, log, plain
+from ..pool.driver.logs import NAME, WORKERS, log, plain
 from ..pool.driver.process import process
 from ..pool.maintenance import maintenance_thread
 from ..pool.stats import ConnectionStats, PoolStats
@@ -166,7 +166,8 @@ class WorkerAgent:
         before, self._problem = self._problem, text
         if text != before:
             name = self._pool.name
-            log(__name__, DEBUG, "%s: nothing is published: %r", name, error)
+            text = "%s: nothing is published: %r"
+            log(DEBUG, text, name, error, logger=WORKERS)
 
     def _content(self, stats: PoolStats, applied: DesiredState) -> dict[str, Any]:
         now, connections = time.time(), self._pool.connections()
@@ -227,7 +228,7 @@ class WorkerAgent:
             self._pool.resume()
         if orders[1:] != before[1:]:
             told = orders.in_words() if orders.paused else "resumed"
-            log(__name__, WARNING, "%s: %s", self._pool.name, told)
+            log(WARNING, "%s: %s", self._pool.name, told, logger=WORKERS)
 
     def _share(self, budget: HostLimit, mine: PoolStats) -> None:
         """Give up what is more than a fair share, if another process needs it."""

@@ -8,6 +8,11 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+#: The loggers: of recorded and slow statements, of workers, and of everything else.
+QUERIES = "flask_mysqlpool.queries"
+WORKERS = "flask_mysqlpool.workers"
+DEFAULT = "flask_mysqlpool"
+
 #: Characters of a text that are shown.
 MOST = 1000
 #: And of a name.
@@ -111,10 +116,10 @@ def _traceback(error: BaseException) -> Iterator[str]:
 
 
 def log(
-    logger: logging.Logger | str,
     level: int,
     text: str,
     *args: object,
+    logger: logging.Logger | str = DEFAULT,
     error: BaseException | None = None,
 ) -> None:
     """Log a line, with the traceback of an error if one is given.
