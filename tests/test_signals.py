@@ -173,7 +173,7 @@ def test_an_observer_that_raises_is_switched_off(
 
     [record] = caplog.records
     assert record.levelno == logging.ERROR
-    assert "is told nothing any more" in record.getMessage()
+    assert "raised and is removed" in record.getMessage()
     assert pool.stats().idle == 1
 
 

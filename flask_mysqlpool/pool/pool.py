@@ -1,17 +1,17 @@
-"""How connections are lent, opened, taken back and closed: read it from top to bottom.
+"""The pool: check out, wait, connect, check in, discard. Read it from top to bottom.
 
-Every operation has one shape: *decide* with the lock held, *act* without it, *settle*
-with the lock held again. :mod:`.state` decides; this module acts. No statement, connect
-or close happens with the lock held, so a server that hangs delays only the threads that
-wait for that server.
+Each operation has three steps. *Decide*: with the lock held, :mod:`.state` reserves a
+connection, or a slot for a new one. *Act*: without the lock, talk to the server.
+*Settle*: with the lock held again, record the outcome. No statement, connect or close
+runs under the lock, so a server that hangs delays only the threads that wait for it.
 
-A place for a connection is taken before its connect begins and is free again only
-after its socket has been closed; that is what makes ``MAX_SIZE`` a hard limit.
+A connection takes up a slot from before its connect begins until its socket is closed.
+That makes ``MAX_SIZE`` a hard limit.
 
-Blocked checkouts stand in one queue (:mod:`.waiters`) and are served in order, by a
-connection that was returned or one that was opened meanwhile. They never connect
-themselves. A connect runs on a thread of its own, started by a waiter, and serves the
-first waiter in the queue when it is done.
+Checkouts that find no idle connection wait in one queue (:mod:`.waiters`). The first
+waiter gets the next connection that is returned or opened. A waiter never connects on
+its own thread: it starts a thread that connects, and goes on waiting, because another
+connection may be returned before that connect is done.
 """
 
 from __future__ import annotations
@@ -46,75 +46,76 @@ from .state import ConnectAttempt, Discards, PoolState
 from .stats import ConnectionStats, Observer, PoolStats, Times
 from .waiters import Waiter
 
-#: Seconds that the server always has to answer what was asked on the last return.
+#: Minimum seconds to wait for an answer of the server, even past the deadline.
 GRACE = 0.005
 
-#: Seconds for which a replica is trusted not to have fallen behind.
+#: Seconds for which the last measurement of a replica's lag remains valid.
 LAG_CHECKED = 1.0
 
-#: Seconds for which a connection to a primary is kept where a replica is preferred.
+#: Maximum age, in seconds, of a connection to a primary where a replica is preferred.
 SECOND_BEST = 10.0
 
-#: Seconds between two rounds of maintenance; and where a LEAK_THRESHOLD is short.
+#: Seconds between two runs of :meth:`Pool.maintain`; fewer with a short LEAK_THRESHOLD,
+#: but never fewer than SHORTEST.
 INTERVAL, SHORTEST = 1.0, 0.02
 
 monotonic = time.monotonic
 
 _Waiter = Waiter[Session]
 
-#: The pools that a fork or the end of the process concerns.
+#: All pools: to be emptied in a forked child and closed when the process exits.
 _POOLS: WeakSet[Pool] = WeakSet()
 
 
 class Coordinator(Protocol):
-    """What keeps a pool in touch; called outside its lock."""
+    """Coordinates this pool with those of other processes; called without the lock."""
 
     def state_changed(self) -> None:
-        """Something changed; called when ``Pool.notify_from`` lets it."""
+        """Note that the pool has changed; see ``Pool.notify_from``."""
 
     def before_connect(self) -> None:
-        """Called before each connect."""
+        """Prepare for a connect, on the thread that is about to make it."""
 
     def closed(self) -> None:
-        """The pool has been closed for good."""
+        """Note that the pool has been closed."""
 
     def take_slot(self) -> object | None:
-        """A place among this host's connections, given back with its last reference.
+        """Reserve one of the connections that this host may have.
 
-        None if there is none left.
+        The reservation ends when its last reference is gone. None if all are taken.
         """
 
 
 class NoCoordinator:
-    """In touch with nobody."""
+    """Coordinates with no other process."""
 
     def __init__(self, config: PoolConfig) -> None:
         self._config = config
 
     def state_changed(self) -> None:
-        """Interests nobody."""
+        """No-op."""
 
     def before_connect(self) -> None:
-        """Needs nothing."""
+        """No-op."""
 
     def closed(self) -> None:
-        """Neither."""
+        """No-op."""
 
     def take_slot(self) -> object:
+        """Allow any number of connections, unless the host has a limit."""
         if self._config.max_host_connections is None:
             return True
         raise PoolError(
-            "MAX_HOST_CONNECTIONS cannot be kept by a pool that is in touch with no"
-            " other process; give it a WorkerAgent with a StatusDir"
+            "MAX_HOST_CONNECTIONS cannot be kept by a pool that is not coordinated with"
+            " other processes; give it a WorkerAgent with a StatusDir"
         )
 
 
 class Pool(PooledDB):  # type: ignore[misc]
     """A bounded pool of PyMySQL connections to one server.
 
-    A :class:`dbutils.pooled_db.PooledDB` by type and by face. It opens nothing until
-    the first checkout, belongs to the process that makes that checkout, and starts
-    anew in a forked child.
+    It is a subclass of :class:`dbutils.pooled_db.PooledDB` and has its methods. It
+    opens no connection before the first checkout. In a forked child it starts empty.
     """
 
     def __init__(self, config: PoolConfig) -> None:
@@ -125,15 +126,15 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.config = config
         self.name = config.name
         self.coordinator: Coordinator = NoCoordinator(config)
-        #: The `time.monotonic()` from which on the coordinator is notified.
+        #: The coordinator is notified of changes from this `time.monotonic()` on.
         self.notify_from = float("inf")
-        #: Notes statements, if that is asked for.
+        #: Records statements; None unless a setting asks for that.
         self.recorder: Recorder | None = make_recorder(config, _ignore)
         self._ping_after = config.ping_after
         self._max_usage = config.max_usage or float("inf")
         self._connector = Connector(config)
         self._observers: tuple[Observer, ...] = ()
-        #: What the server said when it first refused to clean a session; until told.
+        #: The first error of a session's clean-up, until it is logged.
         self._refusal: object | None = None
         self._was_refused = False
         self._child_locks: dict[int, threading.Lock] = {}
@@ -141,21 +142,21 @@ class Pool(PooledDB):  # type: ignore[misc]
         PooledDB.__init__(
             self, DRIVER, maxconnections=config.max_size, ping=0, reset=False
         )
-        #: Handles that were logged as leaks.
+        #: Handles already reported as leaks.
         self._leaks: WeakSet[PooledConnection] = WeakSet()
         _POOLS.add(self)
 
     def _begin(self) -> None:
-        """Start with nothing, as the pool of this process."""
+        """Start empty, as a pool of this process."""
         self._state = PoolState(self.config)
         self._pid = process()
 
     def _begin_in_child(self) -> None:
-        """Leave everything to the parent process and start anew; there, do nothing."""
+        """In a forked child, abandon the parent's connections and start empty."""
         if self._pid == process():
             return
-        # The lock was inherited, perhaps held; this one belongs to the child, and
-        # setdefault lets exactly one of several threads supply it.
+        # The inherited lock may be held by a thread that the child does not have, so
+        # the child has one of its own; setdefault() makes its threads agree on one.
         with self._child_locks.setdefault(process(), threading.Lock()):
             if self._pid == process():
                 return
@@ -173,18 +174,18 @@ class Pool(PooledDB):  # type: ignore[misc]
         timeout: float | None = None,
         endpoint: str | None = None,
     ) -> PooledConnection:
-        """Check a connection out.
+        """Check out a connection.
 
         ``timeout`` is in seconds, by default the setting ``TIMEOUT``. It covers
-        everything: waiting, validating and, if need be, connecting. 0 means not to wait
-        for other borrowers: a connect is made if there is room, within
-        ``CONNECT_TIMEOUT``, and this fails at once if all places are taken.
-        Connections are never shared, whatever ``shareable`` says. ``endpoint`` is what
-        status shows it to be taken for; by default, the thread's name.
+        waiting, validating and, if necessary, connecting. With 0, do not wait for
+        another holder: open a connection if fewer than ``MAX_SIZE`` are open, within
+        ``CONNECT_TIMEOUT``, and fail at once otherwise. ``endpoint`` names the purpose
+        of the checkout in statistics; the default is the thread's name. ``shareable``
+        is ignored: connections are never shared.
 
         Raises :exc:`~.errors.PoolTimeout`, :exc:`~.errors.PoolFull`,
-        :exc:`~.errors.PoolClosed`, or what the server said to the connect that was
-        made for this checkout.
+        :exc:`~.errors.PoolClosed`, or the error of the connect that was made for this
+        checkout.
         """
         handle = PooledConnection(self, endpoint)
         if self.config.leak_threshold:
@@ -193,11 +194,11 @@ class Pool(PooledDB):  # type: ignore[misc]
         return handle
 
     def dedicated_connection(self) -> PooledConnection:
-        """The same as :meth:`connection`; every connection is dedicated."""
+        """Do the same as :meth:`connection`: every connection is dedicated."""
         return self.connection()
 
     def checkout(self, handle: PooledConnection, timeout: float | None = None) -> None:
-        """Check a connection out for this handle; what :meth:`connection` does."""
+        """Check out a session for this handle, as :meth:`connection` describes."""
         if self._pid != process():
             self._begin_in_child()
         started = monotonic()
@@ -205,14 +206,14 @@ class Pool(PooledDB):  # type: ignore[misc]
             timeout = self.config.timeout
         elif not timeout >= 0:  # nan, too
             raise ValueError(f"timeout must be seconds, 0 or more (got {timeout!r})")
-        # Who waits for no other still waits for the server.
+        # With a timeout of 0, there is still a server to wait for.
         waits = timeout > 0
         deadline = started + (timeout if waits else self.config.connect_timeout)
         state, owner = self._state, ref(handle)
         if state.lock._is_owned():
             raise PoolError(
-                f"{self.name}: a signal handler or a finalizer that has interrupted the"
-                " pool itself cannot take a connection; let it note what is to be done"
+                f"{self.name}: a signal handler or a finalizer that interrupts the pool"
+                " itself cannot take a connection; let it set a flag instead"
             )
         waiter: _Waiter | None = None
         try:
@@ -254,7 +255,10 @@ class Pool(PooledDB):  # type: ignore[misc]
             raise
 
     def _wait(self, waiter: _Waiter) -> Session:
-        """Sleep until served; start a connect whenever that is due."""
+        """Wait for a connection; start a connect for this waiter whenever one is due.
+
+        Raises :exc:`~.errors.PoolTimeout`, or the error that the waiter was given.
+        """
         state = self._state
         if waiter.since >= self.notify_from:
             self.notify_state_changed()
@@ -269,7 +273,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._start(due)
             waiter.wait(sleep)
         if state.waiters and state.size() < state.limit:
-            # It may have been told of a place before it was served otherwise.
+            # This waiter may have been woken for a free slot that it did not need.
             with state.lock:
                 state.wake_next()
         con, waiter.item = waiter.item, None
@@ -280,30 +284,31 @@ class Pool(PooledDB):  # type: ignore[misc]
         raise self._timed_out(waiter.since)
 
     def _prefer_answered(self, con: Session, owner: ref[Any]) -> Session:
-        """Of the idle ones, prefer any whose last clean-up the server has confirmed.
+        """Exchange a session for an idle one whose clean-up the server has answered.
 
-        If there is none, take the one that has been waiting for it longest.
+        If there is none, return the idle session that was cleaned first.
         """
-        passed = []
+        skipped = []
         while not con.is_answered():
             with self._state.lock:
                 another = self._state.take_idle(owner)
             if another is None:
                 break
-            passed.append(con)
+            skipped.append(con)
             con = another
-        for other in reversed(passed):
+        for other in reversed(skipped):
             self._put_back(other, other.since)
         return con
 
     def _why_unusable(
         self, con: Session, started: float, deadline: float
     ) -> str | None:
-        """Why a connection cannot be handed out; None if it can.
+        """Return the reason not to hand out this connection; None if it is usable.
 
-        A server that is silent for half of the time that is left is given up, so that
-        the other half can serve to find out whether it still accepts a connection. But
-        not before SILENCE: the connection is then put back, and this is a timeout.
+        Wait for an answer for half of the remaining time, so that the other half is
+        left to open another connection, but for at least SILENCE seconds after the
+        question. If the deadline comes first, the silence proves nothing: put the
+        connection back and time out.
         """
         cleaning = False
         try:
@@ -321,7 +326,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 con.check_lag(_answer_deadline(deadline, monotonic()))
             elif started - max(con.since, con.asked) > self._ping_after:
                 con.ping(_answer_deadline(deadline, monotonic()))
-            # Again, for it may have taken the server its time to answer.
+            # Again: the pool may have been reset while the server was answering.
             return self._state.fault(con)
         except NotAnswered as error:
             self._put_back(con, con.since)
@@ -336,10 +341,10 @@ class Pool(PooledDB):  # type: ignore[misc]
             return "reset_failed"
 
     def _replace(self, con: Session, reason: str, waiter: _Waiter) -> Session | None:
-        """Close a connection that proved to be of no use; another one, if one is idle.
+        """Close an unusable connection and return another idle one.
 
-        If none is, whoever had got it stands in line again, and in front of all that
-        came later: only then are they told that a place is free.
+        If none is idle, put the waiter back into the queue, ahead of all that came
+        later, and only then wake the first waiter for the slot that is now free.
         """
         con.close()
         try:
@@ -354,19 +359,19 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._report_discard(con, reason)
 
     def _abort_checkout(self, owner: ref[Any], waiter: _Waiter | None) -> None:
-        """Leave the line, and give up what a checkout that ends has come to have."""
+        """Leave the queue and return what a failed checkout has received so far."""
         with self._state.lock:
             if waiter is not None:
                 self._state.leave(waiter)
-            held = [c for c, who in self._state.in_use.items() if who is owner]
+            held = [c for c, o in self._state.in_use.items() if o is owner]
         for con in held:
             if waiter is not None and con is waiter.item:
                 self.checkin(con)
-            else:  # what it was asked, or has answered, may not have been judged
+            else:  # it may have been interrupted while reading an answer
                 self._discard(con, "reset_failed")
 
     def _timed_out(self, started: float) -> PoolTimeout:
-        """The error for a checkout that ran out of time; counts it, too."""
+        """Count a checkout that ran out of time and return the error to raise."""
         with self._state.lock:
             self._state.timeouts += 1
             self._state.last_timeout = time.time()
@@ -377,6 +382,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         return error
 
     def _record_checkout(self, handle: PooledConnection, seconds: float) -> None:
+        """Add to the histogram of waits and notify the observers."""
         with self._state.lock:
             self._state.waits.add(seconds)
         self._notify("checked_out", handle, seconds)
@@ -384,14 +390,14 @@ class Pool(PooledDB):  # type: ignore[misc]
     # Connect
 
     def _start(self, due: list[ConnectAttempt]) -> None:
-        """Open connections on threads of their own; their places are taken already."""
+        """Connect on a new thread for each of these; their slots are taken already."""
         while due:
             connect = due.pop()
             try:
-                # Not a Thread: one whose start is interrupted is never forgotten by the
-                # threading module, nor is what it was to work on.
+                # No threading.Thread: if an interrupt hits its start(), the threading
+                # module keeps it, and with it the slot, until the process ends.
                 if callable(self.config.password):
-                    # For current_app in it, where a view asks for a connection.
+                    # A PASSWORD function that a view has called may use current_app.
                     run = copy_context().run
                     _thread.start_new_thread(run, (self._connect, connect))
                 else:
@@ -399,15 +405,17 @@ class Pool(PooledDB):  # type: ignore[misc]
             except Exception as error:
                 self._connect_failed(connect, error)
             except BaseException:
-                del connect, due[:]  # or who keeps the interrupt keeps their places
+                # The traceback keeps this frame alive, so free the slots now.
+                del connect, due[:]
                 raise
 
     def _connect(self, connect: ConnectAttempt) -> None:
+        """Open a connection, on a thread of its own, for the first waiter."""
         con: Session | None = None
         slot: object | None = None
         try:
             self.coordinator.before_connect()
-            # Whatever was ordered so far does not concern what does not exist yet.
+            # A reset up to now does not concern a connection that is not open yet.
             connect.generation = self._state.generation
             if not (self._state.paused or self._state.closed):
                 slot = self.coordinator.take_slot()
@@ -424,11 +432,11 @@ class Pool(PooledDB):  # type: ignore[misc]
             if self.config.target == "prefer-replica" and not con.is_replica:
                 con.expires = min(con.expires, con.opened + SECOND_BEST)
             number, took = con.raw.thread_id(), monotonic() - begun
-            # Before anybody has it: who gets it may end the process at once, and up to
-            # Python 3.11 a thread that is starting then would crash it.
+            # Before the connection is handed over: its holder may exit the process at
+            # once, which crashes Python 3.11 while a thread is starting.
             maintenance_thread().watch(self)
         except BaseException as error:
-            slot = None  # whoever keeps the error keeps this frame
+            slot = None  # the traceback keeps this frame alive
             if con is not None:
                 con.abandon()
             self._connect_failed(connect, error)
@@ -443,15 +451,16 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._notify("created", number, took)
 
     def _postpone(self, connect: ConnectAttempt) -> None:
-        """Give up a connect that may not be made now, for the time being."""
+        """Postpone a connect: the pool is paused, or the host limit is reached."""
         with self._state.lock:
             self._state.postpone(connect, monotonic())
         if monotonic() >= self.notify_from:
             self.notify_state_changed()
 
     def _connect_failed(self, connect: ConnectAttempt, error: BaseException) -> None:
+        """Record the error of a connect and raise it in the waiters it concerns."""
         kept = without_traceback(error)
-        # A primary that is still to be made is worth waiting for.
+        # During a failover no host is the primary yet: let the waiters go on waiting.
         patient = isinstance(error, AnotherRole)
         with self._state.lock:
             refused = self._state.failed(connect, kept, monotonic(), patient)
@@ -463,18 +472,22 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._notify("connect_failed", kept)
 
     def steady_connection(self) -> Session:
-        """Open a connection outside of the pool, within ``CONNECT_TIMEOUT``."""
+        """Open a connection that the pool does not count, by ``CONNECT_TIMEOUT``."""
         return self._connector.connect(monotonic() + self.config.connect_timeout)
 
     # Checkin
 
     def checkin(self, con: Session) -> None:
-        """Take a connection back. Never waits for the network; never raises."""
+        """Take a connection back, without waiting for the network and without raising.
+
+        The session is cleaned by commands that are sent now; the next checkout reads
+        the answers.
+        """
         if con.pid != process():
             con.abandon()
             return
         if self._state.lock._is_owned():
-            # A finalizer, in the middle of something that this thread does here.
+            # A finalizer has interrupted this thread while it was holding the lock.
             self.dropped(con)
             return
         now = monotonic()
@@ -492,7 +505,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._notify("checked_in", con.raw.thread_id(), used)
 
     def cache(self, con: Session) -> None:
-        """Do the same as :meth:`checkin`, by the name that PooledDB has for it."""
+        """Do the same as :meth:`checkin`, under PooledDB's name for it."""
         self.checkin(con)
 
     def unshare(self, con: Session) -> None:
@@ -500,7 +513,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.checkin(con)
 
     def _fault(self, con: Session, now: float) -> str | None:
-        """Why a connection that comes back cannot stay; None if it can."""
+        """Return the reason to close a returned connection; None after cleaning it."""
         if con.lost is not None:
             return "dead"
         if con.generation != self._state.generation:
@@ -510,7 +523,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         try:
             if con.reset_session():
                 if con.is_suspect:
-                    # Last: a session that is not cleaned may not be able to answer.
+                    # After the clean-up: a dirty session may be unable to answer.
                     con.ask_role()
                 return None
             if con.login.obstacle:
@@ -523,7 +536,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             raise
 
     def _put_back(self, con: Session, now: float) -> None:
-        """Hand a connection to the first in line, or keep it."""
+        """Hand a connection to the first waiter, or keep it idle."""
         with self._state.lock:
             fault = self._state.put_back(con, now)
         if fault is not None:
@@ -532,16 +545,16 @@ class Pool(PooledDB):  # type: ignore[misc]
             self.notify_state_changed()
 
     def dropped(self, con: Session) -> None:
-        """Note, from a finalizer, that a handle vanished without being returned."""
+        """Leave a connection to the maintenance thread; callable from a finalizer."""
         self._state.dropped.append(con)
         maintenance_thread().wake()
 
     # Discard
 
     def _discard(self, con: Session, reason: str) -> None:
-        """Close a connection that is in use, and only then free its place."""
+        """Close a connection that is in use, and only then free its slot."""
         if self._state.lock._is_owned():
-            # A signal handler, in the middle of something that this thread does here.
+            # A signal handler has interrupted this thread while it held the lock.
             self.dropped(con)
             return
         try:
@@ -550,13 +563,13 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._state.dropped.append(con)  # maintenance closes it
             raise
         with self._state.lock:
-            had_place = self._state.free(con, reason)
+            had_slot = self._state.free(con, reason)
             self._state.wake_next()
-        if had_place:
+        if had_slot:
             self._report_discard(con, reason)
 
     def _discard_all(self, discards: Discards) -> None:
-        """Close what was taken to be closed, by maintenance if this is interrupted."""
+        """Close these connections; if interrupted, leave the rest to maintenance."""
         try:
             while discards:
                 self._discard(*discards.popitem())
@@ -565,15 +578,19 @@ class Pool(PooledDB):  # type: ignore[misc]
             raise
 
     def _note_refusal(self, error: object) -> None:
-        """Note the first answer of a server that refuses to clean a session."""
+        """Keep the first error of a clean-up, to be logged when the session closes."""
         with self._state.lock:
             if not self._was_refused:
                 self._was_refused, self._refusal = True, error
 
     def _report_discard(self, con: Session, reason: str) -> None:
-        """Tell that a connection was closed; once, if clean-ups are refused, too."""
+        """Notify the observers of a closed connection; log the first failed clean-up.
+
+        Where clean-ups fail, each checkout costs a connect, and its cause should be
+        known.
+        """
         error, self._refusal = self._refusal, None
-        if error is not None:  # connects are dear
+        if error is not None:
             text = "%s: a session could not be cleaned: %s"
             log(WARNING, text, self.name, error)
         if self._observers:
@@ -582,7 +599,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     # Steering
 
     def reset(self) -> None:
-        """Replace all connections: idle ones now, the others as they come back."""
+        """Replace all connections: close idle ones now, others when returned."""
         self._begin_in_child()
         with self._state.lock:
             stale = self._state.outdate()
@@ -590,10 +607,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._notify("was_reset")
 
     def pause(self) -> None:
-        """Let new checkouts wait, within their deadlines, until :meth:`resume`.
+        """Hold new checkouts, within their deadlines, until :meth:`resume`.
 
-        What is in use may finish, and is closed when it comes back; idle connections
-        are closed now.
+        Close idle connections now, and those in use when they are returned.
         """
         self._begin_in_child()
         with self._state.lock:
@@ -602,16 +618,16 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._discard_all(stale)
 
     def resume(self) -> None:
-        """End :meth:`pause`: serve those who wait, in order."""
+        """End :meth:`pause` and serve the waiters in order."""
         self._begin_in_child()
         with self._state.lock:
             self._state.paused = False
             self._state.wake_next()
 
     def limit(self, size: int) -> None:
-        """Have at most so many connections from now on, and never above ``MAX_SIZE``.
+        """Keep at most ``size`` connections from now on, and at most ``MAX_SIZE``.
 
-        What is too much is closed now, if it is idle, or else when it comes back.
+        Close surplus idle connections now, and surplus ones in use when returned.
         """
         self._begin_in_child()
         with self._state.lock:
@@ -619,10 +635,10 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._discard_all(surplus)
 
     def close(self) -> None:
-        """Close the pool for good.
+        """Close the pool permanently.
 
-        Checkouts, those waiting too, raise :exc:`~.errors.PoolClosed`; what is in use
-        stays usable and is closed when it comes back.
+        Waiting and later checkouts raise :exc:`~.errors.PoolClosed`. Connections in use
+        remain usable and are closed when they are returned.
         """
         self._begin_in_child()
         with self._state.lock:
@@ -630,16 +646,16 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._discard_all(idle)
         self.coordinator.closed()
 
-    # Figures
+    # Statistics
 
     def stats(self) -> PoolStats:
-        """The pool at this instant."""
+        """Return a snapshot of the pool."""
         self._begin_in_child()
         with self._state.lock:
             return diagnostics.snapshot(self._state, monotonic())
 
     def connections(self) -> list[ConnectionStats]:
-        """Every open connection: those in use first, the oldest holder at the top."""
+        """List the open connections: first those in use, longest held first."""
         self._begin_in_child()
         return diagnostics.connections(self._state, monotonic())
 
@@ -654,9 +670,10 @@ class Pool(PooledDB):  # type: ignore[misc]
     # Maintenance
 
     def maintain(self) -> float | None:
-        """Do what is due between checkouts; called by the maintenance thread.
+        """Discard stale connections, keep ``MIN_SIZE`` open, look for leaks.
 
-        Returns the seconds until the next call; None for not before a connect.
+        The maintenance thread calls this. Return the seconds until the next call; None
+        if none is needed before the next connect.
         """
         state, now = self._state, monotonic()
         threshold = self.config.leak_threshold
@@ -667,10 +684,10 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._discard_all(stale)
         with state.lock:
             due = state.missing(now)
-            state.wake_next()  # an interrupt may have swallowed a ring
+            state.wake_next()  # in case an interrupt has prevented that
             more_to_do = state.size() > 0 or bool(state.waiters)
         self._start(due)
-        # What is told may take its time, or fail: all the rest is done by now.
+        # Last, because log handlers and observers may be slow, or raise.
         for con, by in dropped:
             self._report_leak(by[0], diagnostics.drop(self.name, con))
         for con, owner in held:
@@ -679,25 +696,29 @@ class Pool(PooledDB):  # type: ignore[misc]
         return pause if more_to_do else None
 
     def discard_dead(self) -> None:
-        """Close idle connections that the server has closed; costs no round trip."""
+        """Discard idle connections that the server has closed, without a round trip."""
         self._begin_in_child()
         with self._state.lock:
             uses = {con: con.uses for con in self._state.idle}
-        # One that is borrowed meanwhile has something to read, too.
+        # A connection that is checked out meanwhile may have something to read, too;
+        # its number of uses tells it from one that stayed idle.
         dead = {c: n for c, n in uses.items() if not c.unanswered and not c.is_alive()}
         with self._state.lock:
             taken = self._state.take_dead(dead)
         self._discard_all(taken)
 
     def probe(self) -> None:
-        """Open a connection for nobody, if there is room, to see whether that works."""
+        """Open an idle connection, if a slot is free, to test that the server accepts.
+
+        At most one connect at a time is made for this purpose.
+        """
         self._begin_in_child()
         with self._state.lock:
             due = self._state.probe(monotonic())
         self._start(due)
 
     def _look_for_leak(self, con: Session, handle: object, held: float) -> None:
-        """Report a holder that has had its connection for too long, once."""
+        """Report, once, a holder that exceeds ``LEAK_THRESHOLD``."""
         if not isinstance(handle, PooledConnection) or handle in self._leaks:
             return
         if held > self.config.leak_threshold:
@@ -712,50 +733,52 @@ class Pool(PooledDB):  # type: ignore[misc]
     # Observers
 
     def add_observer(self, observer: Observer) -> None:
-        """Have this told of every event from now on."""
+        """Notify this observer of every event from now on."""
         self._observers += (observer,)
 
     def _notify(self, event: str, *about: Any) -> None:
+        """Call the observers; remove one that raises."""
         for observer in self._observers:
             try:
                 getattr(observer, event)(self, *about)
             except Exception as error:
                 self._observers = tuple(o for o in self._observers if o is not observer)
-                text = "%s: %r is told nothing any more"
+                text = "%s: observer %r raised and is removed"
                 log(ERROR, text, self.name, observer, error=error)
 
     def notify_state_changed(self) -> None:
-        """Tell the coordinator that something changed; not again until it asks."""
+        """Notify the coordinator, which then sets ``notify_from`` for the next time."""
         self.notify_from = float("inf")
         self.coordinator.state_changed()
 
     def __del__(self) -> None:
-        """Do nothing: PooledDB would talk to the server from the finalizer."""
+        """No-op: PooledDB would talk to the server from the finalizer."""
 
 
 def _ignore(_: object) -> None:
-    """Keep nothing: only an app has a place for what was recorded."""
+    """Drop a recorded statement: only a Flask app keeps them."""
 
 
 def _answer_deadline(deadline: float, asked: float) -> float:
-    """When to stop waiting for an answer; there is a moment of grace in any case."""
+    """Return when to stop waiting for the server's answer to what was asked."""
     now = monotonic()
     patience = min(max(now + (deadline - now) / 2, asked + SILENCE), deadline)
     return max(patience, now + GRACE)
 
 
 class NullPool(Pool):
-    """Connects for each checkout and closes at each return: no pooling.
+    """A pool that connects for each checkout and closes each returned connection.
 
-    Everything else is the same: the bound, the deadline, the line and the errors.
+    Limits, deadlines, queue and errors are those of :class:`Pool`.
     """
 
     def _fault(self, con: Session, now: float) -> str | None:
+        """Close every connection that is returned."""
         return "dead" if con.lost is not None else "surplus"
 
 
 def make_pool(config: PoolConfig) -> Pool:
-    """A pool of the kind that ``BACKEND`` says."""
+    """Make a pool of the kind that ``BACKEND`` names."""
     if isinstance(config.backend, type):
         pool: Pool = config.backend(config)
         return pool
@@ -768,8 +791,8 @@ def _after_fork() -> None:
 
 
 def _at_exit() -> None:
-    """Say goodbye to the server, where the process ends in a way that allows it."""
-    with ExitStack() as all_of_them:  # whatever one of them raises
+    """Close the pools when the interpreter exits, so that MySQL logs no aborts."""
+    with ExitStack() as all_of_them:  # each, even if another raises
         for pool in list(_POOLS):
             if pool._pid == process():
                 all_of_them.callback(pool.close)

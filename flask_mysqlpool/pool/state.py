@@ -1,8 +1,8 @@
-"""What a pool has and who is next: every decision about it, and nothing else.
+"""The state of a pool, and every decision about it.
 
-Each method of :class:`PoolState` is called with its lock held. None does I/O, waits or
-calls anybody back; what has to be closed or connected, they return, and the pool sees
-to it after it has let go of the lock.
+Each method of :class:`PoolState` is called with its lock held. None does I/O, blocks or
+calls an observer: it returns the connections to close or the connects to start, and
+the pool does so after it has released the lock.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from .driver.session import Session
 from .stats import Times
 from .waiters import Waiter, WaiterQueue
 
-#: Seconds until a connect is tried again for which the host had no place left.
+#: Seconds until a connect is tried again after the host limit was reached.
 POSTPONEMENT = 0.03
 
-#: Pauses between failing connects: seconds, doubling from the first to the last.
+#: Back-off after a failed connect: seconds, doubling from the first to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-#: The longest while it is looked for the host that has been made the primary.
+#: The longest pause where TARGET is set, so that a new primary is found soon.
 SEARCH_PAUSE = 0.25
 
 
 class ConnectAttempt:
-    """A connect under way, and the waiter that it was started for."""
+    """A connect under way, and the waiter that it was started for, if any.
+
+    It takes up a slot of the pool for as long as this object lives.
+    """
 
     __slots__ = ("__weakref__", "generation", "waiter")
 
@@ -41,21 +44,23 @@ class ConnectAttempt:
 
 
 class ConnectAttempts:
-    """Each connect takes a place for as long as the object that stands for it lives.
+    """The connects under way, and the back-off after failures.
 
-    So one that dies in a way that nobody thought of gives its place back.
+    Only weak references are kept, so the slot of a thread that dies in an unexpected
+    way becomes free on its own.
     """
 
     def __init__(self, longest_pause: float = LONGEST_PAUSE) -> None:
         self._longest_pause = longest_pause
-        # No WeakSet: whoever lets go of one last would change it, without the lock.
+        # No WeakSet: it would change, without the lock, in the thread that drops the
+        # last reference.
         self._under_way: set[ref[ConnectAttempt]] = set()
-        #: The error of the last connect, if it failed.
+        #: The error of the most recent connect; None if it succeeded.
         self.error: BaseException | None = None
-        #: The last error that there was, and when, in `time.time()` seconds.
+        #: The most recent error, and when it occurred, in `time.time()` seconds.
         self.last_error: BaseException | None = None
         self.failed_at: float | None = None
-        #: How often the server was found to be out of reach since it last was not.
+        #: Consecutive failures; those within one pause count once.
         self._failures = 0
         self._tried_at = self._retry_at = 0.0
         self._postponed_until = 0.0
@@ -69,18 +74,20 @@ class ConnectAttempts:
 
     @property
     def failing(self) -> bool:
+        """Whether connects have failed since the last one succeeded."""
         return self._failures > 0
 
     def may_begin(self, now: float) -> bool:
-        """Whether a connect may be made at all."""
-        # One that hangs must not keep others from finding that the server is back.
-        patient = not len(self) or now >= self._tried_at + LONGEST_PAUSE
+        """Return whether the back-off allows a connect."""
+        # While connects fail, make one at a time; but one that hangs must not prevent
+        # another from finding that the server is back.
+        is_turn = not len(self) or now >= self._tried_at + LONGEST_PAUSE
         if now < self._postponed_until:
             return False
-        return not self._failures or (now >= self._retry_at and patient)
+        return not self._failures or (now >= self._retry_at and is_turn)
 
     def next_chance(self, now: float) -> float:
-        """When :meth:`may_begin` may change without anything happening."""
+        """Return when :meth:`may_begin` may next change merely because time passes."""
         moments = [self._postponed_until]
         if self._failures:
             moments += self._retry_at, self._tried_at + LONGEST_PAUSE
@@ -89,7 +96,7 @@ class ConnectAttempts:
     def begin(
         self, generation: int, now: float, waiter: Waiter[Any] | None = None
     ) -> ConnectAttempt:
-        """Take a place."""
+        """Record a connect, which takes up a slot, and return it."""
         connect = ConnectAttempt(generation, waiter)
         self._under_way = {ref(other) for other in (*self._alive(), connect)}
         self._tried_at = now
@@ -103,115 +110,119 @@ class ConnectAttempts:
         if waiter is not None:
             waiter.connect = None
             if not waiter.waits:
-                waiter.wake()  # it may have served another one
+                # With a timeout of 0 it waits only for this connect, which may have
+                # served a waiter ahead of it.
+                waiter.wake()
 
     def postponed(self, connect: ConnectAttempt, now: float) -> None:
-        """It was not even tried."""
+        """End a connect that was not tried, and allow none for a moment."""
         self._end(connect)
         self._postponed_until = now + POSTPONEMENT
 
     def outdated(self, generation: int) -> int:
-        """How many were begun before this generation."""
+        """Count the connects that were begun before this generation."""
         return sum(connect.generation != generation for connect in self._alive())
 
     def succeeded(self, connect: ConnectAttempt) -> None:
-        """It serves who is first in line, which need not be whom it was made for."""
+        """End a connect and the back-off."""
         self._end(connect)
         self.error = None
         self._failures = 0
         self._retry_at = 0.0
 
     def failed(self, connect: ConnectAttempt, error: BaseException, now: float) -> None:
+        """End a connect and begin, or extend, the back-off."""
         self._end(connect)
         self.error = self.last_error = error
         self.failed_at = time.time()
         if now < self._retry_at:
-            return  # begun before the failure that this pause is for
+            return  # begun before the failure that has started this pause
         pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), self._longest_pause)
         self._retry_at = now + pause * random.uniform(0.5, 1.0)
         self._failures += 1
 
 
-#: While other connections are open, a waiter trusts for so many seconds that one
-#: of them, or the one connect under way, will serve it; then it starts its own.
+#: While connections are in use and a connect is under way, seconds that a waiter waits
+#: to be served by one of them before it starts a connect of its own.
 CONNECT_DELAY = 0.05
 
 
 class Discards(dict[Session, str]):
-    """Connections that are about to be closed, and why; it holds them while it lives.
+    """Connections about to be closed, with the reason of each; their holder meanwhile.
 
-    If the thread that closes them is interrupted, maintenance finds those that are left
-    without a holder, and closes them.
+    If the thread that closes them is interrupted, this object is gone, and maintenance
+    closes the connections whose holder is gone.
     """
 
 
 class PoolState:
-    """The connections of one pool in one process, and those who wait for one.
+    """The connections and the waiters of one pool in one process.
 
-    A place is taken when a connect begins, and is free again when the socket has been
-    closed: ``size = connecting + idle + in_use`` holds at each moment.
+    A slot is taken when a connect begins and is free when the socket has been closed:
+    ``size = connecting + idle + in_use`` holds at each moment.
     """
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
-        #: The only lock. It lets its holder in again, since a finalizer or a signal
-        #: handler may use the pool in the middle of anything that its thread is doing.
+        #: The only lock. It is reentrant, because a finalizer or a signal handler may
+        #: use the pool while its thread holds the lock.
         self.lock: Any = threading.RLock()
-        #: The last one returned is the first to go out again.
+        #: A stack: the connection returned last is the first to be checked out.
         self.idle: list[Session] = []
-        #: Who holds which, in order of checkout. A holder that is gone without having
-        #: returned anything leaves a dead reference; see :meth:`take_abandoned`.
+        #: The holder of each connection, in order of checkout. A holder that is gone
+        #: without a checkin leaves a dead reference; see :meth:`take_abandoned`.
         self.in_use: dict[Session, ref[Any]] = {}
-        #: Connects under way; each takes a place.
+        #: Connects under way; each takes up a slot.
         self.connects = ConnectAttempts(
             LONGEST_PAUSE if config.target == "any" else SEARCH_PAUSE
         )
         self.waiters: WaiterQueue[Session] = WaiterQueue()
-        #: Handles that were garbage before they were returned. The one thing that
-        #: a finalizer may touch, so it needs no lock.
+        #: Connections whose handles were garbage-collected without a checkin. Appended
+        #: to by finalizers, without the lock.
         self.dropped: deque[Session] = deque()
-        #: The last one that came back with an error which may mean that the server was
-        #: demoted. The next checkout takes it first, for the answer concerns all.
+        #: The last connection returned after an error which may mean that the server
+        #: was demoted. It was asked for its role; the next checkout takes it first,
+        #: because the answer concerns all connections.
         self.suspect: Session | None = None
-        #: Raised by all that outdates the connections that there are: a reset, a pause,
-        #: the end of the pool, and a server that went away.
+        #: Incremented by a reset, a pause, a close and the loss of the server: each
+        #: outdates all connections opened before.
         self.generation = 0
         self.closed = self.paused = self.host_limit_reached = False
-        #: The most connections at present; never more than MAX_SIZE.
+        #: The current maximum size; never more than MAX_SIZE.
         self.limit = config.max_size
         self.timeouts = self.opened = 0
         self.last_timeout: float | None = None
-        #: Checkouts of the connections that are no more; the others count theirs.
+        #: Checkouts of connections already closed; an open one has its own count.
         self.past_uses = 0
         self.past_times = Times()
-        #: Of the checkouts that took any time, and of the connects.
+        #: Durations of the checkouts that had to wait, and of the connects.
         self.waits, self.creates = Times(), Times()
         self.discarded: Counter[str] = Counter()
 
-    # Places
+    # Slots
 
     def open(self) -> tuple[Session, ...]:
-        """Every open connection."""
+        """Return the open connections."""
         return (*self.idle, *self.in_use)
 
     def size(self) -> int:
-        """How many connections there are or may be."""
+        """Count the slots taken, by open connections and by connects."""
         return len(self.idle) + len(self.in_use) + len(self.connects)
 
     def has_room(self) -> bool:
-        """Whether one more connection is allowed."""
+        """Return whether a connect may take a slot."""
         return self.size() < self.limit and not self.paused
 
     # Checkout
 
     def take_idle(self, owner: ref[Any]) -> Session | None:
-        """Let the owner have the connection that was returned last."""
+        """Give the owner the connection returned last; None if none is idle."""
         if not self.idle:
             return None
         if self.suspect is not None:
             self._take_first(self.suspect)
         con = self.idle[-1]
-        # In this order, an interrupt in between loses nothing.
+        # In this order, an interrupt in between does not lose the connection.
         self.in_use[con] = owner
         del self.idle[-1]
         return con
@@ -224,7 +235,7 @@ class PoolState:
             self.idle.remove(con)
 
     def join(self, waiter: Waiter[Session], requeue: bool = False) -> None:
-        """Stand in line; who has been served in vain may do so where others may not.
+        """Put a waiter into the queue, whose limit does not apply with ``requeue``.
 
         Raises :exc:`~.errors.PoolClosed` or :exc:`~.errors.PoolFull`.
         """
@@ -232,21 +243,22 @@ class PoolState:
         if limit and len(self.waiters) >= limit and not requeue:
             raise PoolFull(f"{self.config.name}: {limit} checkouts are waiting already")
         self.waiters.join(waiter)
-        if self.closed:  # perhaps by a signal handler, just now
+        # Last, because a signal handler may have closed the pool just now.
+        if self.closed:
             self.waiters.leave(waiter)
             raise PoolClosed(f"{self.config.name}: the pool has been closed")
 
     def leave(self, waiter: Waiter[Session]) -> None:
-        """Give up; and hand on the ring that may have come for this one."""
+        """Remove a waiter from the queue; wake the next, in case this one was woken."""
         self.waiters.leave(waiter)
         self.wake_next()
 
     def wake_next(self) -> None:
-        """There may be room: let the first without a connect see."""
+        """Wake the first waiter that has no connect under way; a slot may be free."""
         look = bool(self.waiters)
         while look and self.has_room():
             look = False
-            # With as many connects as places, one more waiter is the first without.
+            # At most MAX_SIZE waiters have a connect, so one of these has none.
             for waiter in self.waiters.first(self.config.max_size + 1):
                 if waiter.owner() is None:
                     look = self.waiters.leave(waiter)
@@ -255,7 +267,7 @@ class PoolState:
                     return
 
     def due_connect(self, waiter: Waiter[Session], now: float) -> list[ConnectAttempt]:
-        """A place for a connect, if this waiter should have one made."""
+        """Reserve a slot and return the connect to start for this waiter, if due."""
         if waiter.served or waiter.connecting or not self.has_room():
             return []
         may_be_served_soon = waiter.waits and self.connects and self.in_use
@@ -264,24 +276,24 @@ class PoolState:
         if not self.connects.may_begin(now):
             return []
         connect = self.connects.begin(self.generation, now, waiter)
-        # Whoever takes a chance passes the word on, so that no chance is missed.
+        # Another slot may be free for another waiter.
         self.wake_next()
         return [connect]
 
     def wake_time(self, waiter: Waiter[Session], now: float) -> float:
-        """When this waiter has to wake by itself."""
+        """Return when this waiter has to look again even if it is not woken."""
         if waiter.connecting or not self.has_room():
             return waiter.deadline
-        patient_until = waiter.since + CONNECT_DELAY
-        soonest = patient_until if patient_until > now else float("inf")
+        delayed_until = waiter.since + CONNECT_DELAY
+        soonest = delayed_until if delayed_until > now else float("inf")
         return min(soonest, self.connects.next_chance(now), waiter.deadline)
 
-    # Return
+    # Checkin
 
     def put_back(self, con: Session, now: float) -> str | None:
-        """Hand a connection that is in use to the first in line, or keep it.
+        """Hand a connection that is in use to the first waiter, or keep it idle.
 
-        Why not, if it has to be closed instead: by what was decided up to now.
+        If it has to be closed instead, return the reason.
         """
         if con not in self.in_use:
             return None
@@ -297,13 +309,13 @@ class PoolState:
         return None
 
     def fault(self, con: Session) -> str | None:
-        """Why a connection has to go although it works, if it has to."""
+        """Return the reason to close a connection that works; None if there is none."""
         if con.generation != self.generation:
             return "closed" if self.closed else con.discard_reason or "invalidated"
         return con.discard_reason or None
 
     def free(self, con: Session, reason: str) -> bool:
-        """Free the place of a connection that has been closed; False if it had none."""
+        """Free the slot of a connection that has been closed; False if it has none."""
         if con not in self.in_use:
             return False
         del self.in_use[con]
@@ -312,17 +324,20 @@ class PoolState:
         self.past_times.merge(con.times)
         gone = con.is_disconnected or con.is_demoted
         if gone and con.generation == self.generation:
-            # The server went away under one connection, or is the primary no more;
-            # the others look as good as ever for as long as nobody tells them.
+            # The server has gone away, or is no longer the primary. The other
+            # connections are affected, too, even if they do not show it yet.
             self.generation += 1
         return True
 
-    # Connecting
+    # Connect
 
     def opened_by(
         self, connect: ConnectAttempt, con: Session, took: float, now: float
     ) -> str | None:
-        """A connect has succeeded, for the first in line; why not, if it has to go."""
+        """Enter a new connection: hand it to the first waiter, or keep it idle.
+
+        If it has to be closed instead, return the reason.
+        """
         self.creates.add(took)
         self.in_use[con] = ref(connect)
         self.connects.succeeded(connect)
@@ -330,14 +345,14 @@ class PoolState:
         self.host_limit_reached = False
         if self.size() > self.limit:
             con.discard_reason = "surplus"
-        # In one step, or who waits for it could find that nobody connects for him.
+        # Under the same lock as succeeded(), or the waiter could start another connect.
         fault = self.put_back(con, now)
         if fault is None:
             self.wake_next()
         return fault
 
     def postpone(self, connect: ConnectAttempt, now: float) -> None:
-        """Give up a connect that may not be made now, for the time being."""
+        """End a connect that may not be made now; it is tried again in a moment."""
         self.host_limit_reached = not (self.paused or self.closed)
         self.connects.postponed(connect, now)
         if connect.waiter is not None:
@@ -346,10 +361,10 @@ class PoolState:
     def failed(
         self, connect: ConnectAttempt, error: BaseException, now: float, patient: bool
     ) -> list[Waiter[Session]]:
-        """A connect has failed; whom that concerns, taken out of the line.
+        """End a failed connect; remove and return the waiters that get its error.
 
-        Whom it was made for; all, if there is nothing that they could wait for. Nobody,
-        if they are to be ``patient``.
+        That is the waiter that it was started for; with no connection and no other
+        connect to wait for, all waiters; none if they are to be ``patient``.
         """
         self.connects.failed(connect, error, now)
         refused = []
@@ -366,36 +381,40 @@ class PoolState:
         return refused
 
     def missing(self, now: float) -> list[ConnectAttempt]:
-        """Places for the connects that ``MIN_SIZE`` asks for."""
+        """Reserve slots for the connects that ``MIN_SIZE`` requires."""
         if self.closed or self.paused or self.connects.failing:
             return []
         missing = min(self.config.min_size, self.limit) - self.size()
         return [self.connects.begin(self.generation, now) for _ in range(missing)]
 
     def probe(self, now: float) -> list[ConnectAttempt]:
-        """A place for a connect that is for nobody, if none is under way."""
+        """Reserve a slot for a connect without a waiter, if none is under way."""
         if self.closed or self.connects or not self.has_room():
             return []
         if not self.connects.may_begin(now):
             return []
         return [self.connects.begin(self.generation, now)]
 
-    # What goes
+    # Discard
 
     def outdate(self, reason: str = "invalidated") -> Discards:
-        """Have all connections replaced: the idle ones, and the others in time."""
+        """Begin a new generation; take out the idle connections.
+
+        Those in use are closed when they are returned.
+        """
         self.generation += 1
         return self._take(dict.fromkeys(self.idle, reason))
 
     def take_dead(self, dead: Mapping[Session, int]) -> Discards:
-        """Those of these that are idle still, and were lent no more than so often."""
+        """Take out idle connections with the number of uses given in ``dead``."""
         return self._take({c: "dead" for c in self.idle if dead.get(c) == c.uses})
 
     def take_stale(self, now: float) -> Discards:
-        """What nobody holds any more, and what has become too old; and why it goes."""
+        """Take out the connections whose holder is gone, and idle ones too old."""
         return self._take(self.take_abandoned() | self.old(now))
 
     def _take(self, going: Mapping[Session, str]) -> Discards:
+        """Take these out of ``idle``; the returned object holds them until closed."""
         discards = Discards(going)
         entries = dict.fromkeys(discards, ref(discards))
         self.idle[:] = [con for con in self.idle if con not in discards]
@@ -403,9 +422,9 @@ class PoolState:
         return discards
 
     def take_abandoned(self) -> dict[Session, str]:
-        """What was dropped, or is held by nobody.
+        """Remove waiters whose owner is gone; return connections whose holder is gone.
 
-        An interrupt may have left it entered twice, as idle and as in use.
+        An interrupt may have left such a connection both in ``idle`` and ``in_use``.
         """
         for waiter in tuple(self.waiters):
             if waiter.owner() is None:
@@ -419,7 +438,7 @@ class PoolState:
         return {con: "invalidated" for con in abandoned if con in self.in_use}
 
     def old(self, now: float) -> dict[Session, str]:
-        """What is idle and outdated, or has been idle, or alive, for too long."""
+        """Return idle connections that are outdated, expired, or idle for too long."""
         max_idle = self.config.max_idle or float("inf")
         spare = self.size() - self.config.min_size
         old: dict[Session, str] = {}
@@ -433,21 +452,21 @@ class PoolState:
         return old
 
     def shrink(self, size: int) -> Discards:
-        """Have at most so many from now on; those idle ones that are too many.
+        """Limit the pool to ``size`` connections; take out idle ones above the limit.
 
-        Those that are not idle go when they come back.
+        Mark those in use, as far as still necessary, to be closed when returned.
         """
         self.limit = min(size, self.config.max_size)
         excess = max(self.size() - self.limit, 0)
         to_return = max(excess - len(self.idle), 0)
-        # Those that are to go already come first.
-        for con in sorted(self.in_use, key=_stays)[:to_return]:
+        # First those that are marked already.
+        for con in sorted(self.in_use, key=_is_unmarked)[:to_return]:
             con.discard_reason = con.discard_reason or "surplus"
         self.wake_next()
         return self._take(dict.fromkeys(self.idle[:excess], "surplus"))
 
     def close(self) -> Discards:
-        """Send everybody in line away, and let nobody join it any more."""
+        """Close the pool: fail all waiters and refuse new ones; take out idle ones."""
         self.closed = True
         while (waiter := self.waiters.next()) is not None:
             waiter.error = PoolClosed(f"{self.config.name}: the pool has been closed")
@@ -455,5 +474,5 @@ class PoolState:
         return self.outdate("closed")
 
 
-def _stays(con: Session) -> bool:
+def _is_unmarked(con: Session) -> bool:
     return not con.discard_reason

@@ -1,10 +1,8 @@
-"""The line of blocked checkouts: strictly first come, first served.
+"""The queue of waiting checkouts: first come, first served.
 
-Nothing here locks, does I/O or knows what it hands over. Every method but
-:meth:`Waiter.wait` is called with the lock of the pool held; that is what makes
-a hand-off certain. A waiter that gives up takes itself out of the line under the
-same lock, so whoever is in the line can be served, and nothing is ever handed to
-somebody who has just gone.
+Each method except :meth:`Waiter.wait` is called with the lock of the pool held. A
+waiter that gives up removes itself under the same lock, so each waiter in the queue can
+be served, and no connection is handed to one that has just given up.
 """
 
 from __future__ import annotations
@@ -21,10 +19,10 @@ T = TypeVar("T")
 
 
 class Waiter(Generic[T]):
-    """One blocked checkout.
+    """One waiting checkout.
 
-    ``owner`` is what it waits on behalf of. If that is gone, so is whoever waited: an
-    interrupt can end a thread at a point where it could not leave the line.
+    ``owner`` refers to the handle that it waits for. If the handle is gone, nothing
+    waits any more: an interrupt has ended the checkout before it could leave the queue.
     """
 
     __slots__ = (
@@ -38,36 +36,38 @@ class Waiter(Generic[T]):
         self.since = since
         self.deadline = deadline
         self.owner = owner
-        #: Whether it waits for others; if not, for a connect of its own alone.
+        #: Whether it waits for connections in use; if not, only for its own connect.
         self.waits = waits
         self.item: T | None = None
         self.error: BaseException | None = None
         #: The connect that was started for this waiter and is still under way.
         self.connect: ref[Any] | None = None
-        # A held lock is the cheapest thing that one thread can sleep on and
-        # another can end; an Event would allocate three objects.
+        # A lock that is held: to wait is to acquire it, to wake is to release it. An
+        # Event would allocate three objects.
         self._wakeup = threading.Lock()
         self._wakeup.acquire()
 
     def wait(self, seconds: float) -> None:
-        """Sleep until :meth:`wake`, or for so many seconds. No lock is held."""
+        """Sleep until :meth:`wake`, at most ``seconds``; called without the lock."""
         self._wakeup.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
 
     def wake(self) -> None:
-        """Wake the sleeper, to find itself served or to look around again."""
-        with suppress(RuntimeError):  # it has been rung
+        """Wake the waiting thread, which finds itself served or looks again."""
+        with suppress(RuntimeError):  # it is awake already
             self._wakeup.release()
 
     @property
     def served(self) -> bool:
+        """Whether it has been given a connection or an error."""
         return self.item is not None or self.error is not None
 
     def is_over(self, now: float) -> bool:
-        """Whether there is nothing left to wait for."""
+        """Return whether to stop waiting."""
         return now >= self.deadline or not (self.waits or self.connecting)
 
     @property
     def connecting(self) -> bool:
+        """Whether a connect that was started for it is under way."""
         return self.connect is not None and self.connect() is not None
 
 
@@ -75,13 +75,13 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
     """Waiters in order of arrival."""
 
     def join(self, waiter: Waiter[T]) -> None:
-        """Stand in line: behind all that came earlier, in front of all others."""
+        """Insert a waiter by the time of its checkout."""
         [last] = self._look(1, reversed) or [waiter]
         [first] = self._look(1) or [waiter]
         self[waiter] = None
         if last.since <= waiter.since:
             return
-        # It was served before, with a connection that could not be used.
+        # It is back in the queue, after it was given an unusable connection.
         if first.since > waiter.since:
             self.move_to_end(waiter, last=False)
             return
@@ -90,23 +90,23 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
                 self.move_to_end(other)
 
     def first(self, count: int) -> tuple[Waiter[T], ...]:
-        """The first of the line, in order."""
+        """Return the first waiters in order."""
         return self._look(count)
 
     def _look(
         self, count: int, direction: Callable[..., Iterator[Waiter[T]]] = iter
     ) -> tuple[Waiter[T], ...]:
-        """Copy one end of the line, again if a signal handler changes it meanwhile."""
+        """Copy one end of the queue; again if a signal handler changes it meanwhile."""
         while True:
             with suppress(RuntimeError):
                 return tuple(islice(direction(self), count))
 
     def leave(self, waiter: Waiter[T]) -> bool:
-        """Give up; False if it was not in line any more."""
+        """Remove a waiter; False if it was not in the queue any more."""
         return self.pop(waiter, self) is None
 
     def next(self) -> Waiter[T] | None:
-        """Take out whoever has waited longest."""
+        """Remove and return the first waiter that has an owner, if there is one."""
         while self:
             waiter, _ = self.popitem(last=False)
             if waiter.owner() is not None:
@@ -114,14 +114,14 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
         return None
 
     def hand_over(self, item: T, held: dict[T, ref[Any]]) -> bool:
-        """Give an item that is held to whoever has waited longest; False if nobody has.
+        """Hand an item that is held to the first waiter; False if there is none.
 
-        Its new holder is entered at the end, so that the oldest one is the first.
+        Enter the new holder at the end of ``held``, which is in order of checkout.
         """
         waiter = self._first()
         if waiter is None:
             return False
-        # Up to the bell nothing is called, so no interrupt gets in between.
+        # No call until the last line, so no signal handler can run in between.
         try:
             del held[item]
             held[item] = waiter.owner
@@ -129,13 +129,13 @@ class WaiterQueue(OrderedDict[Waiter[T], None]):
             del self[waiter]
             waiter._wakeup.release()
         except RuntimeError:
-            pass  # it has been rung
+            pass  # it is awake already
         return True
 
     def _first(self) -> Waiter[T] | None:
-        """Whoever has waited longest, in line still."""
+        """Return the first waiter that has an owner, and leave it in the queue."""
         while self:
-            # One at a time: a signal handler may change the line in the middle of this.
+            # One at a time: a signal handler may change the queue meanwhile.
             for waiter in self:
                 if waiter.owner() is not None:
                     return waiter
