@@ -1,7 +1,7 @@
-"""What a caller holds between checkout and return: a connection.
+"""The connection that a caller holds from checkout to checkin.
 
-A handle is made for each checkout and is dead afterwards, and so are its cursors, which
-know the session only through it. The session itself goes on to the next handle.
+Each checkout makes a new handle. After the checkin the handle and its cursors raise,
+while the session goes on to another handle.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ C = TypeVar("C", bound=Cursor)
 
 
 class Block(Protocol):
-    """What a :class:`PooledConnection` knows of a block that it is in."""
+    """The part of a transaction block that :class:`PooledConnection` uses."""
 
-    #: The task or thread that has begun it.
+    #: The task or thread that began the block.
     owner: object
 
     @property
@@ -48,7 +48,7 @@ class Block(Protocol):
 
 
 class _Pool(Protocol):
-    """What a :class:`PooledConnection` needs of the pool that it came from."""
+    """The part of a pool that :class:`PooledConnection` uses."""
 
     name: str
     recorder: Recorder | None
@@ -67,18 +67,18 @@ else:
 
 
 class PooledConnection(_Face):
-    """A connection between its checkout and its return.
+    """A connection that is checked out.
 
-    It does what a PyMySQL connection does, with these differences:
+    It behaves like a PyMySQL connection, with these differences:
 
-    * ``close()``, or the end of ``with``, returns it to the pool. What was not
-      committed is rolled back. After that, it and its cursors raise
+    * ``close()``, or the end of ``with``, returns it to the pool and rolls back
+      uncommitted changes. After that, it and its cursors raise
       :exc:`~flask_mysqlpool.errors.ConnectionReturned`.
-    * When the server is lost, everything raises
-      :exc:`~flask_mysqlpool.errors.ConnectionLost` until ``rollback()``, which gives
-      up what was not committed; the next statement then gets another connection.
-    * Two threads in it at once, or a forked child, get
-      :exc:`~flask_mysqlpool.errors.ConnectionShared`.
+    * When the connection to the server is lost, each call raises
+      :exc:`~flask_mysqlpool.errors.ConnectionLost` until ``rollback()``. The next
+      statement then uses another connection.
+    * If two threads use it at once, or a forked child uses it,
+      :exc:`~flask_mysqlpool.errors.ConnectionShared` is raised.
     """
 
     __slots__ = (
@@ -99,30 +99,33 @@ class PooledConnection(_Face):
 
     def __init__(self, pool: _Pool, endpoint: str | None = None) -> None:
         self._pool = pool
-        #: Set by the pool. None again after a rollback that gave up a lost one.
+        #: Set by the pool. None after the checkin, or the rollback of a lost session.
         self._con: Session | None = None
-        # Held by the thread that is inside; and for good by whoever returns it, which
-        # is why it can be returned just once, and nobody gets in after that.
+        # Held by the thread that uses the session. The checkin acquires it and never
+        # releases it, so there is one checkin, and no use after it.
         self._guard = threading.Lock()
         self._inside, self._returned = 0, False
-        #: Of the last statement, for PyMySQL's cursors.
+        #: The result of the last statement, for PyMySQL's cursors.
         self._result: Any = None
-        #: For :meth:`cursor`, if it was set.
+        #: The default of :meth:`cursor`, if it was set.
         self._cursorclass: Any = None
-        #: Where to note that something may have changed rows.
+        #: Where to record that rows may have been changed.
         self.writes = Writes()
-        #: What the connection was taken for, as status shows it.
+        #: The purpose of the checkout, shown in statistics.
         self.endpoint = endpoint
-        #: Where it was taken, if that is asked for.
+        #: The stack of the checkout, if LEAK_THRESHOLD is set.
         self.stack: Stack = ()
-        #: The blocks (:mod:`.transaction`) that it is in, and their savepoints' names.
+        #: The open blocks (:mod:`.transaction`), and the format of savepoint names.
         self.blocks: list[ref[Block]] = []
         self.savepoint = OWN + "_{}"
 
-    # Getting in and out
+    # Exclusive use
 
     def _enter(self) -> Session:
-        """Get into the connection, alone; whoever gets in must leave."""
+        """Acquire exclusive use of the session, until :meth:`_leave`.
+
+        Check out another session if a lost one has been rolled back.
+        """
         con = self._con
         if con is not None and con.pid != process():
             con.abandon()
@@ -147,22 +150,23 @@ class PooledConnection(_Face):
             raise
         self._leave()
         raise ConnectionLost(
-            "the connection to the server was lost, and with it whatever was not"
-            " committed; call rollback() to go on with another connection"
+            "the connection to the server was lost, and uncommitted changes with it;"
+            " call rollback() to continue on another connection"
         ) from (con and con.lost)
 
     def _leave(self) -> None:
+        """End exclusive use."""
         self._inside = 0
         self._guard.release()
         if self._returned:
-            # By another thread, in the middle of what is over now.
+            # Another thread called close() meanwhile and left the checkin to this one.
             self._give_back(lost=True)
 
     def _take_over_from_an_interrupt(self) -> None:
-        """Have the guard in spite of all; refuse if a thread is indeed inside.
+        """Use a guard that no thread holds; raise if a thread is using the session.
 
-        Where an interrupt has hit between getting in and leaving, none is. What it came
-        in the middle of is not known, so the connection is lost.
+        An interrupt may have ended a use before it released the guard. The session is
+        then in an unknown state, and taken to be lost.
         """
         if self._returned or self._is_in_use(but=1):
             raise self._refusal()
@@ -170,14 +174,14 @@ class PooledConnection(_Face):
             self._con.lost = ConnectionShared("an interrupt came while it was in use")
 
     def _is_in_use(self, but: int = 0) -> bool:
-        """Whether a thread is inside, as the stacks of all threads tell.
+        """Return whether a thread is using the session, by the stacks of all threads.
 
-        Of the calls of this very thread, ``but`` so many do not count.
+        Ignore the first ``but`` calls on the stack of the current thread.
         """
         stacks = sys._current_frames()
         me = threading.get_ident()
         if me not in stacks:
-            return bool(self._inside)  # as with gevent, which has other numbers
+            return bool(self._inside)  # gevent numbers threads differently
         for number, frame in stacks.items():
             calls = 0
             top: FrameType | None = frame
@@ -191,7 +195,7 @@ class PooledConnection(_Face):
         return False
 
     def _refusal(self) -> PoolError:
-        """Why nobody is let in."""
+        """Return the error that explains why this handle cannot be used."""
         if self._returned:
             return ConnectionReturned(
                 "this connection has been returned to the pool"
@@ -208,10 +212,10 @@ class PooledConnection(_Face):
         )
 
     def close(self) -> None:
-        """Return it to the pool; any further time, do nothing.
+        """Return the connection to the pool; further calls do nothing.
 
-        Raises :exc:`~flask_mysqlpool.errors.ConnectionShared` if another thread is in
-        the middle of a statement on it; the connection is then discarded.
+        Raises :exc:`~flask_mysqlpool.errors.ConnectionShared` if another thread is
+        executing a statement on it; the connection is then discarded.
         """
         already, self._returned = self._returned, True
         if self._give_back() or already:
@@ -220,16 +224,16 @@ class PooledConnection(_Face):
         if con is None or con.pid != process():
             self._con = None
         elif inside == threading.get_ident() or not self._is_in_use():
-            # An interrupt hit when a thread was in and not yet sure to leave.
+            # An interrupt has ended a use before it released the guard.
             with suppress(RuntimeError):
                 self._guard.release()
             self._give_back(lost=True)
         elif inside:
             con.interrupt()
-            raise ConnectionShared("returned while another thread was inside")
+            raise ConnectionShared("returned while another thread was using it")
 
     def _give_back(self, lost: bool = False) -> bool:
-        """Return what is held, unless somebody is inside. Only one can do so."""
+        """Check the session in, once; False while a thread is using it."""
         if not self._guard.acquire(False):
             return False
         con, self._con = self._con, None
@@ -239,10 +243,10 @@ class PooledConnection(_Face):
             self._pool.checkin(con)
         return True
 
-    # What talks to the server
+    # Calls to the server
 
     def _do(self, name: str, *args: Any) -> Any:
-        """Call a method of the connection, alone in it."""
+        """Call a method of the session, with exclusive use."""
         con = self._enter()
         try:
             return getattr(con, name)(*args)
@@ -250,7 +254,7 @@ class PooledConnection(_Face):
             self._leave()
 
     def _command(self, name: str, *args: Any) -> Any:
-        """Call a method of PyMySQL that talks to the server."""
+        """Call a method of PyMySQL that talks to the server, with exclusive use."""
         con = self._enter()
         try:
             answer = con.command(name, *args)
@@ -260,7 +264,7 @@ class PooledConnection(_Face):
             self._leave()
 
     def query(self, sql: str | bytes, unbuffered: bool = False) -> int:
-        """Execute one statement; its result is the connection's until the next."""
+        """Execute one statement, whose result is kept until the next."""
         con = self._enter()
         try:
             affected = con.execute(sql, unbuffered)
@@ -270,6 +274,7 @@ class PooledConnection(_Face):
             self._leave()
 
     def next_result(self, unbuffered: bool = False) -> int:
+        """Read the next result of the last statement."""
         return self._command("next_result", unbuffered)  # type: ignore[no-any-return]
 
     def begin(self) -> None:
@@ -278,17 +283,17 @@ class PooledConnection(_Face):
         self._do("begin")
 
     def commit(self) -> None:
-        """Make permanent what was done since the last commit or rollback."""
+        """Commit the open transaction."""
         self._refuse_in_block("commit()", "the end of the block commits")
         self._do("commit")
 
     def rollback(self) -> None:
-        """Undo what was done since the last commit or rollback.
+        """Roll back the open transaction.
 
-        On a connection that is lost the server has done so already. This then gives
-        up the dead connection; the next statement gets another one.
+        After the loss of the connection, the server has done so already: discard the
+        dead connection. The next statement uses another one.
         """
-        self._refuse_in_block("rollback()", "raise an exception, and let it out")
+        self._refuse_in_block("rollback()", "let an exception leave the block")
         if self._con is None and not self._returned:
             return
         try:
@@ -303,11 +308,11 @@ class PooledConnection(_Face):
 
     def _refuse_in_block(self, what: str, instead: str) -> None:
         if self.blocks and self.block is not None:
-            raise TransactionError(f"{what} inside of transaction(): {instead}")
+            raise TransactionError(f"{what} inside transaction(): {instead}")
 
     @property
     def block(self) -> Block | None:
-        """The innermost block that it is in."""
+        """The innermost open block."""
         if any(map(_is_left, self.blocks)):
             try:
                 if not self._returned:
@@ -320,11 +325,12 @@ class PooledConnection(_Face):
         return self.blocks[-1]() if self.blocks else None
 
     def _settle_blocks(self) -> None:
+        """Undo abandoned blocks, which each use does first."""
         self._enter()
         self._leave()
 
     def _undo_what_was_left(self, con: Session) -> None:
-        """Roll all of it back if a block was left by an interrupt, before its end."""
+        """Roll back all blocks if an interrupt has left one of them before its end."""
         if any(map(_is_left, self.blocks)):
             self._undo_all(con)
             self._forget_what_was_left()
@@ -339,7 +345,7 @@ class PooledConnection(_Face):
         self.blocks[:] = [block for block in self.blocks if not _is_left(block)]
 
     def forget_block(self, block: Block) -> None:
-        """Take a block, and those that are within it, to be over."""
+        """Remove a block, and the blocks within it, from the open ones."""
         for index, each in enumerate(self.blocks):
             if each() is block:
                 del self.blocks[index:]
@@ -348,7 +354,7 @@ class PooledConnection(_Face):
     def begin_block(self) -> None:
         """Begin a transaction that :meth:`commit` and :meth:`rollback` may not end."""
         self._do("refuse_open_transaction")
-        # With nothing uncommitted, there is nothing to tell of.
+        # Nothing is uncommitted, so a lost connection can be replaced without an error.
         self._detach()
         try:
             self._do("begin_block")
@@ -357,13 +363,13 @@ class PooledConnection(_Face):
             raise
 
     def begin_savepoint(self, name: str) -> None:
-        """Begin a block within the block; the server hears of it once it writes."""
+        """Begin an inner block, whose savepoint is set when it first writes."""
         self._do("begin_savepoint", name)
 
     def block_is_open(self) -> bool:
-        """Whether the transaction of the block can still go on.
+        """Return whether the transaction of the block is still open.
 
-        True on a connection that is lost, too: that shows at the next statement.
+        True on a lost connection, too: the next statement raises there.
         """
         con = self._con
         if con is None or self._returned:
@@ -373,11 +379,11 @@ class PooledConnection(_Face):
         return self._do("block_is_open")  # type: ignore[no-any-return]
 
     def end_savepoint(self, name: str) -> bool:
-        """End a block within the block; False if it is known to be of no avail."""
+        """End an inner block; False if the transaction is known to have ended."""
         return self._do("end_savepoint", name)  # type: ignore[no-any-return]
 
     def undo_savepoint(self, name: str) -> None:
-        """Undo what was done in a block within the block."""
+        """Undo the changes of an inner block."""
         if self._returned or not self.open:
             return
         self._do("undo_savepoint", name)
@@ -387,9 +393,9 @@ class PooledConnection(_Face):
         self._do("commit_block")
 
     def undo_block(self) -> bool:
-        """Undo the block; whether it is certain that nothing of it was committed.
+        """Undo the block; return whether it is certain that none of it was committed.
 
-        A connection on which that fails is given up, whatever thread is inside.
+        If that fails, mark the connection as lost, even if another thread uses it.
         """
         con = self._con
         if con is None or self._returned:
@@ -414,29 +420,29 @@ class PooledConnection(_Face):
 
     @property
     def changed(self) -> int:
-        """Rows that the open transaction has changed, as far as the server says so."""
+        """Rows changed by the open transaction, as far as the server has reported."""
         return self._con.changed if self._con and self._con.lost is None else 0
 
     @property
     def commit_unknown(self) -> bool:
-        """Whether a COMMIT was sent, and it was not answered what came of it."""
+        """Whether a COMMIT was sent whose outcome is unknown."""
         return self._con is not None and self._con.commit_unknown
 
     @property
     def has_uncommitted_writes(self) -> bool:
-        """Whether a transaction may be open that may have changed rows."""
+        """Whether an open transaction may have changed rows."""
         con = self._con
         return con is not None and con.lost is None and con.has_uncommitted_writes
 
     @property
     def detached(self) -> bool:
-        """Whether it was lost and rolled back; it takes another one when needed."""
+        """Whether a lost connection was rolled back and not replaced yet."""
         return self._con is None and not self._returned
 
     def _detach(self) -> bool:
-        """Let go of a connection that is dead, or of a server that no longer will do.
+        """Check in a session that is lost, or whose server was demoted.
 
-        False if it is neither, or not ours.
+        False if it is neither, or if a thread is using it.
         """
         if not self._guard.acquire(False):
             return False
@@ -450,34 +456,39 @@ class PooledConnection(_Face):
         return lost
 
     def ping(self, reconnect: bool | None = False) -> None:
-        """Ask the server whether it is there; raises if it is not.
+        """Check that the server answers; raise if it does not.
 
-        ``reconnect`` is accepted and ignored: a connection that came back by itself
-        would have lost its transaction without anybody noticing.
+        ``reconnect`` is ignored: to reconnect would lose the open transaction silently.
         """
         self._command("ping")
 
     def select_db(self, db: str) -> None:
+        """Select another database, until the checkin."""
         self._command("select_db", db)
 
     def autocommit(self, value: bool) -> None:
-        self._refuse_in_block("autocommit()", "call it before")
+        """Switch autocommit on or off, until the checkin."""
+        self._refuse_in_block("autocommit()", "call it before the block")
         self._command("autocommit", value)
 
     def set_character_set(self, charset: str, collation: str | None = None) -> None:
+        """Set the character set and the collation, until the checkin."""
         self._command("set_character_set", charset, collation)
 
     def set_charset(self, charset: str) -> None:
+        """Set the character set, until the checkin."""
         self._command("set_charset", charset)
 
     def show_warnings(self) -> Any:
+        """Return the server's warnings about the last statement."""
         return self._command("show_warnings")
 
     def kill(self, thread_id: int) -> Any:
+        """Have the server end another connection."""
         return self._command("kill", thread_id)
 
     def connect(self, sock: Any = None) -> None:
-        """Raises: connecting is the pool's business."""
+        """Refuse: only the pool opens connections."""
         raise ConnectionShared("a pooled connection is opened by its pool alone")
 
     @overload
@@ -486,13 +497,13 @@ class PooledConnection(_Face):
     def cursor(self, cursor: type[C]) -> C: ...
 
     def cursor(self, cursor: type[Cursor] | None = None) -> Any:
-        """A new cursor of the given class, by default that of ``CURSORCLASS``."""
+        """Make a cursor of the given class; the default is ``CURSORCLASS``."""
         con = self._con or self._attached()
         cls = cursor or self._cursorclass or con.raw.cursorclass
-        # By their module, for of a name that is imported a method is found more slowly.
+        # Not imported by name: calling methods of an imported name is slower.
         try:
             bound = cursors.BOUND[cls]
-        except (KeyError, TypeError):  # what is no class may have no hash
+        except (KeyError, TypeError):  # a factory may not be hashable
             if not (isinstance(cls, type) and issubclass(cls, Cursor)):
                 return self._made_by(cls)
             bound = cursors.bound_class(cls)
@@ -503,7 +514,7 @@ class PooledConnection(_Face):
         return bound(self)
 
     def _made_by(self, factory: Callable[[PooledConnection], Any]) -> Any:
-        """Return what a function makes of this connection, which need be no cursor."""
+        """Call a factory that was given as the class of a cursor."""
         made = factory(self)
         if isinstance(made, Cursor):
             bound = cursors.bound_class(type(made))
@@ -514,7 +525,7 @@ class PooledConnection(_Face):
 
     @property
     def cursorclass(self) -> Any:
-        """What :meth:`cursor` makes by default; may be set, for this checkout only."""
+        """The default class of :meth:`cursor`; may be set until the checkin."""
         return self._cursorclass or self._attached().raw.cursorclass
 
     @cursorclass.setter
@@ -522,44 +533,45 @@ class PooledConnection(_Face):
         self._cursorclass = cls
 
     def thread_id(self) -> int:
-        """The server's number for this connection, as in its process list."""
+        """Return the server's number for this connection, as in its process list."""
         return self._attached().raw.thread_id()  # type: ignore[no-any-return]
 
     def escape(self, obj: object, mapping: Any = None) -> str:
+        """Return a value as an SQL literal."""
         return self._attached().raw.escape(obj, mapping)  # type: ignore[no-any-return]
 
     @property
     def may_have_written(self) -> bool:
-        """Whether more than reading was done by what it was taken for."""
+        """Whether this checkout may have changed rows, or locked them."""
         con = self._con
         return self.writes.sent or (
             con is not None and bool(con.side_effects & TRANSACTION)
         )
 
     def note_writes_in(self, writes: Writes) -> None:
-        """Share with other handles the note that something may have changed rows."""
+        """Record possible changes of rows in an object shared with other handles."""
         self.writes = writes
         if self._con is not None:
             self._con.writes = writes
 
     @property
     def holder(self) -> int | None:
-        """The thread that took what it holds."""
+        """The number of the thread that checked out the session."""
         return self._con.holder if self._con else None
 
     @property
     def returned(self) -> bool:
-        """Whether it has gone back to the pool, and is of no further use."""
+        """Whether it was returned to the pool and cannot be used any more."""
         return self._returned
 
     @property
     def open(self) -> bool:
-        """Whether it can be used: not returned, and not known to be lost."""
+        """Whether it can be used: neither returned nor known to be lost."""
         con = self._con
         return con is not None and con.lost is None and bool(con.raw.open)
 
     def _attached(self) -> Session:
-        """What is held; if it was given up as lost, another one."""
+        """Return the session; check out another one if a lost one was rolled back."""
         con = self._con
         if con is None:
             con = self._enter()
@@ -571,7 +583,7 @@ class PooledConnection(_Face):
             raise AttributeError(name)
         con = self._attached()
         if name in ("decoders", "encoders"):
-            # They can be changed in place, and would be so for everybody.
+            # The caller may change them in place, and the next checkout would see that.
             con.discard_reason = "invalidated"
         return getattr(con.raw, name)
 
@@ -590,8 +602,8 @@ class PooledConnection(_Face):
         raise TypeError("a pooled connection cannot be copied, nor pickled")
 
     def __del__(self, at_exit: Callable[[], bool] = sys.is_finalizing) -> None:
-        # The network is not allowed here: this may run in a thread that is in the
-        # middle of something with the pool. At exit, modules have lost their imports.
+        # No I/O here: this may run while its thread holds the lock of the pool. At
+        # exit, modules have lost their imports.
         con = self._con
         if con is not None and not at_exit() and con.pid == process():
             message = f"{self!r} was never returned"
@@ -602,14 +614,14 @@ class PooledConnection(_Face):
 
 
 def _attribute(name: str) -> property:
-    """Let one of PyMySQL's attributes be read, and set until the return."""
+    """Make a property of one of PyMySQL's attributes."""
 
     def read(self: PooledConnection) -> Any:
         return self.__getattr__(name)
 
     def write(self: PooledConnection, value: Any) -> None:
         con = self._attached()
-        # Not for the next borrower.
+        # The next checkout must not see the changed attribute.
         con.discard_reason = "invalidated"
         setattr(con.raw, name, value)
 
@@ -626,12 +638,12 @@ for _name in [
 
 
 def _is_left(reference: ref[Block]) -> bool:
-    """Whether the ``with`` statement of a block is no more."""
+    """Return whether the ``with`` statement of a block has been left."""
     block = reference()
     return block is None or block.is_over
 
 
-#: What gets into a connection, and leaves it, and may be interrupted in between.
+#: The methods that use a session and may be interrupted before they release it.
 _CALLS = frozenset(
     method.__code__
     for method in (

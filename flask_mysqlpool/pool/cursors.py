@@ -1,7 +1,7 @@
-"""What reads and writes through a handle: cursors that end with its checkout.
+"""Cursors that end with the checkout of their connection.
 
-They are made of PyMySQL's, or the user's own, and know the session only as the handle
-lets them in: between its ``_enter()`` and its ``_leave()``.
+Their classes are derived from PyMySQL's, or the user's own. They use the session only
+between ``_enter()`` and ``_leave()`` of the handle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .driver.transport import without_traceback
 
 
 class _BoundCursor(Cursor):
-    """Makes a cursor end with the checkout of its connection."""
+    """A cursor that ends with the checkout of its connection."""
 
     connection: Any
     _executed: Any
@@ -27,7 +27,7 @@ class _BoundCursor(Cursor):
     _unbuffered = False
 
     def _query(self, q: str | bytes) -> int:
-        # PyMySQL's, but alone in the connection until the result is the cursor's.
+        """Execute a statement as PyMySQL does, with exclusive use of the session."""
         handle = self.connection or self._get_db()  # type: ignore[attr-defined]
         try:
             con = handle._enter()
@@ -73,13 +73,13 @@ class _BoundCursor(Cursor):
     def close(self) -> None:
         result, handle = self._result, self.connection
         if result is None or not result.has_next or not (handle and handle.open):
-            # Nothing can be left to read, and reading is what closing does.
+            # There is nothing left to read, so keep super().close() from reading.
             self.connection = None
         super().close()
 
 
 class _BoundSSCursor(_BoundCursor, SSCursor):
-    """The same for cursors that read rows as they are asked for."""
+    """The same for unbuffered cursors, which read rows one by one."""
 
     _unbuffered = True
 
@@ -89,7 +89,7 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
             return None
         if not result.unbuffered_active:
             if result.connection is not None:
-                # PyMySQL takes an error of the server for the end of the rows.
+                # PyMySQL treats an error of the server as the end of the rows.
                 raise getattr(result, "ended_by", None) or ConnectionLost(
                     "the connection was lost, with rows unread"
                 )
@@ -106,9 +106,8 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
             handle._leave()
 
     def close(self) -> None:
-        # PyMySQL reads on to the last row here. Rows that nobody reads cost the
-        # connection when it is returned, which is cheaper; and if there is a next
-        # statement, it reads them.
+        # PyMySQL reads the remaining rows here. It is cheaper to close a connection
+        # that is returned with rows unread; the next statement, if any, reads them.
         self.connection = None
         if self._result is not None:
             self._result.unwanted = True
@@ -116,12 +115,12 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
     __del__ = close
 
 
-#: The method of PyMySQL's that its execute() has the values filled in by.
+#: PyMySQL's method that puts the arguments into the statement.
 _FILL_IN = "_mogrify" if hasattr(Cursor, "_mogrify") else "mogrify"
 
 
 def _execute(cursor: Any, query: str | bytes, args: Any = None) -> int:
-    """Execute a statement as PyMySQL does, but for calls that have nothing to do."""
+    """Execute a statement as PyMySQL does, without the calls that have no effect."""
     if cursor._result is not None:
         while cursor.nextset():
             pass
@@ -132,7 +131,7 @@ def _execute(cursor: Any, query: str | bytes, args: Any = None) -> int:
     return found
 
 
-#: The calls that use a connection while they run; see ``PooledConnection._is_in_use``.
+#: The methods that use a session; see ``PooledConnection._is_in_use``.
 CALLS = frozenset(
     method.__code__
     for method in (_BoundCursor._query, _BoundCursor._nextset, _BoundSSCursor.read_next)
@@ -140,59 +139,60 @@ CALLS = frozenset(
 
 
 class _RecordingCursor(Cursor):
-    """Notes what it executes, and how long that took."""
+    """A cursor that records its statements and their durations."""
 
     connection: Any
     _unbuffered: bool
 
-    #: Whether what is executed is a part of what is noted anyway.
-    _noting = False
+    #: Whether a call is being recorded that executes statements by other methods.
+    _recording = False
 
     def execute(self, query: str | bytes, args: Any = None) -> int:
-        found: int = self._noted(query, args, super().execute, query, args)
+        found: int = self._record(query, args, super().execute, query, args)
         return found
 
     def executemany(self, query: str | bytes, args: Any) -> Any:
-        # PyMySQL would have execute() see the values filled in.
-        return self._noted(query, args, super().executemany, query, args)
+        # PyMySQL's calls execute() with the values already put into the statement.
+        return self._record(query, args, super().executemany, query, args)
 
     def callproc(self, procname: str, args: Any = ()) -> Any:
-        return self._noted(f"CALL {procname}", args, super().callproc, procname, args)
+        return self._record(f"CALL {procname}", args, super().callproc, procname, args)
 
-    def _noted(
+    def _record(
         self, query: str | bytes, args: Any, call: Callable[..., Any], *its: Any
     ) -> Any:
+        """Call a method and record its statement; not one that is part of another."""
         handle = self.connection
-        if self._noting or handle is None or handle._pool.recorder is None:
+        if self._recording or handle is None or handle._pool.recorder is None:
             return call(*its)
-        self._noting, started, rows = True, perf_counter(), None
+        self._recording, started, rows = True, perf_counter(), None
         try:
             found = call(*its)
             rows = None if self._unbuffered else self.rowcount
             return found
         finally:
-            self._noting = False
+            self._recording = False
             note = handle._pool.recorder.note
             note(query, args, started, handle.endpoint, rows)
 
 
-#: By the class that they are made from, for none is made twice.
+#: The derived classes, by the class that each is derived from.
 BOUND: dict[type[Cursor], type[Cursor]] = {}
 RECORDING: dict[type[Cursor], type[Cursor]] = {}
 
 
 def bound_class(cls: type[Cursor]) -> type[Cursor]:
-    """What stands in for one of PyMySQL's classes, or of the user's; see ``BOUND``."""
+    """Derive a class, and add it to ``BOUND``, whose cursors end with the checkout."""
     base = _BoundSSCursor if issubclass(cls, SSCursor) else _BoundCursor
-    # It may be the class of a cursor that came from here.
+    # The caller may pass type(cursor) of a cursor that the pool has made.
     bound = cls if issubclass(cls, base) else _combined(base, cls)
-    if cls.execute is Cursor.execute:  # not one of the user's
+    if cls.execute is Cursor.execute:  # the user has not overridden it
         bound.execute = _execute  # type: ignore[assignment]
     return BOUND.setdefault(cls, bound)
 
 
 def recording_class(bound: type[Cursor]) -> type[Cursor]:
-    """What stands in for one of these, to record statements; see ``RECORDING``."""
+    """Derive a class, and add it to ``RECORDING``, whose cursors record statements."""
     own = issubclass(bound, _RecordingCursor)
     recording = bound if own else _combined(_RecordingCursor, bound)
     return RECORDING.setdefault(bound, recording)

@@ -147,7 +147,7 @@ class TransactionBlock(ContextDecorator):
         self.owner = _who()
         if outer is not None and outer.owner != self.owner:
             raise TransactionError(
-                "another task or thread is inside of transaction() on this connection;"
+                "another task or thread is inside transaction() on this connection;"
                 " use one of your own: 'with db.connection() as conn:'"
             )
         self._savepoint = ""

@@ -206,7 +206,7 @@ class _Rehearsed(PooledConnection):
             self._con.forget_changes()
 
     def autocommit(self, value: bool) -> None:
-        self._refuse_in_block("autocommit()", "call it before")
+        self._refuse_in_block("autocommit()", "call it before the block")
         if value and not self._autocommit:
             self.keep()
         self._autocommit = bool(value)
@@ -261,7 +261,7 @@ class _Rehearsed(PooledConnection):
         self.keep()
 
     def rollback(self) -> None:
-        self._refuse_in_block("rollback()", "raise an exception, and let it out")
+        self._refuse_in_block("rollback()", "let an exception leave the block")
         self._go_back()
 
     def _go_back(self) -> None:

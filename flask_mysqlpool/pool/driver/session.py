@@ -523,7 +523,7 @@ class Session(Transport):
         if left & ENDS:
             raise TransactionError(
                 "a statement that ends the transaction, or commits it implicitly (DDL"
-                " does), was refused inside of transaction(): execute it outside; to"
+                " does), was refused inside transaction(): execute it outside; to"
                 " roll back, let an exception out; to nest, use transaction() again"
             )
         while changes and self.savepoints_due:
