@@ -1,5 +1,8 @@
 """A people directory: what a Flask app on ``flask_mysqlpool`` looks like.
 
+Read this module, ``database.py`` and ``people.py``. ``web.py`` answers in JSON or HTML;
+``demo`` serves the demonstration, and is not part of such an app.
+
 ``python -m example_app`` runs it with a database of its own. On yours::
 
     export FLASK_MYSQLPOOL_URL=mysql://user:password@127.0.0.1:3306/people
@@ -21,19 +24,19 @@ from pymysql.err import MySQLError
 from flask_mysqlpool import PoolError
 from flask_mysqlpool.monitor import create_monitor, is_local
 
-from . import database, pages, people, trouble, web
+from . import database, demo, people, web
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """The app, set up from the environment (``FLASK_…``) and then from ``config``.
+    """Create the app, configured by the environment (``FLASK_…``) and by ``config``.
 
     It connects to nothing yet. Raises :exc:`~flask_mysqlpool.ConfigError`.
     """
     app = Flask(__name__)
     app.config.from_mapping(
-        # Enough for one process; several must be given the same one.
+        # Enough for one process; several must share one, from the environment.
         SECRET_KEY=secrets.token_hex(),
-        # Cookies know no ports: "session" may be another local app's.
+        # Cookies are shared by all ports: "session" may be another local app's.
         SESSION_COOKIE_NAME="people_session",
         SESSION_COOKIE_SAMESITE="Lax",
         MAX_CONTENT_LENGTH=16 * 1024,
@@ -42,9 +45,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config.from_mapping(config or {})
     database.db.init_app(app)
     web.init_app(app)
-    app.register_blueprint(pages.blueprint)
     app.register_blueprint(people.blueprint)
-    app.register_blueprint(trouble.blueprint)
+    demo.init_app(app)
     app.register_blueprint(create_monitor(authorize=is_local, control=True))
     app.cli.add_command(init_db)
     return app

@@ -1,16 +1,13 @@
-"""Everything that this app says to MySQL. Nothing here knows of HTTP."""
+"""Every statement that the app executes. This module knows nothing of HTTP."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from pymysql.constants import CR, ER
 from pymysql.cursors import DictCursor
-from pymysql.err import MySQLError
 
 from flask_mysqlpool import MySQLPool
-from flask_mysqlpool.workers.mysql_server import connect_to
 
 db = MySQLPool()
 
@@ -25,17 +22,6 @@ CREATE TABLE IF NOT EXISTS person (
 """
 
 FIRST_PEOPLE = [(1, "John", "Bob"), (2, "Jane", "Bob"), (3, "Michael", "Clark")]
-
-#: MariaDB's answer to a statement whose own connection was killed; not in PyMySQL.
-CONNECTION_KILLED = 1927
-
-#: What the last words of a connection that kills itself may be.
-LAST_WORDS = {
-    CONNECTION_KILLED,
-    ER.QUERY_INTERRUPTED,
-    CR.CR_SERVER_GONE_ERROR,
-    CR.CR_SERVER_LOST,
-}
 
 
 @dataclass(frozen=True)
@@ -54,15 +40,15 @@ class Person:
 
 
 def init_db() -> int:
-    """Create the table, fill it if it is empty; how many people there are then.
+    """Create the table, fill it if it is empty, and return the number of people.
 
-    What somebody has entered is never touched.
+    Existing rows are never changed.
     """
     db.get_db().query(SCHEMA)
     with db.transaction() as connection, connection.cursor(DictCursor) as cursor:
         if count(cursor) == 0:
-            # With their ids, so that nobody gets in twice when two processes start
-            # at the same moment.
+            # With ids, so that two processes that start at the same moment insert
+            # each person once.
             cursor.executemany(
                 "INSERT INTO person (id, first_name, last_name) VALUES (%s, %s, %s)"
                 " ON DUPLICATE KEY UPDATE id = id",
@@ -102,7 +88,7 @@ def add_person(first_name: str, last_name: str) -> Person:
 
 
 def remove_person(person_id: int) -> Person | None:
-    """Delete a person and say who it was; None if there is nobody with this id."""
+    """Delete a person and return it, or None if no person has this id."""
     with db.transaction() as connection, connection.cursor(DictCursor) as cursor:
         cursor.execute(
             "SELECT id, first_name, last_name FROM person WHERE id = %s FOR UPDATE",
@@ -113,56 +99,6 @@ def remove_person(person_id: int) -> Person | None:
     return Person(**row) if row else None
 
 
-def end_connections() -> int:
-    """Have the server end this user's connections to this database; how many.
-
-    A user may always kill what is its own. The connection that asks goes last.
-    """
-    with db.connection() as connection, connection.cursor(DictCursor) as cursor:
-        cursor.execute("SELECT CONNECTION_ID() AS id")
-        [own_id] = [row["id"] for row in cursor]
-        cursor.execute("SHOW PROCESSLIST")
-        threads = {row["Id"]: (row["User"], row["db"]) for row in cursor}
-        own = threads.pop(own_id)
-        others = [thread for thread, whose in threads.items() if whose == own]
-        ended = sum(kill(cursor, thread) for thread in others)
-        kill_own(cursor)
-        return ended + 1
-
-
-def end_connections_from_outside() -> int:
-    """The same over a connection that is not the pool's, so it needs none of them."""
-    with connect_to(db.pool().config) as server:
-        return server.kill(server.report().threads)
-
-
-def sleep(seconds: float) -> float:
-    """Keep this request's connection busy for so long."""
-    with db.get_db().cursor() as cursor:
-        cursor.execute("SELECT SLEEP(%s)", (seconds,))
-    return seconds
-
-
-def kill(cursor: DictCursor, thread: int) -> bool:
-    """End one connection; False if it had ended already."""
-    try:
-        cursor.execute("KILL %s", (thread,))
-    except MySQLError as error:
-        if error.args[0] != ER.NO_SUCH_THREAD:
-            raise
-        return False
-    return True
-
-
-def kill_own(cursor: DictCursor) -> None:
-    """End the connection that says so: where that works, it ends in an error."""
-    try:
-        cursor.execute("KILL CONNECTION_ID()")
-    except MySQLError as error:
-        if error.args[0] not in LAST_WORDS:
-            raise
-
-
 def describe(error: BaseException) -> str:
-    """An error in one line, the server's number first if it has one."""
+    """Return the error as one line, the server's error number first if it has one."""
     return " ".join(": ".join(map(str, error.args)).split())

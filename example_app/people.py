@@ -33,7 +33,7 @@ def first() -> ResponseReturnValue:
 
 @blueprint.get("/add")
 def add_form() -> ResponseReturnValue:
-    """Where a browser lands that reloads the address of a refused form."""
+    """Redirect a browser that reloads the address of a refused form."""
     return redirect(url_for(".everybody"))
 
 
@@ -76,12 +76,12 @@ def submitted() -> Mapping[str, object]:
 
 
 def validated(data: Mapping[str, object]) -> tuple[dict[str, str], dict[str, str]]:
-    """The cleaned values, and what is wrong with which of them."""
+    """Return the cleaned values, and the faults by field."""
     values: dict[str, str] = {}
     errors: dict[str, str] = {}
     for field, label in FIELDS.items():
         text = data.get(field, "")
-        # However it was typed, "Anna  Maria " is one name.
+        # "Anna  Maria " is the same name.
         values[field] = " ".join(text.split()) if isinstance(text, str) else ""
         fault = fault_of(text, values[field])
         if fault:

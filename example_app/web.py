@@ -1,4 +1,4 @@
-"""What all pages share: JSON or HTML, errors, and forms that cannot be forged."""
+"""What all pages share: JSON or HTML, errors, and forms protected against CSRF."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from pymysql.constants import ER
 from pymysql.err import ProgrammingError
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
-from flask_mysqlpool.monitor import is_local
-
 TOKEN = "csrf_token"
 
-#: Nothing comes from foreign hosts, nothing runs, nobody frames a delete button.
+#: No foreign hosts, no scripts, and no frames: those would allow clickjacking.
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -37,11 +35,11 @@ def init_app(app: Flask) -> None:
     app.after_request(add_headers)
     app.register_error_handler(HTTPException, show_error)
     app.register_error_handler(ProgrammingError, show_missing_table)
-    app.jinja_env.globals.update(csrf_token=csrf_token, is_local=is_local)
+    app.jinja_env.globals.update(csrf_token=csrf_token)
 
 
 def wants_page() -> bool:
-    """Whether to answer with HTML: to browsers, and to whoever asks for it.
+    """Return whether to answer with HTML, as browsers want it, instead of JSON.
 
     ``?format=`` decides; without it, JSON is answered by JSON, and otherwise the
     header Accept counts, where curl's ``*/*`` stands for JSON.
@@ -58,20 +56,20 @@ def wants_page() -> bool:
 def reply(
     template: str, data: object, status: int = 200, **context: Any
 ) -> ResponseReturnValue:
-    """``data`` as JSON, or the page made of ``context``."""
+    """Return ``data`` as JSON, or the page made of ``context``."""
     if wants_page():
         return render(template, **context), status
     return jsonify(data), status
 
 
 def csrf_token() -> str:
-    """The session's token, which no other site can know; forms send it back."""
+    """Return the session's token, which forms send back and no other site knows."""
     token: str = session.setdefault(TOKEN, secrets.token_urlsafe())
     return token
 
 
 def refuse_forged_forms() -> None:
-    """Let forms pass with the session's token only.
+    """Refuse forms without the session's token, against CSRF.
 
     JSON needs none: a browser sends it to another site only with that site's consent.
     """
@@ -96,7 +94,7 @@ def add_headers(response: Response) -> Response:
 
 
 def show_error(error: HTTPException) -> ResponseReturnValue:
-    """An error as a page or as JSON, with the headers that belong to it."""
+    """Answer an error as a page or as JSON, with its headers."""
     response = error.get_response()
     data = {"error": error.name, "message": error.description}
     if wants_page():
@@ -108,7 +106,7 @@ def show_error(error: HTTPException) -> ResponseReturnValue:
 
 
 def show_missing_table(error: ProgrammingError) -> ResponseReturnValue:
-    """Say what to do when the app is served before its table was made."""
+    """Answer a missing table with the command that creates it."""
     if error.args[0] != ER.NO_SUCH_TABLE:
         raise error
     current_app.logger.error("%s", error)

@@ -94,7 +94,7 @@ install_missing() {
         "'apt-get install ${missing_packages[*]}' on Debian or Ubuntu$brew$way_out"
 }
 
-# What the tests of clusters need, and 'scripts/example --cluster': Galera and HAProxy.
+# What the tests of clusters need, and scripts/example-cluster: Galera and HAProxy.
 haproxy_folder=$cache_folder/haproxy
 
 has_galera() {

@@ -180,7 +180,7 @@ def test_a_clone_that_cannot_be_written_is_one_clear_line(open_folder: Path) -> 
     )
 
 
-@pytest.mark.parametrize("name", ["example", "release", "test"])
+@pytest.mark.parametrize("name", ["example", "example-cluster", "release", "test"])
 def test_a_script_finds_its_clone_through_a_link(
     clone: Path, tmp_path: Path, name: str
 ) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from example_app import __main__ as program
 from example_app import create_app
 from example_app.database import all_people, db
+from example_app.demo import serve as program
 from flask_mysqlpool.testing import LocalServer, ServerNotFound
 
-ROOT = Path(program.__file__).parents[1]
+ROOT = Path(program.__file__).parents[2]
 NAMES = ["John Bob", "Jane Bob", "Michael Clark"]
 
 

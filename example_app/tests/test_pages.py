@@ -11,7 +11,8 @@ from pymysql.cursors import DictCursor
 from pymysql.err import OperationalError
 
 from example_app import create_app
-from example_app.database import db, kill, kill_own
+from example_app.database import db
+from example_app.demo.connections import kill, kill_own
 from flask_mysqlpool.testing import LocalServer
 
 from .conftest import BROWSER, Browser

@@ -8,8 +8,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from example_app import create_app, trouble
+from example_app import create_app
 from example_app.database import db
+from example_app.demo import trouble
 from flask_mysqlpool.testing import LocalServer
 
 from .conftest import BROWSER, Browser

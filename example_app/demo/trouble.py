@@ -1,7 +1,6 @@
-"""Buttons that make trouble, to watch in the monitor how the pool copes.
+"""Buttons that load the pool or kill its connections, to watch it in the monitor.
 
-For whoever sits at this machine. All that goes on at once is bounded: so many threads,
-for so many seconds.
+Only requests from this machine are served, on a bounded number of threads.
 """
 
 from __future__ import annotations
@@ -29,16 +28,19 @@ from pymysql.err import MySQLError
 from flask_mysqlpool import PoolError
 from flask_mysqlpool.monitor import is_local
 
-from . import database
-from .web import reply
+from ..database import describe
+from ..web import reply
+from . import connections as db
 
-blueprint = Blueprint("trouble", __name__, url_prefix="/trouble")
+blueprint = Blueprint(
+    "trouble", __name__, url_prefix="/trouble", template_folder="templates"
+)
 
 log = logging.getLogger(__name__)
 
-#: Threads that make trouble at once, whatever is asked for.
+#: The most threads that run at once.
 MOST = 40
-#: What may be asked for: connections and seconds; visitors and requests of each.
+#: Largest values of the forms; requests are those of each visitor.
 LIMITS = {"connections": 20, "seconds": 15, "visitors": 40, "requests": 20}
 DEFAULTS = {"connections": 10, "seconds": 8, "visitors": 30, "requests": 10}
 
@@ -69,7 +71,7 @@ def hold() -> ResponseReturnValue:
 
 @blueprint.post("/flood")
 def flood() -> ResponseReturnValue:
-    """Let visitors come all at once."""
+    """Let many visitors send requests at once."""
     visitors, requests = number("visitors"), number("requests")
     app = this_app()
     started = start(visitors, lambda: visit(app, requests))
@@ -78,15 +80,15 @@ def flood() -> ResponseReturnValue:
 
 @blueprint.post("/kill")
 def kill() -> ResponseReturnValue:
-    """End every connection, without one of the pool's: they may all be taken."""
-    ended = database.end_connections_from_outside()
+    """Kill every connection of the app."""
+    ended = db.end_connections_from_outside()
     return told(f"The server has ended {ended} connections.")
 
 
 @blueprint.get("/slow")
 def slow() -> ResponseReturnValue:
-    """What the visitors ask for."""
-    return jsonify(slept=database.sleep(0.1))
+    """Answer slowly; this is the page that the visitors request."""
+    return jsonify(slept=db.sleep(0.1))
 
 
 def number(name: str) -> int:
@@ -105,7 +107,7 @@ def this_app() -> Flask:
 
 
 def start(count: int, work: Callable[[], None]) -> int:
-    """Do it so many times at once, as far as there is room; how many times."""
+    """Start the work on up to ``count`` free threads; return their number."""
     started = 0
     while started < count and _places.acquire(blocking=False):
         _threads.submit(work).add_done_callback(lambda _: _places.release())
@@ -118,9 +120,9 @@ def start(count: int, work: Callable[[], None]) -> int:
 def keep_busy(app: Flask, seconds: float) -> None:
     with app.test_request_context("/trouble/hold", method="POST"):
         try:
-            database.sleep(seconds)
+            db.sleep(seconds)
         except (MySQLError, PoolError) as error:
-            log.info("no longer held: %s", database.describe(error))
+            log.info("no longer held: %s", describe(error))
 
 
 def visit(app: Flask, requests: int) -> None:
@@ -130,7 +132,7 @@ def visit(app: Flask, requests: int) -> None:
             client.get("/trouble/slow")
         except (MySQLError, PoolError) as error:
             # Where app.testing lets errors through.
-            log.info("a visitor got an error: %s", database.describe(error))
+            log.info("a visitor got an error: %s", describe(error))
 
 
 def told(message: str) -> ResponseReturnValue:

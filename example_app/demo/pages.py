@@ -1,4 +1,4 @@
-"""The front page, and the page that breaks things."""
+"""The front page, and a page that ends all connections."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import asdict
 from flask import Blueprint, flash, jsonify, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 
-from .database import db, end_connections
-from .web import reply
+from ..database import db
+from ..web import reply
+from .connections import end_connections
 
-blueprint = Blueprint("pages", __name__)
+blueprint = Blueprint("pages", __name__, template_folder="templates")
 
 ROUTES = {
     "GET /person/all": "everybody",
@@ -21,7 +22,7 @@ ROUTES = {
 }
 EXPLANATION = (
     "POST here, and the server ends every connection that this app holds. The next"
-    " request works all the same."
+    " request gets a new one."
 )
 
 
