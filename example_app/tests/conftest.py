@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from pymysql.cursors import DictCursor
 from werkzeug.test import TestResponse
 
 from example_app import create_app
@@ -18,6 +20,19 @@ BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;
 CURL = {"Accept": "*/*"}
 
 
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def threads_of_app(mysql_server: LocalServer) -> set[int]:
+    with mysql_server.connect() as connection, connection.cursor(DictCursor) as cursor:
+        cursor.execute("SHOW PROCESSLIST")
+        return {row["Id"] for row in cursor if row["User"] == mysql_server.user}
+
+
 @pytest.fixture(scope="session")
 def mysql_server() -> Iterator[LocalServer]:
     with LocalServer(database="people") as server:
@@ -26,7 +41,7 @@ def mysql_server() -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_environment() -> Iterator[None]:
-    """Without the settings of whoever runs the tests."""
+    """Remove the settings of the developer who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("FLASK_")]:
             patch.delenv(name)
@@ -38,6 +53,8 @@ def bare_app(mysql_server: LocalServer, plain_environment: None) -> Iterator[Fla
     """The app on a database without the table."""
     with mysql_server.connect() as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE IF EXISTS people.person")
+    # A server lists connections for a moment after the client has closed them.
+    until(lambda: not threads_of_app(mysql_server))
     app = create_app({"MYSQLPOOL_URL": mysql_server.url, "TESTING": True})
     yield app
     with app.app_context():

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from threading import BoundedSemaphore
 
 import pytest
@@ -13,20 +11,13 @@ from example_app.database import db
 from example_app.demo import trouble
 from flask_mysqlpool.testing import LocalServer
 
-from .conftest import BROWSER, Browser
+from .conftest import BROWSER, Browser, until
 
 STRANGER = {"REMOTE_ADDR": "192.0.2.1"}
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-
-
 def is_quiet() -> bool:
-    """Whether nobody makes trouble any more."""
+    """Return whether all threads that make trouble have ended."""
     return trouble._places._value == trouble.MOST
 
 
