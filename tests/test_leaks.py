@@ -63,7 +63,7 @@ def test_a_holder_is_logged_once_with_the_line_that_took_it(
     app.test_client().get("/")
 
     [message] = caplog.messages
-    assert message.startswith("shop: a connection is in use for 0.")
+    assert message.startswith("shop: a connection has been in use for 0.")
     assert f"taken for 'shop.slow' by thread {threading.current_thread().name!r}" in (
         message
     )
@@ -140,7 +140,7 @@ def test_a_thread_that_waits_for_itself_is_told_so(make_pool: MakePool) -> None:
         with pytest.raises(PoolTimeout) as info:
             pool.connection(timeout=0.01)
 
-    assert "this thread itself holds 2, and waits for itself" in str(info.value)
+    assert "this thread itself holds 2, so it waits for itself" in str(info.value)
 
 
 def test_a_thread_that_waits_for_others_too_is_told_how_many_are_its_own(

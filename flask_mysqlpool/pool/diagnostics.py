@@ -1,7 +1,6 @@
-"""Describe a pool: its figures, its connections, time-outs and leaks.
+"""Describe a pool: statistics, connections, timeouts and leaks.
 
-Read all that is needed of the pool's state at once, with its lock held, and make texts
-of it afterwards.
+The state is read at once, with the lock held; texts are made afterwards.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from .driver.transport import DRIVER
 from .state import PoolState
 from .stats import ConnectionStats, PoolStats, Times
 
-#: The callers of a checkout, the innermost first.
+#: The stack of a checkout, innermost frame first: code and line number.
 Stack = tuple[tuple[CodeType, int], ...]
 
-#: So many of them are noted.
+#: Maximum number of frames that are recorded.
 DEPTH = 50
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def caller(*others: str) -> FrameType:
-    """Who is calling, apart from this package, and from what is in these folders."""
+    """Return the innermost frame outside this package and outside these folders."""
     frame = sys._getframe(1)
     folders = (_PACKAGE, *others)
     while frame.f_back and frame.f_code.co_filename.startswith(folders):
@@ -40,7 +39,7 @@ def caller(*others: str) -> FrameType:
 
 
 def stack() -> Stack:
-    """The caller and its callers, the innermost first."""
+    """Return the stack outside this package."""
     found: list[tuple[CodeType, int]] = []
     walker: FrameType | None = caller()
     while walker is not None and len(found) < DEPTH:
@@ -50,11 +49,11 @@ def stack() -> Stack:
 
 
 def describe(endpoint: str | None, thread: str | None, stack: Stack) -> str:
-    """Who took it, and where: one line, or more if the stack was noted."""
+    """Return the purpose, the thread and, if recorded, the stack of a checkout."""
     taken = f"taken for {quoted(endpoint)} by" if endpoint else "taken by"
     taken += f" thread {quoted(thread)}" if thread else " a thread that has ended"
     if not stack:
-        return f"{taken}; LEAK_THRESHOLD, if set, would have its stack shown here"
+        return f"{taken}; set LEAK_THRESHOLD to show its stack here"
     entries = [
         traceback.FrameSummary(code.co_filename, line, code.co_name)
         for code, line in reversed(stack)
@@ -63,7 +62,7 @@ def describe(endpoint: str | None, thread: str | None, stack: Stack) -> str:
 
 
 def snapshot(state: PoolState, now: float) -> PoolStats:
-    """The pool at this instant. [lock held]"""
+    """Return a snapshot of a pool; called with its lock held."""
     config, generation = state.config, state.generation
     everything = state.open()
     first = next(iter(state.waiters), None)
@@ -71,7 +70,7 @@ def snapshot(state: PoolState, now: float) -> PoolStats:
     checkouts = state.past_uses + sum(con.uses for con in everything)
     uses = _sum([state.past_times, *(con.times for con in everything)])
     waits = _sum([state.waits])
-    # The others took no time.
+    # Only checkouts that waited are recorded; the others belong to the first bucket.
     waits.counts[0] += checkouts - sum(waits.counts)
     return PoolStats(
         name=config.name,
@@ -93,7 +92,7 @@ def snapshot(state: PoolState, now: float) -> PoolStats:
         timeouts=state.timeouts,
         last_timeout=state.last_timeout,
         last_connect_failure=state.connects.failed_at,
-        connect_error=_what_was_said(state.connects.last_error),
+        connect_error=_text_of(state.connects.last_error),
         failing=state.connects.failing,
         opened=state.opened,
         discarded=state.discarded.total(),
@@ -111,10 +110,10 @@ def _sum(parts: Iterable[Times]) -> Times:
     return total
 
 
-def _what_was_said(error: BaseException | None) -> str | None:
-    """An error as the mysql client prints it; no more than its kind if it is not ours.
+def _text_of(error: BaseException | None) -> str | None:
+    """Return an error as the mysql client prints it; for a foreign one, its class.
 
-    What a ``PASSWORD`` that is a function raises could hold a secret.
+    The text of an error raised by a ``PASSWORD`` function may contain a secret.
     """
     if isinstance(error, (DRIVER.MySQLError, PoolError)):
         return ": ".join(map(plain, error.args))
@@ -122,19 +121,19 @@ def _what_was_said(error: BaseException | None) -> str | None:
 
 
 def connections(state: PoolState, now: float) -> list[ConnectionStats]:
-    """Every open connection: those in use first, the oldest holder at the top."""
+    """List the open connections: first those in use, longest held first."""
     with state.lock:
         in_use = [(con, owner()) for con, owner in state.in_use.items()]
         idle = [*state.idle]
     names = {thread.ident: thread.name for thread in threading.enumerate()}
 
-    def about(con: Session, label: str, who: object) -> ConnectionStats:
+    def about(con: Session, label: str, holder: object) -> ConnectionStats:
         return ConnectionStats(
             thread_id=con.raw.thread_id(),
             state=label,
             since=now - con.since,
-            endpoint=getattr(who, "endpoint", None)
-            or (names.get(con.holder) if who else None),
+            endpoint=getattr(holder, "endpoint", None)
+            or (names.get(con.holder) if holder else None),
             age=now - con.opened,
         )
 
@@ -145,7 +144,7 @@ def connections(state: PoolState, now: float) -> list[ConnectionStats]:
 
 
 def timeout(state: PoolState, started: float, now: float) -> PoolTimeout:
-    """The error for a checkout that ran out of time."""
+    """Return the error for a checkout that ran out of time."""
     config = state.config
     with state.lock:
         oldest, owner = next(iter(state.in_use.items()), (None, None))
@@ -168,27 +167,27 @@ def timeout(state: PoolState, started: float, now: float) -> PoolTimeout:
     if mine:
         text += f"; this thread itself holds {mine}"
     if mine == in_use:
-        text += ", and waits for itself: let it return one before it takes another"
+        text += ", so it waits for itself: return one before taking another"
     error = PoolTimeout(text)
     error.__cause__ = cause
     return error
 
 
 def drop(pool: str, con: Session) -> str:
-    """What to say of a connection that was dropped without being returned."""
+    """Return the report about a connection that was dropped without a checkin."""
     assert con.dropped_by is not None
-    who = describe(con.dropped_by[0], _holder(con), con.dropped_by[1])
-    return f"{pool}: a connection was dropped without being returned; {who}"
+    origin = describe(con.dropped_by[0], _holder(con), con.dropped_by[1])
+    return f"{pool}: a connection was dropped without being returned; {origin}"
 
 
 def leak(pool: str, con: Session, handle: Any, held: float) -> str:
-    """What to say of a holder that has had its connection for so many seconds."""
-    who = describe(handle.endpoint, _holder(con), handle.stack)
-    return f"{pool}: a connection is in use for {held:.1f} s; {who}"
+    """Return the report about a connection that has been held for too long."""
+    origin = describe(handle.endpoint, _holder(con), handle.stack)
+    return f"{pool}: a connection has been in use for {held:.1f} s; {origin}"
 
 
 def _holder(con: Session) -> str | None:
-    """The name of the thread that took it; None if that has ended."""
-    # Not enumerate(): where thousands time out at once, each would list thousands.
+    """Return the name of the thread that checked it out; None if it has ended."""
+    # Not enumerate(): if thousands of checkouts time out, each would list all threads.
     thread = threading._active.get(con.holder)  # type: ignore[attr-defined]
     return None if thread is None else str(thread.name)

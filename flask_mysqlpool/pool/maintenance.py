@@ -1,7 +1,7 @@
-"""Background threads: one maintains the pools, one what workers publish of them.
+"""Background threads: one maintains the pools, another publishes their status.
 
-There is one of each kind for a process. It starts with its first task, and sleeps while
-no task is due. All it knows of a task is its ``maintain()``.
+A process has one thread of each kind. It starts with its first task and sleeps while no
+task is due.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from weakref import ref
 from .driver.logs import log
 from .driver.process import process
 
-#: Seconds until the next round after one that failed.
+#: Seconds until a task is called again after it has raised.
 RECOVERY = 1.0
 
 
 class Task(Protocol):
+    """Work that is repeated at intervals."""
+
     def maintain(self) -> float | None:
-        """Do what is due; seconds until the next time, None for not at all."""
+        """Do what is due; return the seconds until the next call, None to end."""
 
 
-# No WeakKeyDictionary: whoever lets go of one last would change it, in any thread.
+# No WeakKeyDictionary: it would change in the thread that drops the last reference.
 _Due = dict[ref[Task], float]
 
 
@@ -35,20 +37,20 @@ class MaintenanceThread:
 
     def __init__(self, kind: str = "maintenance") -> None:
         self._kind = kind
-        # Looked up now, since gevent may have replaced it after the import of this.
+        # Looked up now: gevent may have replaced the class after this was imported.
         self._inbox: queue.SimpleQueue[ref[Task] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
     def watch(self, task: Task) -> None:
-        """Look after this, from now on, until it says that nothing is left to do."""
+        """Add a task, due now, and start the thread unless it is running."""
         self._inbox.put(ref(task))
         if self._thread is None or not self._thread.is_alive():
             try:
                 with self._starting:
                     self._start()
             except RuntimeError as error:
-                text = "nobody looks after %s until later: %s"
+                text = "the thread for %s cannot be started yet: %s"
                 log(WARNING, text, self._kind, error)
 
     def _start(self) -> None:
@@ -63,42 +65,44 @@ class MaintenanceThread:
         self._thread = thread
 
     def wake(self, task: Task | None = None) -> None:
-        """Make a round now, with this one in it. Starts no thread.
+        """Make all tasks due now, including this one, without starting the thread.
 
-        Safe in a finalizer and with a lock held, as ``SimpleQueue.put`` is.
+        ``SimpleQueue.put`` is reentrant, so finalizers may call this.
         """
         self._inbox.put(ref(task) if task is not None else None)
 
     def _run(self) -> None:
         due: _Due = {}
         while True:
-            # All pools depend on this thread: not even a SystemExit may end it.
+            # All pools depend on this thread, so not even a SystemExit may end it.
             with suppress(BaseException):
                 self._wait(due)
-                _make_round(due)
+                _run_due(due)
 
     def _wait(self, due: _Due) -> None:
+        """Sleep until a task is due or a message arrives."""
         soonest = min(due.values(), default=None)
         left = None if soonest is None else max(soonest - time.monotonic(), 0.0)
         with suppress(queue.Empty):
             _add_task(due, self._inbox.get(timeout=left))
 
 
-# Functions, as the thread must not be what keeps anything alive while it sleeps.
+# Functions, so that no variable of the sleeping thread refers to a task.
 
 
-def _add_task(due: _Due, newcomer: ref[Task] | None) -> None:
-    """A newcomer is due at once, and so are all others."""
-    task = newcomer() if newcomer is not None else None
-    if newcomer is not None and task is not None:
-        due[newcomer] = 0.0
+def _add_task(due: _Due, reference: ref[Task] | None) -> None:
+    """Add a task, if there is one, and make all tasks due now."""
+    task = reference() if reference is not None else None
+    if reference is not None and task is not None:
+        due[reference] = 0.0
     due.update(dict.fromkeys(due, 0.0))
 
 
-def _make_round(due: _Due) -> None:
+def _run_due(due: _Due) -> None:
+    """Call each task that is due, and note when it is due next."""
     now = time.monotonic()
     for reference in [one for one, moment in due.items() if moment <= now]:
-        due[reference] = now + RECOVERY  # if the next line does not end well
+        due[reference] = now + RECOVERY  # in case the next line raises
         pause = _maintain(reference())
         if pause is None:
             del due[reference]
@@ -107,6 +111,7 @@ def _make_round(due: _Due) -> None:
 
 
 def _maintain(task: Task | None) -> float | None:
+    """Call one task; log an error."""
     try:
         return task.maintain() if task is not None else None
     except Exception as error:
@@ -119,6 +124,6 @@ _OF_PROCESS: dict[tuple[str, int], MaintenanceThread] = {}
 
 
 def maintenance_thread(kind: str = "maintenance") -> MaintenanceThread:
-    """That of this process; its thread, locks and mail do not survive a fork."""
+    """Return the one of this process: threads and locks do not survive a fork."""
     key = kind, process()
     return _OF_PROCESS.get(key) or _OF_PROCESS.setdefault(key, MaintenanceThread(kind))

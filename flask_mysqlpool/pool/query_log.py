@@ -1,7 +1,6 @@
-"""What statements took: recorded for whoever develops, and logged where they are slow.
+"""The record of executed statements, for development, and the log of slow ones.
 
-Without a recorder nothing of this is in the way of a statement: cursors that record are
-classes of their own.
+Recording cursors are separate classes, so statements cost nothing extra without it.
 """
 
 from __future__ import annotations
@@ -21,30 +20,30 @@ from .driver.logs import QUERIES, log
 
 _PYMYSQL = os.path.dirname(pymysql.__file__) + os.sep
 
-#: So much of a statement is logged, in characters.
+#: Maximum number of characters of the parameters that are logged.
 LOGGED = 1000
 
 
 @dataclass(frozen=True)
 class RecordedQuery:
-    """One statement that a cursor has executed."""
+    """One statement executed by a cursor."""
 
-    #: As it was given to ``execute()``, without its parameters.
+    #: The statement as passed to ``execute()``, without its parameters.
     statement: str
-    #: Those, if ``LOG_PARAMETERS`` asks for them.
+    #: The parameters, if ``LOG_PARAMETERS`` is set; otherwise None.
     parameters: Any
-    #: Seconds until its result was there.
+    #: Seconds until the result was complete or, if unbuffered, had begun.
     duration: float
-    #: What the connection was taken for.
+    #: The endpoint of the request that executed it.
     endpoint: str | None
-    #: Rows found or changed; None if they are read one by one, or after an error.
+    #: Rows found or changed; None for an unbuffered cursor, or after an error.
     rows: int | None
     #: The file and line that executed it.
     location: str
 
 
 class Recorder:
-    """Notes statements as the settings of a pool say."""
+    """Records statements as the settings of a pool require."""
 
     def __init__(
         self, config: PoolConfig, keep: Callable[[RecordedQuery], None]
@@ -62,7 +61,7 @@ class Recorder:
         endpoint: str | None,
         rows: int | None,
     ) -> None:
-        """Note a statement, which the server has executed: nothing may fail here."""
+        """Record a statement, without raising: the server has executed it already."""
         duration = perf_counter() - started
         if duration < self._slow and self._keep is None:
             return
@@ -104,13 +103,13 @@ def _shown(parameters: object) -> str:
     try:
         return f"{parameters!r:.{LOGGED}}"
     except Exception as error:
-        # By now the statement has been executed.
+        # The statement has been executed, so its caller must not see this error.
         return f"(parameters that cannot be shown: {error!r:.100})"
 
 
 def make_recorder(
     config: PoolConfig, keep: Callable[[RecordedQuery], None]
 ) -> Recorder | None:
-    """What the settings ask for; None if that is nothing."""
+    """Make a recorder, if a setting requires one."""
     wanted = config.record_queries or config.slow_query
     return Recorder(config, keep) if wanted else None

@@ -1,4 +1,4 @@
-"""What a pool looks like at one instant, and who is told of every event in it."""
+"""Snapshots of a pool, histograms, health, and the interface of observers."""
 
 from __future__ import annotations
 
@@ -10,117 +10,119 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .pool import Pool
 
-#: Upper bounds of what durations are sorted into, in seconds; the last has none.
+#: Upper bounds of the histograms' buckets, in seconds; one more bucket has none.
 BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
 class Times:
-    """Durations, counted by how long they were: a histogram."""
+    """A histogram of durations."""
 
     __slots__ = ("counts", "seconds")
 
     def __init__(self) -> None:
-        #: How many there were up to each of :data:`BOUNDS`, and how many longer.
+        #: The number of durations in each bucket of :data:`BOUNDS`, and above.
         self.counts = [0] * (len(BOUNDS) + 1)
-        #: All of them together.
+        #: The sum of all durations.
         self.seconds = 0.0
 
     def add(self, seconds: float) -> None:
+        """Add one duration."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.seconds += seconds
 
     def merge(self, other: Times) -> None:
+        """Add all durations of another histogram."""
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         self.seconds += other.seconds
 
     def snapshot(self) -> tuple[float, ...]:
-        """The counts and then the seconds; immutable."""
+        """Return the counts and then the sum."""
         return (*self.counts, self.seconds)
 
 
 class Observer:
-    """What a pool tells of each event, outside its lock; here, to nobody.
+    """The events of a pool; each method is a no-op.
 
-    A subclass is given to :meth:`Pool.add_observer() <flask_mysqlpool.Pool>`. It runs
-    within checkouts and returns, so it should be quick, and take no connection from the
-    same pool. One that raises is told nothing
-    any more, and that is logged. Durations are in seconds.
+    Pass an instance of a subclass to :meth:`Pool.add_observer()
+    <flask_mysqlpool.Pool>`. Its methods are called in checkouts and checkins, without
+    the lock. They should be quick and must not take a connection from the same pool.
+    An observer that raises is removed, which is logged. Durations are in seconds.
     """
 
     def created(self, pool: Any, thread_id: int, seconds: float) -> None:
-        """A connection was opened, which took so long."""
+        """Note that a connection was opened, in ``seconds``."""
 
     def checked_out(self, pool: Any, connection: Any, waited: float) -> None:
-        """A connection was handed out, after so long."""
+        """Note that a connection was checked out, after ``waited`` seconds."""
 
     def checked_in(self, pool: Any, thread_id: int, used: float) -> None:
-        """A connection was returned that was in use for so long."""
+        """Note that a connection was returned, after a use of ``used`` seconds."""
 
     def discarded(self, pool: Any, thread_id: int, reason: str) -> None:
-        """A connection was closed."""
+        """Note that a connection was closed."""
 
     def timed_out(self, pool: Any, error: Exception) -> None:
-        """A checkout was given up."""
+        """Note that a checkout timed out."""
 
     def connect_failed(self, pool: Any, error: BaseException) -> None:
-        """A connection could not be opened."""
+        """Note that a connection could not be opened."""
 
     def was_reset(self, pool: Any) -> None:
-        """All connections are being replaced."""
+        """Note that all connections are being replaced."""
 
     def leaked(self, pool: Any, endpoint: str | None, report: str) -> None:
-        """A holder keeps its connection for too long, or has dropped it."""
+        """Note that a holder exceeds ``LEAK_THRESHOLD``, or has vanished."""
 
 
 @dataclass(frozen=True)
 class PoolStats:
     """One immutable snapshot of a pool, taken under its lock.
 
-    ``size = connecting + idle + in_use``. The counters at the end only grow,
-    from the moment this process first used the pool.
+    ``size = connecting + idle + in_use``. The counters at the end never decrease. They
+    begin when this process first uses the pool.
     """
 
     name: str
     min_size: int
     max_size: int
-    #: The most at present, which another process may need lower; and whether there are
-    #: to be none any more.
+    #: The current maximum, which is below ``max_size`` while other processes of this
+    #: host need connections; and whether the pool has been closed.
     limit: int
     closed: bool
     size: int
-    #: Open and ready to be handed out.
+    #: Open and not checked out.
     idle: int
-    #: Handed out and not yet returned.
+    #: Checked out.
     in_use: int
-    #: Being opened; they count against ``max_size`` from the first packet.
+    #: Being opened; counted against ``max_size`` from before the first packet.
     connecting: int
-    #: Checkouts blocked right now.
+    #: Checkouts that are waiting.
     waiting: int
-    #: How many seconds the first of them has been waiting.
+    #: Seconds that the first of them has been waiting.
     waited: float
-    #: Raised by a reset and by a disconnect; older connections are replaced.
+    #: Incremented by a reset and by a disconnect; older connections are replaced.
     generation: int
-    #: Of ``size``, those that are older and were not replaced yet.
+    #: Connections of an older generation, not replaced yet; part of ``size``.
     outdated: int
     #: Whether checkouts wait until the pool is resumed.
     paused: bool
-    #: Whether somebody waits since all connections that this host may have are taken.
+    #: Whether checkouts wait because ``MAX_HOST_CONNECTIONS`` is reached.
     short: bool
     checkouts: int
     timeouts: int
-    #: When the last of them was, in `time.time()` seconds; None if there was none.
+    #: When the last timeout was, in `time.time()` seconds; None if there was none.
     last_timeout: float | None
-    #: The same for connects that failed, and what the server said to the last of them.
+    #: When the last connect failed, and its error.
     last_connect_failure: float | None
     connect_error: str | None
-    #: Whether the server could not be reached the last time that this was tried.
+    #: Whether connects have failed since the last one succeeded.
     failing: bool
     opened: int
-    #: Connections closed, and how many for which reason.
+    #: Connections closed, and the number for each reason.
     discarded: int
     discarded_by_reason: Mapping[str, int]
-    #: How long checkouts took, connections were in use, and connects took: so many for
-    #: each of :data:`BOUNDS`, so many that were longer, and the sum in seconds.
+    #: Histograms of checkouts, uses and connects: the number for each of
+    #: :data:`BOUNDS`, the number above, and the sum in seconds.
     wait_seconds: tuple[float, ...]
     use_seconds: tuple[float, ...]
     create_seconds: tuple[float, ...]
@@ -128,14 +130,14 @@ class PoolStats:
 
 @dataclass(frozen=True)
 class ConnectionStats:
-    """One open connection at that instant; durations in seconds."""
+    """One open connection in a snapshot; durations are in seconds."""
 
-    #: The server's number for it.
+    #: The server's number for the connection.
     thread_id: int
-    #: ``in_use`` or ``idle``; and for how long it has been so.
+    #: ``in_use`` or ``idle``, and the time in that state.
     state: str
     since: float
-    #: Who holds it: an endpoint or, outside of requests, the name of a thread.
+    #: The endpoint of the request that holds it or, elsewhere, the name of the thread.
     endpoint: str | None
     age: float
 
@@ -147,16 +149,16 @@ STATES = (OK, UNKNOWN, SATURATED, PAUSED, DOWN)
 
 @dataclass(frozen=True)
 class Health:
-    """How the pools of this process are; :attr:`state` is that of the worst.
+    """The health of the pools of this process; :attr:`state` is that of the worst.
 
-    ``ok``: connections are there. ``unknown``: none is open; one is being opened now,
-    so ask again. ``saturated``: all are in use, or somebody waits.
-    ``paused``: by ``flask mysqlpool pause``. ``down``: the server could not be reached
-    the last time that this was tried; asking makes it try again, at growing intervals.
+    ``ok``: connections are open. ``unknown``: none is open; the check has started a
+    connect, so check again. ``saturated``: all are in use, or checkouts wait.
+    ``paused``: by ``flask mysqlpool pause``. ``down``: the last connect failed, or the
+    pool is closed; each check tries another connect, subject to the back-off.
     """
 
     state: str
-    #: One sentence for each pool that is not ok.
+    #: One sentence for each pool that is not ``ok``.
     reasons: tuple[str, ...]
     pools: Mapping[str, PoolStats]
 
@@ -167,7 +169,7 @@ class Health:
 
 
 def examine(pools: Mapping[str, Pool]) -> Health:
-    """The health of these pools. Waits for nothing."""
+    """Return the health of these pools, without waiting."""
     for pool in pools.values():
         pool.discard_dead()
     found = {bind: pool.stats() for bind, pool in pools.items()}

@@ -1,9 +1,9 @@
-"""Transactions as blocks: all of it or nothing, and again where that is safe.
+"""Transactions as ``with`` blocks, and their repetition where that is safe.
 
 A block begins a transaction, or sets a savepoint if one is open, and ends it by COMMIT
-or, after any exception, by ROLLBACK. What is known to end a transaction (DDL, or a
-COMMIT of one's own) is refused inside; what did so unseen, such as a procedure, is an
-error.
+or, after any exception, by ROLLBACK. Statements known to end a transaction (DDL, or an
+explicit COMMIT) are refused in a block. If one ends it nevertheless, such as a call of
+a procedure that commits, the block raises.
 """
 
 from __future__ import annotations
@@ -28,31 +28,32 @@ from .driver.session import ROLLED_BACK
 
 T = TypeVar("T")
 
-#: Errors after which all of it may be tried again, once it is rolled back.
+#: Errors after which a transaction may be repeated, once it is rolled back.
 CONFLICTS = ROLLED_BACK | {ER.LOCK_WAIT_TIMEOUT}
 
-#: Why it is not known what came of a COMMIT.
+#: Reasons why the outcome of a COMMIT is unknown.
 _CONNECTION_LOST = (
     "the connection was lost after COMMIT was sent and before it was answered"
 )
 _SERVER_LOST_IT = "the server cannot say whether what was sent with COMMIT is stored"
 
 _ENDED = (
-    "the transaction was ended inside of its block: by an error of the server that"
-    " was caught, by returning the connection, by another block that was not in"
-    " step with this one, or by something that commits (a procedure may); what such"
-    " a thing has committed stays, and the rest is rolled back"
+    "the transaction was ended inside its block: by an error of the server that was"
+    " caught, by returning the connection, by another block that ended out of order,"
+    " or by a statement that commits (a procedure may); what was committed stays, and"
+    " the rest is rolled back"
 )
 
-#: Pauses before another try: seconds, doubling from the first to the last, jittered.
+#: Back-off between tries: seconds, doubling from the first to the longest, jittered.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 
 
 class _Exit:
-    """Makes a new ``__exit__`` for each ``with`` statement, which alone holds it.
+    """Makes a new ``__exit__`` for each ``with`` statement, to tell when it has ended.
 
-    So it is gone once the statement has been left, even if an interrupt came before the
-    call, and although a traceback keeps all frames, that of the call among them.
+    Only the ``with`` statement refers to it. So a weak reference to it is dead once the
+    statement has been left, even if an interrupt came before the call of ``__exit__``,
+    and even while a traceback keeps all frames alive.
     """
 
     def __get__(self, block: TransactionBlock | None, cls: type[Any]) -> Any:
@@ -64,13 +65,13 @@ class _Exit:
 
 
 class TransactionBlock(ContextDecorator):
-    """A block that is one transaction or, within another, a savepoint.
+    """A block that is one transaction or, within another block, a savepoint.
 
-    It is over when its ``with`` statement is, however that was left. What is then not
-    ended yet is rolled back before the connection does anything else.
+    If its ``with`` statement is left without a call of ``__exit__``, by an interrupt,
+    the transaction is rolled back before the connection does anything else.
 
-    :param take: gives the connection.
-    :param within: is entered before, and left after the block.
+    :param take: returns the connection.
+    :param within: a context manager around the block.
     """
 
     def __init__(
@@ -81,14 +82,14 @@ class TransactionBlock(ContextDecorator):
         self._take, self._within = take, within
         self._holder: ref[Any] | None = None
         self._is_open = self._has_ended = False
-        #: Whether all of it has been undone, for certain.
+        #: Whether it is certain that all of it was rolled back.
         self.is_undone = False
 
     def _recreate_cm(self) -> TransactionBlock:
         return TransactionBlock(self._take, self._within)
 
     def is_held_by(self, holder: object) -> None:
-        """Be over as soon as this is gone."""
+        """Take the ``with`` statement to have been left once this object is gone."""
         if not self._is_open:
             self._holder = ref(holder)
 
@@ -144,14 +145,14 @@ class TransactionBlock(ContextDecorator):
 
     def _begin(self, connection: PooledConnection) -> None:
         outer = connection.block
-        self.owner = _who()
+        self.owner = _current_owner()
         if outer is not None and outer.owner != self.owner:
             raise TransactionError(
                 "another task or thread is inside transaction() on this connection;"
                 " use one of your own: 'with db.connection() as conn:'"
             )
         self._savepoint = ""
-        # Before it begins, so that an interrupt finds what is to be undone.
+        # Before BEGIN, so that the transaction is undone after an interrupt.
         connection.blocks.append(ref(self))
         if outer is None:
             connection.begin_block()
@@ -160,10 +161,11 @@ class TransactionBlock(ContextDecorator):
             connection.begin_savepoint(self._savepoint)
 
     def _finish(self) -> None:
+        """Commit, or end the savepoint; raise if the transaction is no longer open."""
         connection = self._connection
         try:
             if self._savepoint:
-                # What it has left in doubt is found out before anything is written.
+                # Whether a procedure has committed is checked before the next write.
                 is_open = connection.block is self
                 self._require(is_open and connection.end_savepoint(self._savepoint))
             else:
@@ -175,14 +177,14 @@ class TransactionBlock(ContextDecorator):
             try:
                 self._undo(error)
             except MySQLError:
-                # A node outside of its cluster refuses even a ROLLBACK.
+                # A Galera node outside its cluster refuses even a ROLLBACK.
                 if not unknown:
                     raise
             if unknown:
                 said = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
                 why = _SERVER_LOST_IT if said else _CONNECTION_LOST
                 raise CommitUnknown(
-                    f"{why}: look whether the work is there, before doing it again"
+                    f"{why}: check the database before retrying"
                 ) from error
             raise
         connection.forget_block(self)
@@ -192,6 +194,7 @@ class TransactionBlock(ContextDecorator):
             raise TransactionError(_ENDED)
 
     def _undo(self, error: BaseException) -> None:
+        """Roll back; raise if the server's error may come after an implicit commit."""
         connection = self._connection
         try:
             self._roll_back(connection)
@@ -203,15 +206,15 @@ class TransactionBlock(ContextDecorator):
             return
         if isinstance(error, MySQLError) and not _is_ours(error):
             raise TransactionError(
-                "the block failed after something in it that may have committed by"
-                " itself, such as a procedure: look what is there before doing it again"
+                "the block failed after a statement that may have committed, such as a"
+                " call of a procedure: check the database before retrying"
             ) from error
 
     def _roll_back(self, connection: PooledConnection) -> None:
-        """Undo it; what cannot be undone alone is left to be undone with all."""
+        """Undo this block; out of order, leave it to be undone with the outermost."""
         innermost = connection.block
         if self not in [block() for block in connection.blocks]:
-            # The outer one has ended before this one, and taken with it what there was.
+            # An outer block has ended before this one.
             if not connection.blocks and not connection.returned:
                 connection.rollback()
         elif not self._savepoint:
@@ -223,18 +226,18 @@ class TransactionBlock(ContextDecorator):
 
 
 def transaction(connection: PooledConnection) -> TransactionBlock:
-    """A block that is one transaction or, inside of another, a savepoint.
+    """Make a block that is one transaction or, within another block, a savepoint.
 
-    Raises :exc:`~.errors.TransactionError` where one is open already that is no block,
-    and at the end if the transaction was ended inside;
+    The block raises :exc:`~.errors.TransactionError` if a transaction is open that is
+    not a block, or if the transaction was ended inside; and
     :exc:`~.errors.CommitUnknown` if the connection is lost between the COMMIT and its
-    answer; and what the server says.
+    answer.
     """
     return TransactionBlock(lambda: connection)
 
 
-def _who() -> object:
-    """Whose block it is: a task's, or a thread's."""
+def _current_owner() -> object:
+    """Return the current asyncio task, or the number of the current thread."""
     try:
         return asyncio.current_task() or threading.get_ident()
     except RuntimeError:
@@ -248,17 +251,17 @@ def _is_ours(error: BaseException) -> bool:
 def run_in_transaction(
     connection: PooledConnection, function: Callable[..., T], *args: Any, retries: int
 ) -> T:
-    """Call ``function(connection, *args)`` in a transaction, and again if need be.
+    """Call ``function(connection, *args)`` in a transaction; repeat it after conflicts.
 
-    So it is after a deadlock, after a lock wait timeout, and if the connection is lost
-    before COMMIT is sent; at most ``retries`` times, after pauses that grow. It never
-    is after a COMMIT of unknown outcome, nor after an error of something that may have
-    committed by itself, such as a procedure.
+    Repeat at most ``retries`` times, with a back-off, after a deadlock, a lock wait
+    timeout, or the loss of the connection before COMMIT is sent. Never repeat after a
+    COMMIT whose outcome is unknown, nor where a statement may have committed, such as a
+    call of a procedure.
     """
     if retries < 0:
         raise ValueError("retries must be 0 or more")
     if connection.block is not None:
-        # A deadlock ends the outer transaction too, so only all of it can be repeated.
+        # A deadlock ends the outer transaction, too: only that can be repeated.
         with transaction(connection):
             return function(connection, *args)
     tried = 0
@@ -280,8 +283,8 @@ def _may_be_repeated(
 ) -> bool:
     if _is_ours(error):
         return False
-    # A connection that was lost has been given up by the rollback of the block, or as
-    # it began; if not, it was lost before, with work that is not the block's.
+    # If a connection was lost in the block, its rollback has detached the session. One
+    # that was lost before the block is still attached, with work of others.
     if connection.detached:
         return True
     return block.is_undone and bool(error.args and error.args[0] in CONFLICTS)
