@@ -23,25 +23,26 @@ import pytest
 from conftest import until
 
 import flask_mysqlpool.workers.records
-import flask_mysqlpool.workers.status_dir
+import flask_mysqlpool.workers.status_file
+from flask_mysqlpool.workers.desired_state import DesiredState
 from flask_mysqlpool.workers.records import Unusable, load_record, write_record
 from flask_mysqlpool.workers.status_dir import (
+    DESIRED,
+    EXITED,
     MARK,
     NEW,
-    ORDERS,
-    PAST,
-    SHEET,
-    DesiredState,
+    STATUS,
     StatusDir,
-    StatusFile,
 )
+from flask_mysqlpool.workers.status_file import StatusFile
 
 WRITER = """
 import itertools, os, resource, signal, sys, time
-from flask_mysqlpool.workers.status_dir import StatusDir, StatusFile
+from flask_mysqlpool.workers.status_dir import StatusDir
+from flask_mysqlpool.workers.status_file import StatusFile
 board = StatusDir(sys.argv[1])
 sheet = StatusFile(board)
-more = lambda orders: orders._replace(generation=orders.generation + 1)
+more = lambda desired: desired._replace(generation=desired.generation + 1)
 def attempt(**content):
     try:
         sheet.write(content)
@@ -119,17 +120,17 @@ def numbers(board: StatusDir) -> list[int]:
     """The ``n`` of every sheet; and that all could be read."""
     reading = board.read()
     assert not reading.problems
-    return sorted(sheet["n"] for sheet in reading.sheets)
+    return sorted(sheet["n"] for sheet in reading.records)
 
 
 def names(board: StatusDir) -> list[str]:
     """The files on the board, but for its mark and what the dead have counted."""
-    kept = {MARK, PAST, f"{PAST}.lock", f"{ORDERS}.lock"}
+    kept = {MARK, EXITED, f"{EXITED}.lock", f"{DESIRED}.lock"}
     return sorted(set(os.listdir(board.path)) - kept)
 
 
-def raised(orders: DesiredState) -> DesiredState:
-    return orders._replace(generation=orders.generation + 1)
+def raised(desired: DesiredState) -> DesiredState:
+    return desired._replace(generation=desired.generation + 1)
 
 
 # Sheets
@@ -138,7 +139,7 @@ def raised(orders: DesiredState) -> DesiredState:
 def test_what_was_written_is_read(board: StatusDir) -> None:
     sheet = published(board, n=1, name="Ä", nested=[{"a": None}])
 
-    [found] = board.read().sheets
+    [found] = board.read().records
 
     assert found == {"id": sheet.id, "n": 1, "name": "Ä", "nested": [{"a": None}]}
 
@@ -148,7 +149,7 @@ def test_the_last_state_counts_be_it_longer_or_shorter(board: StatusDir) -> None
     for n, text in (2, "x" * 10_000), (3, ""):
         sheet.write({"n": n, "text": text})
 
-        [found] = board.read().sheets
+        [found] = board.read().records
         assert (found["n"], found["text"]) == (n, text)
 
 
@@ -164,7 +165,7 @@ def test_nobody_else_may_look_and_no_name_tells_a_process(board: StatusDir) -> N
     assert stat.S_IMODE(os.stat(board.path).st_mode) == 0o700
     assert stat.S_IMODE(os.stat(os.path.join(board.path, name)).st_mode) == 0o600
     assert re.fullmatch(r"[0-9a-f]{16}\.worker", name)
-    assert name == sheet.id + SHEET != published(board, n=2).id + SHEET
+    assert name == sheet.id + STATUS != published(board, n=2).id + STATUS
 
 
 def test_a_withdrawn_sheet_is_gone(board: StatusDir) -> None:
@@ -173,7 +174,7 @@ def test_a_withdrawn_sheet_is_gone(board: StatusDir) -> None:
 
     sheet.remove()
 
-    assert names(board) == [kept.id + SHEET]
+    assert names(board) == [kept.id + STATUS]
 
 
 def test_the_sheet_of_a_killed_process_is_removed_by_the_next_reader(
@@ -187,14 +188,14 @@ def test_the_sheet_of_a_killed_process_is_removed_by_the_next_reader(
     worker.kill()
 
     assert numbers(board) == [1]
-    assert names(board) == [alive.id + SHEET]
+    assert names(board) == [alive.id + STATUS]
 
 
 def test_who_looks_at_the_sheet_of_a_dead_one_does_not_revive_it(
     board: StatusDir,
 ) -> None:
     sheet = published(board, n=1)
-    path = os.path.join(board.path, sheet.id + SHEET)
+    path = os.path.join(board.path, sheet.id + STATUS)
     sheet.detach_after_fork()  # as death does
 
     with open(path) as another_reader:
@@ -227,7 +228,7 @@ def test_readers_at_once_do_not_take_a_live_sheet_for_a_dead_one(
         found = list(threads.map(lambda _: numbers(StatusDir(board.path)), range(400)))
 
     assert found == [[1]] * 400
-    assert names(board) == [sheet.id + SHEET]
+    assert names(board) == [sheet.id + STATUS]
 
 
 def test_a_child_does_not_keep_the_sheet_of_its_dead_parent_alive(
@@ -276,7 +277,7 @@ def test_no_reader_meets_a_sheet_half_written(
         """Until so many different ones were seen, at whatever pace they come."""
         reading = board.read()
         assert not reading.problems
-        [sheet] = reading.sheets
+        [sheet] = reading.records
         assert len(sheet["text"]) == sheet["n"] * 997 % 20000
         seen.add(sheet["n"])
         return len(seen) > 500
@@ -345,7 +346,7 @@ def test_a_withdrawn_sheet_is_written_into_nobody_elses_file(
         withdrawn.wait(0.5)
         write(fd, content)
 
-    monkeypatch.setattr(flask_mysqlpool.workers.status_dir, "write_record", write_late)
+    monkeypatch.setattr(flask_mysqlpool.workers.status_file, "write_record", write_late)
     with ThreadPoolExecutor(1) as threads:
         written = threads.submit(sheet.write, {"n": 2})
         assert writing.wait(5)
@@ -377,7 +378,7 @@ def test_who_touches_a_sheet_learns_that_it_has_to_be_written_again(
 ) -> None:
     sheet = published(board, n=1)
     assert sheet.touch()
-    harm(Path(board.path, sheet.id + SHEET))
+    harm(Path(board.path, sheet.id + STATUS))
 
     assert not sheet.touch()
     sheet.write({"n": 2})
@@ -402,7 +403,7 @@ def test_a_sheet_that_could_not_be_written_is_not_one_to_touch(
 
 def test_a_touch_tells_that_the_worker_is_alive(board: StatusDir) -> None:
     sheet = published(board, n=1)
-    path = Path(board.path, sheet.id + SHEET)
+    path = Path(board.path, sheet.id + STATUS)
     os.utime(path, (0, 0))
     assert board.read().heard == {sheet.id: 0}
 
@@ -413,7 +414,7 @@ def test_a_touch_tells_that_the_worker_is_alive(board: StatusDir) -> None:
 
 def test_a_sheet_with_two_names_counts_once(board: StatusDir) -> None:
     sheet = published(board, n=1)
-    os.link(Path(board.path, sheet.id + SHEET), Path(board.path, "f" * 16 + SHEET))
+    os.link(Path(board.path, sheet.id + STATUS), Path(board.path, "f" * 16 + STATUS))
 
     assert numbers(board) == [1]
 
@@ -426,12 +427,12 @@ def make_garbage(path: Path) -> None:
 
 
 def make_truncated(path: Path) -> None:
-    [whole] = path.parent.glob("*" + SHEET)
+    [whole] = path.parent.glob("*" + STATUS)
     path.write_bytes(whole.read_bytes()[:25])
 
 
 def make_flipped(path: Path) -> None:
-    [whole] = path.parent.glob("*" + SHEET)
+    [whole] = path.parent.glob("*" + STATUS)
     path.write_bytes(whole.read_bytes().replace(b'"n":1', b'"n":9'))
 
 
@@ -441,7 +442,7 @@ def make_foreign(path: Path) -> None:
 
 
 def make_link(path: Path) -> None:
-    [whole] = path.parent.glob("*" + SHEET)
+    [whole] = path.parent.glob("*" + STATUS)
     path.symlink_to(whole)
 
 
@@ -475,7 +476,7 @@ def test_what_is_no_sheet_is_named_and_the_others_are_read(
     board: StatusDir, make: Callable[[Path], None]
 ) -> None:
     sheet = published(board, n=1)
-    path = Path(board.path, "0" * 16 + SHEET)
+    path = Path(board.path, "0" * 16 + STATUS)
     make(path)
 
     with ExitStack() as stack:
@@ -483,7 +484,7 @@ def test_what_is_no_sheet_is_named_and_the_others_are_read(
             fcntl.flock(stack.enter_context(path.open()), fcntl.LOCK_EX)
         reading = board.read()
 
-    assert [found["id"] for found in reading.sheets] == [sheet.id]
+    assert [found["id"] for found in reading.records] == [sheet.id]
     [problem] = reading.problems
     assert problem.startswith(f"{path.name}: ")
     assert path.is_symlink() or path.exists()
@@ -496,7 +497,7 @@ def test_a_live_worker_that_cannot_be_read_is_told_from_what_is_no_worker(
     board: StatusDir, harm: Callable[[Path], None]
 ) -> None:
     sheet = published(board, n=1)
-    path = Path(board.path, sheet.id + SHEET)
+    path = Path(board.path, sheet.id + STATUS)
     harm(path)
     Path(board.path, "notes.txt").touch()
 
@@ -515,7 +516,7 @@ def test_what_is_not_ours_is_named_and_left_there(board: StatusDir) -> None:
 
     reading = board.read()
 
-    assert len(reading.sheets) == 1
+    assert len(reading.records) == 1
     assert reading.problems == ["notes.txt: not ours"]
     assert path.exists()
 
@@ -608,7 +609,7 @@ def test_a_folder_that_was_removed_is_made_anew(board: StatusDir) -> None:
 
 def test_a_sheet_that_was_removed_is_made_anew(board: StatusDir) -> None:
     sheet = published(board, n=1)
-    os.unlink(os.path.join(board.path, sheet.id + SHEET))
+    os.unlink(os.path.join(board.path, sheet.id + STATUS))
     assert numbers(board) == []
 
     sheet.write({"n": 2})
@@ -622,19 +623,19 @@ def test_a_sheet_that_was_removed_is_made_anew(board: StatusDir) -> None:
 def test_nothing_is_ordered_until_somebody_does(board: StatusDir) -> None:
     os.mkdir(board.path, 0o700)
 
-    assert board.orders("shop/default") == DesiredState(0, paused=False)
+    assert board.desired("shop/default") == DesiredState(0, paused=False)
 
 
 def test_every_pool_has_orders_of_its_own(board: StatusDir) -> None:
     reader = StatusDir(board.path)
     assert board.update_desired("shop/default", raised) == DesiredState(1, False)
-    assert reader.orders("shop/default") == DesiredState(1, False)
+    assert reader.desired("shop/default") == DesiredState(1, False)
 
-    board.update_desired("shop/reports", lambda orders: orders._replace(paused=True))
+    board.update_desired("shop/reports", lambda desired: desired._replace(paused=True))
 
-    assert reader.orders("shop/default") == DesiredState(1, False)
-    assert reader.orders("shop/reports") == DesiredState(0, True)
-    assert stat.S_IMODE(os.stat(os.path.join(board.path, ORDERS)).st_mode) == 0o600
+    assert reader.desired("shop/default") == DesiredState(1, False)
+    assert reader.desired("shop/reports") == DesiredState(0, True)
+    assert stat.S_IMODE(os.stat(os.path.join(board.path, DESIRED)).st_mode) == 0o600
     assert board.read().problems == []
 
 
@@ -649,7 +650,7 @@ def test_orders_given_at_once_are_all_carried_out(
     for worker in workers:
         assert worker.hear() == "200"
 
-    assert board.orders("shop/default").generation == 600
+    assert board.desired("shop/default").generation == 600
 
 
 @pytest.mark.parametrize("damage", [b"damage" * 999, b"{}"])
@@ -657,13 +658,13 @@ def test_damaged_orders_are_an_error_until_the_next_are_given(
     board: StatusDir, damage: bytes
 ) -> None:
     board.update_desired("shop/default", raised)
-    Path(board.path, ORDERS).write_bytes(damage)
+    Path(board.path, DESIRED).write_bytes(damage)
 
     with pytest.raises(ValueError, match="damaged"):
-        StatusDir(board.path).orders("shop/default")
+        StatusDir(board.path).desired("shop/default")
     board.update_desired("shop/default", raised)
 
-    assert StatusDir(board.path).orders("shop/default").generation == 1
+    assert StatusDir(board.path).desired("shop/default").generation == 1
 
 
 @pytest.mark.parametrize(
@@ -673,11 +674,11 @@ def test_orders_that_say_something_else_are_damaged_as_well(
     board: StatusDir, orders: object
 ) -> None:
     board.update_desired("shop/reports", raised)
-    with open(f"{board.path}/{ORDERS}", "r+b") as file:
+    with open(f"{board.path}/{DESIRED}", "r+b") as file:
         write_record(file.fileno(), {"shop/default": orders})
 
     with pytest.raises(ValueError, match="damaged"):
-        board.orders("shop/default")
+        board.desired("shop/default")
 
     assert board.update_desired("shop/default", raised) == DesiredState(1, False)
 
@@ -685,14 +686,14 @@ def test_orders_that_say_something_else_are_damaged_as_well(
 def test_a_reader_of_damaged_orders_notices_the_next(board: StatusDir) -> None:
     reader = StatusDir(board.path)
     board.update_desired("shop/default", raised)
-    reader.orders("shop/default")
-    Path(board.path, ORDERS).write_bytes(b"damage")
+    reader.desired("shop/default")
+    Path(board.path, DESIRED).write_bytes(b"damage")
     with pytest.raises(ValueError):
-        reader.orders("shop/default")
+        reader.desired("shop/default")
 
-    board.update_desired("shop/default", lambda orders: DesiredState(7))
+    board.update_desired("shop/default", lambda desired: DesiredState(7))
 
-    assert reader.orders("shop/default").generation == 7
+    assert reader.desired("shop/default").generation == 7
 
 
 @pytest.mark.parametrize(
@@ -703,17 +704,17 @@ def test_what_is_in_the_way_of_orders_is_named_with_a_mend_and_left_there(
     board: StatusDir, harm: Callable[[Path], None], fault: str
 ) -> None:
     board.update_desired("shop/default", raised)
-    path = Path(board.path, ORDERS)
+    path = Path(board.path, DESIRED)
     harm(path)
 
     with pytest.raises(ValueError, match=fault):
-        board.orders("shop/default")
+        board.desired("shop/default")
     with pytest.raises(Unusable, match=f"{fault}.*orders") as refused:
         board.update_desired("shop/default", raised)
 
-    assert refused.value.mend == "remove it"
+    assert refused.value.fix == "remove it"
     assert path.is_symlink() or path.is_dir()
-    assert names(board) == [ORDERS]
+    assert names(board) == [DESIRED]
 
 
 def test_orders_are_not_given_for_ever_where_the_lock_is_held(
@@ -735,10 +736,10 @@ def test_an_order_that_waited_for_a_lock_that_was_removed_locks_the_new_one(
     board.update_desired("shop/default", raised)
     path = f"{board.path}/orders.lock"
 
-    def change(orders: DesiredState) -> DesiredState:
+    def change(desired: DesiredState) -> DesiredState:
         with open(path) as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return raised(orders)
+        return raised(desired)
 
     with ThreadPoolExecutor(1) as threads, open(path) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -747,7 +748,7 @@ def test_an_order_that_waited_for_a_lock_that_was_removed_locks_the_new_one(
         os.unlink(path)
         lock.close()
 
-        assert ordered.result() == board.orders("shop/default") == DesiredState(2)
+        assert ordered.result() == board.desired("shop/default") == DesiredState(2)
 
 
 def test_an_order_for_one_pool_leaves_those_for_others_as_they_are(
@@ -755,17 +756,17 @@ def test_an_order_for_one_pool_leaves_those_for_others_as_they_are(
 ) -> None:
     board.update_desired("shop/default", raised)
     other = {"generation": "of another version", "until": 7}
-    with open(f"{board.path}/{ORDERS}", "r+b") as file:
+    with open(f"{board.path}/{DESIRED}", "r+b") as file:
         write_record(file.fileno(), {"blog/default": other, "shop/default": 5})
     with pytest.raises(ValueError, match="damaged"):
-        board.orders("shop/default")
+        board.desired("shop/default")
 
     board.update_desired("shop/default", raised)
 
     with board.opened() as folder:
-        content = load_record(folder, ORDERS)
+        content = load_record(folder, DESIRED)
     assert content["blog/default"] == other
-    assert board.orders("shop/default") == DesiredState(1)
+    assert board.desired("shop/default") == DesiredState(1)
 
 
 @AS_ROOT
@@ -781,13 +782,13 @@ def test_a_file_that_cannot_be_given_to_the_folders_owner_is_not_left_open(
             board.update_desired("shop/default", raised)
 
     assert os.listdir("/dev/fd") == opened
-    assert board.orders("shop/default") == DesiredState()
+    assert board.desired("shop/default") == DesiredState()
 
 
 @AS_ROOT
 def test_an_owner_who_has_no_name_is_told_by_number(board: StatusDir) -> None:
     sheet = published(board, n=1)
-    os.chown(f"{board.path}/{sheet.id}{SHEET}", 54321, 54321)
+    os.chown(f"{board.path}/{sheet.id}{STATUS}", 54321, 54321)
 
     [problem] = board.read().problems
 

@@ -43,7 +43,8 @@ from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.workers.exited import identity, key_of
 from flask_mysqlpool.workers.fleet import Fleet
 from flask_mysqlpool.workers.mysql_server import Facts, Server, Unanswered, connect_to
-from flask_mysqlpool.workers.status_dir import ORDERS, SHEET, StatusDir, StatusFile
+from flask_mysqlpool.workers.status_dir import DESIRED, STATUS, StatusDir
+from flask_mysqlpool.workers.status_file import StatusFile
 
 pytestmark = pytest.mark.one_engine
 
@@ -359,15 +360,15 @@ def heard_from(app: Flask, seconds: float, **about: Any) -> StatusFile:
     board = board_of(app)
     sheet = StatusFile(board)
     sheet.write(complete(**identity_of(app) | about))
-    path = Path(board.path, sheet.id + SHEET)
+    path = Path(board.path, sheet.id + STATUS)
     os.utime(path, (0, path.stat().st_mtime - seconds))
     return sheet
 
 
 def board_of(app: Flask) -> StatusDir:
     [state] = app.extensions["mysqlpool"].values()
-    assert isinstance(state.board, StatusDir)
-    return state.board
+    assert isinstance(state.status_dir, StatusDir)
+    return state.status_dir
 
 
 def test_a_worker_that_is_not_heard_of_is_said_to_be_silent(make_app: MakeApp) -> None:
@@ -571,14 +572,14 @@ def test_a_command_is_no_worker_and_no_pause_is_in_its_way(
     key = key_of(identity("shop", "default", config_of(server)))
     board = StatusDir(tmp_path / "board")
     assert flask_command("mysqlpool", "pause").returncode == 0
-    assert board.orders(key).paused
+    assert board.desired(key).paused
 
     status = flask_command("mysqlpool", "status")
     resume = flask_command("mysqlpool", "resume")
 
     assert status.returncode == 1 and "No worker of 'shop' is running" in status.stdout
-    assert resume.returncode == 3 and "no worker is there" in resume.stdout
-    assert not board.orders(key).paused
+    assert resume.returncode == 3 and "no running worker" in resume.stdout
+    assert not board.desired(key).paused
 
 
 def test_output_that_cannot_be_written_is_one_line_and_no_traceback(
@@ -634,7 +635,7 @@ def test_orders_that_cannot_be_read_are_a_problem_and_the_pause_is_seen(
     assert "orders: damaged" in run(app, "status")[1]
     assert report(app)["pools"]["default"]["paused"] is True
     output = run(app, "check")[1]
-    assert "warning  workers: orders: damaged -> remove it, and order anew" in output
+    assert "warning  workers: orders: damaged -> remove it, and repeat" in output
     assert "default is paused" in output
     assert run(app, "resume")[0] == 0
     assert "orders" not in run(app, "status")[1]
@@ -665,7 +666,7 @@ def test_a_folder_that_was_given_to_root_is_to_be_given_back(make_app: MakeApp) 
     app = make_app()
     sheet = heard_from(app, 0, pid=4011)
     path = board_of(app).path
-    os.chown(f"{path}/{sheet.id}{SHEET}", 65534, 65534)
+    os.chown(f"{path}/{sheet.id}{STATUS}", 65534, 65534)
 
     code, output = run(app, "pause", "--wait", "0")
     assert code == 3
@@ -695,7 +696,7 @@ def test_status_as_another_user_says_why_it_sees_nothing(
 ) -> None:
     app = make_app()
     connected(app).close()
-    until(lambda: StatusDir(tmp_path / "board").read().sheets)
+    until(lambda: StatusDir(tmp_path / "board").read().records)
     os.chmod(tmp_path, 0o755)
     os.chown(tmp_path / "board", 12345, 12345)
     os.seteuid(54321)
@@ -749,7 +750,7 @@ def test_reset_waits_for_busy_connections_and_shows_who_is_to_follow(
     code, output = run(app, "reset", "--yes", "--wait", "1.2")
     assert code == 1
     assert f"worker {os.getpid()}: 1 connection to go, 1 in use" in output
-    assert "1 of 1 worker will follow" in output
+    assert "1 of 1 worker pending" in output
     connection.ping()
 
     threading.Timer(0.3, connection.close).start()
@@ -850,7 +851,7 @@ def test_orders_that_cannot_be_given_are_an_error_with_its_mend(
     connected(app).close()
     until(lambda: totals(app)["idle"] == 1)
     path = board_of(app).path
-    os.mkdir(os.path.join(path, ORDERS))
+    os.mkdir(os.path.join(path, DESIRED))
 
     code, output = run(app, "pause")
 
@@ -966,9 +967,9 @@ def test_orders_that_nobody_confirms_are_given_and_said_to_be_unconfirmed(
     code, output = run(app, command, *arguments)
 
     assert code == 3
-    assert "default: ordered, but no worker is there to confirm it\n" in output
+    assert "default: requested; no running worker to confirm it\n" in output
     assert f"none publishes in {board_of(app).path}, which belongs to " in output
-    orders = board_of(app).orders(key_of(identity_of(app)))
+    orders = board_of(app).desired(key_of(identity_of(app)))
     assert orders[:2] == (int(command == "reset"), command == "pause")
 
 
@@ -978,13 +979,13 @@ def test_who_waits_for_all_does_not_miss_one_whose_sheet_was_removed(
     app = make_app()
     with connected(app):
         until(lambda: totals(app)["in_use"] == 1)
-        [path] = Path(board_of(app).path).glob("*" + SHEET)
+        [path] = Path(board_of(app).path).glob("*" + STATUS)
         path.unlink()
         code, output = run(app, "pause", "--wait", "0")
     run(app, "resume")
 
     assert code == 1
-    assert "1 of 1 worker will follow" in output
+    assert "1 of 1 worker pending" in output
 
 
 def test_resume_does_not_take_for_done_what_has_not_been_seen(
@@ -997,7 +998,7 @@ def test_resume_does_not_take_for_done_what_has_not_been_seen(
 
     assert code == 1
     assert output.splitlines() == [
-        "default: 1 of 1 worker will follow",
+        "default: 1 of 1 worker pending",
         "default: worker 4011: 2 checkouts still waiting, 0 in use",
     ]
 
@@ -1045,12 +1046,12 @@ def test_check_names_the_command_group_as_it_is_configured(make_app: MakeApp) ->
 
     paused = run("pause")
     alone = run("check", "--bind", "default")
-    Path(board_of(app).path, ORDERS).write_text("damaged")
+    Path(board_of(app).path, DESIRED).write_text("damaged")
 
     assert "To end that: flask pools resume\n" in paused
     assert alone.count("checkouts wait -> flask pools resume --bind default\n") == 1
-    order_anew = "order anew: flask pools pause, or flask pools resume\n"
-    assert order_anew in run("check")
+    repeat = "repeat flask pools pause or flask pools resume\n"
+    assert repeat in run("check")
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
@@ -1071,7 +1072,7 @@ def test_a_signal_ends_a_pause_as_ctrl_c_does(
     assert code == 128 + number
     first, second, third, last = output.splitlines()
     assert first.endswith("1 connection to go, 1 in use")
-    assert second == "Interrupted: what was ordered holds."
+    assert second == "Interrupted: the request stands."
     assert third.startswith("default: paused by ")
     assert last == "To end that: flask mysqlpool resume"
     assert report(app)["pools"]["default"]["paused"]
@@ -1095,7 +1096,7 @@ def test_a_pause_ends_in_its_time_where_orders_cannot_be_read_any_more(
     worker: Flask,
 ) -> None:
     run(worker, "pause", "--for", "0.7s")
-    path = Path(board_of(worker).path, ORDERS)
+    path = Path(board_of(worker).path, DESIRED)
     path.write_text("damaged")
 
     connected(worker).close()
@@ -1128,10 +1129,10 @@ def test_an_interrupted_pause_says_that_it_holds(
 
     assert code == 1
     if busy:
-        assert output.startswith("Interrupted: what was ordered holds.\n")
+        assert output.startswith("Interrupted: the request stands.\n")
         assert output.endswith("To end that: flask mysqlpool resume --bind default\n")
     else:
-        assert output == "Interrupted: nothing was ordered.\n"
+        assert output == "Interrupted: nothing was requested.\n"
 
 
 @pytest.mark.parametrize(
@@ -1277,7 +1278,7 @@ def like_tmp(path: Path) -> None:
         (
             like_tmp,
             "can be written to by others",
-            "set STATUS_DIR to a folder inside of it, such as {}/<app>",
+            "set STATUS_DIR to a folder inside it, such as {}/<app>",
         ),
         (lambda path: path.symlink_to("."), "is a symbolic link", "remove it, or set"),
         (Path.touch, "Not a directory", "set STATUS_DIR to a folder"),
@@ -1387,7 +1388,7 @@ def test_nobody_is_told_to_chown_a_folder_that_all_share(
         line = lines_of(run(app, "check")[1], "workers")
 
     assert line.endswith(
-        f" -> set STATUS_DIR to a folder inside of it, such as {tmp_path}/board/<app>"
+        f" -> set STATUS_DIR to a folder inside it, such as {tmp_path}/board/<app>"
     )
 
 
@@ -1570,7 +1571,7 @@ def test_what_an_error_says_tells_more_than_its_number(
 
     *_, connection = examine(config, None)
 
-    assert connection.level == "failure" and connection.mend.startswith(mend)
+    assert connection.level == "failure" and connection.fix.startswith(mend)
 
 
 @pytest.mark.parametrize(
@@ -1601,7 +1602,7 @@ def test_a_connect_that_failed_is_told_with_its_mend(
 
     assert connection.level == "failure"
     assert connection.text == ": ".join(map(str, error.args))
-    assert mend in connection.mend and bool(mend) == bool(connection.mend)
+    assert mend in connection.fix and bool(mend) == bool(connection.fix)
 
 
 FACTS = Facts(
@@ -1638,10 +1639,10 @@ NATIVE = {"version": "8.0.36", "plugin": "mysql_native_password"}
             *("version", {"version": "5.7.44-log"}, {}, "MySQL 5.7.44-log"),
             "upgrade to MySQL 8.0 or newer",
         ),
-        ("TLS", {}, {}, "none: whoever is in between can read", "enable TLS at the"),
+        ("TLS", {}, {}, "none: a man in the middle can read", "enable TLS at the"),
         ("TLS", {}, {"HOST": "::1"}, "none; nothing leaves this host", ""),
         ("TLS", {}, {"UNIX_SOCKET": "/run/s"}, "none; nothing leaves this host", ""),
-        ("TLS", {}, {"HOST": "127.0.0.1,db"}, "none: whoever is in between", "enable"),
+        ("TLS", {}, {"HOST": "127.0.0.1,db"}, "none: a man in the middle", "enable"),
         (
             *("TLS", {"cipher": "AES"}, {"SSL_MODE": "VERIFY_CA"}),
             *("AES; the certificate is verified, the host's name is not", ""),
@@ -1687,7 +1688,7 @@ def test_what_is_not_well_at_the_server_is_a_warning_with_its_mend(
     [finding] = [f for f in examine(config, 1) if f.subject == subject]
 
     assert finding.text.startswith(text) or text in finding.text
-    assert mend in finding.mend and bool(mend) == bool(finding.mend)
+    assert mend in finding.fix and bool(mend) == bool(finding.fix)
     assert finding.level == ("warning" if mend else "ok")
 
 
@@ -1754,7 +1755,7 @@ def test_what_all_workers_may_open_is_held_against_each_limit(
     *_, capacity = examine(config, workers)
 
     assert text in capacity.text
-    assert capacity.mend == mend
+    assert capacity.fix == mend
     assert capacity.level == ("failure" if mend else "ok")
 
 

@@ -31,7 +31,7 @@ from flask import Flask, redirect, request, url_for
 
 import flask_mysqlpool
 from flask_mysqlpool import MySQLPool, get_db, signals
-from flask_mysqlpool.cli.check import _MENDS
+from flask_mysqlpool.cli.check import _FIXES
 from flask_mysqlpool.cli.commands import create_group
 from flask_mysqlpool.config.settings import AppConfig
 from flask_mysqlpool.testing import LocalServer
@@ -212,7 +212,7 @@ def test_every_trouble_has_a_cause_a_reaction_and_a_remedy() -> None:
 def test_every_error_that_the_doctor_knows_is_among_the_troubles() -> None:
     page = (DOCS / "troubleshooting.rst").read_text("utf-8")
 
-    assert [code for code in _MENDS if str(code) not in page] == []
+    assert [code for code in _FIXES if str(code) not in page] == []
 
 
 # Code

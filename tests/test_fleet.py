@@ -30,7 +30,8 @@ from flask_mysqlpool.workers.fleet import (
     spread,
     totals,
 )
-from flask_mysqlpool.workers.status_dir import StatusDir, StatusFile
+from flask_mysqlpool.workers.status_dir import StatusDir
+from flask_mysqlpool.workers.status_file import StatusFile
 
 BUDGET, MAX_SIZE, WORKERS = 12, 10, 8
 
@@ -372,8 +373,8 @@ def test_where_orders_cannot_be_read_a_pause_is_what_workers_say(
 
     assert fleet.is_paused("default", workers)
     assert not fleet.is_paused("default", [])
-    assert fleet.problems == [fleet.misorder]
-    assert fleet.misorder.startswith("orders: ")
+    assert fleet.problems == [fleet.desired_problem]
+    assert fleet.desired_problem.startswith("orders: ")
 
 
 def test_who_is_paused_and_has_somebody_waiting_has_not_resumed(tmp_path: Path) -> None:
@@ -404,7 +405,7 @@ def test_a_reset_is_newer_than_what_workers_have_seen_if_orders_were_lost(
     fleet = Fleet(StatusDir(tmp_path / "board"), "shop", POOLS)
     for _ in range(2):
         fleet.reset("default")
-    assert fleet.orders("default").generation == 2
+    assert fleet.desired("default").generation == 2
 
     read: Callable[[], dict[str, list[Worker]]] = lambda: {  # noqa: E731
         "default": [worker(generation=2)]
@@ -413,4 +414,4 @@ def test_a_reset_is_newer_than_what_workers_have_seen_if_orders_were_lost(
     fleet.workers = read  # type: ignore[method-assign]
     fleet.reset("default")
 
-    assert fleet.orders("default").generation == 3
+    assert fleet.desired("default").generation == 3

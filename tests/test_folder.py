@@ -35,6 +35,7 @@ from flask_mysqlpool.workers.fleet import Fleet
 from flask_mysqlpool.workers.host_limit import HostLimit
 from flask_mysqlpool.workers.records import Unusable
 from flask_mysqlpool.workers.status_dir import MARK, StatusDir
+from flask_mysqlpool.workers.status_file import try_out
 
 
 @pytest.fixture
@@ -47,12 +48,12 @@ def board(tmp_path: Path) -> StatusDir:
 #: What each way to use a folder does to what is in it.
 USES: dict[str, Callable[[StatusDir], object]] = {
     "read": StatusDir.read,
-    "counts": StatusDir.read_with_past,
-    "orders": lambda board: board.orders("shop/default"),
+    "counts": StatusDir.read_with_exited,
+    "orders": lambda board: board.desired("shop/default"),
     "order": lambda board: board.update_desired("shop/default", raised),
     "publish": lambda board: published(board, n=1),
     "limit": lambda board: HostLimit(board, "budget-0", 1).take(),
-    "try": StatusDir.try_out,
+    "try": try_out,
 }
 
 #: Files of others, some with names that ours have, too.
@@ -124,7 +125,7 @@ def test_a_folder_that_was_empty_gets_a_mark(board: StatusDir) -> None:
     Path(board.path, "notes.txt").touch()
 
     assert MARK in os.listdir(board.path)
-    assert board.orders("shop/default").generation == 1
+    assert board.desired("shop/default").generation == 1
 
 
 @AS_ROOT
@@ -186,7 +187,7 @@ def test_two_sites_of_one_checkout_are_two(board: StatusDir) -> None:
     )
     fleet, other = (fleet_of(board, pool) for pool in (ours, theirs))
     with ours.connection(), theirs.connection():
-        until(lambda: len(board.read().sheets) == 2)
+        until(lambda: len(board.read().records) == 2)
 
     [worker] = fleet.workers()["default"]
     [problem] = fleet.problems
@@ -194,7 +195,7 @@ def test_two_sites_of_one_checkout_are_two(board: StatusDir) -> None:
     assert problem.startswith("1 worker has default on b:3306 as ")
     assert fleet.hidden == []
     fleet.pause("default")
-    assert not other.orders("default").paused
+    assert not other.desired("default").paused
     until(lambda: ours.stats().paused)
     theirs.connection().close()
     theirs.close()
@@ -418,7 +419,7 @@ def provoke(board: StatusDir, call: str) -> None:
                 path.unlink()
         elif call == "unlink":
             published(board, n=1)._close()
-    for use in StatusDir.read, StatusDir.read_with_past:
+    for use in StatusDir.read, StatusDir.read_with_exited:
         with suppress(OSError):
             use(board)
 
@@ -462,7 +463,7 @@ def test_no_request_fails_for_what_fails_at_the_folder(
 
     # No slot is lost.
     held = [pools[0].connection(timeout=5) for _ in range(2)]
-    until(lambda: len(board.read().sheets) == 3, 5)
+    until(lambda: len(board.read().records) == 3, 5)
     for handle in held:
         handle.close()
     for pool in (*pools, resting):
@@ -493,7 +494,7 @@ def test_what_a_command_cannot_do_at_the_folder_it_says_in_lines(
         shim.mend()
         if shim.fired and call not in HARMLESS:
             assert os.strerror(number) in output, (command, output)
-        assert worker.id in {sheet["id"] for sheet in board.read().sheets}
+        assert worker.id in {sheet["id"] for sheet in board.read().records}
     assert "workers" in run("check") and os.strerror(number) not in run("check")
 
 

@@ -38,7 +38,8 @@ from flask_mysqlpool.workers.exited import key_of
 from flask_mysqlpool.workers.fleet import Fleet
 from flask_mysqlpool.workers.mysql_server import ServerReport
 from flask_mysqlpool.workers.mysql_server import Thread as ServerThread
-from flask_mysqlpool.workers.status_dir import StatusDir, StatusFile
+from flask_mysqlpool.workers.status_dir import StatusDir
+from flask_mysqlpool.workers.status_file import StatusFile
 
 TOKEN = "a-token-that-nobody-guesses"
 SECRET = "hunter2-is-the-password"
@@ -896,7 +897,7 @@ def test_what_a_request_says_of_itself_is_cut(offline: Flask) -> None:
         environ_overrides=environ,
     )
     [state] = offline.extensions["mysqlpool"].values()
-    by = Fleet(state.board, "shop", state.published()).orders("default").by
+    by = Fleet(state.status_dir, "shop", state.published()).desired("default").by
     assert response.status_code == 200
     assert by.startswith(r"the monitor, asked from \x1b[2Jyyy") and len(by) < 150
 
@@ -1047,7 +1048,7 @@ def order(
 def orders(app: Flask) -> tuple[int, bool]:
     board = StatusDir(app.config["MYSQLPOOL_STATUS_DIR"])
     try:
-        found = board.orders(key_of(identity_of(app)))
+        found = board.desired(key_of(identity_of(app)))
     except FileNotFoundError:
         return 0, False
     return found.generation, found.paused

@@ -36,7 +36,8 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from flask_mysqlpool import MySQLPool
 from flask_mysqlpool.monitor import create_monitor
 from flask_mysqlpool.testing import LocalServer
-from flask_mysqlpool.workers.status_dir import StatusDir, StatusFile
+from flask_mysqlpool.workers.status_dir import StatusDir
+from flask_mysqlpool.workers.status_file import StatusFile
 
 selenium = pytest.importorskip("selenium", reason="needs selenium")
 

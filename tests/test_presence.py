@@ -21,7 +21,9 @@ import flask_mysqlpool.workers.agent
 from flask_mysqlpool import PoolError, PoolTimeout
 from flask_mysqlpool.testing.fake_driver import FakePool
 from flask_mysqlpool.workers.agent import PATIENCE, WorkerAgent
-from flask_mysqlpool.workers.status_dir import DesiredState, StatusDir, StatusFile
+from flask_mysqlpool.workers.desired_state import DesiredState
+from flask_mysqlpool.workers.status_dir import StatusDir
+from flask_mysqlpool.workers.status_file import StatusFile
 
 #: What the pools of these tests are kept under.
 KEY = "shop/default @localhost:3306"
@@ -106,12 +108,12 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def shown(board: StatusDir, **expected: Any) -> bool:
     """Whether the only sheet says so."""
     with suppress(FileNotFoundError):
-        return any(expected.items() <= sheet.items() for sheet in board.read().sheets)
+        return any(expected.items() <= sheet.items() for sheet in board.read().records)
     return False
 
 
 def pause(board: StatusDir, paused: bool = True) -> None:
-    board.update_desired(KEY, lambda orders: orders._replace(paused=paused))
+    board.update_desired(KEY, lambda desired: desired._replace(paused=paused))
 
 
 def reset(board: StatusDir) -> DesiredState:
@@ -158,7 +160,7 @@ def test_every_connection_says_who_holds_it(
     pool.connection().close()
     handle = threads.submit(pool.connection).result()
     until(lambda: shown(board, in_use=1, checkouts=2))
-    [sheet] = board.read().sheets
+    [sheet] = board.read().records
     [connection] = sheet["connections"]
     assert connection["endpoint"].startswith("visitor")
     assert (connection["state"], connection["thread_id"]) == ("in_use", 1)
@@ -166,7 +168,7 @@ def test_every_connection_says_who_holds_it(
     handle.close()
 
     until(lambda: shown(board, idle=1))
-    [sheet] = board.read().sheets
+    [sheet] = board.read().records
     assert [c["endpoint"] for c in sheet["connections"]] == [None]
 
 
@@ -177,7 +179,7 @@ def test_a_closed_pool_is_off_the_board(make: MakePool, board: StatusDir) -> Non
 
     pool.close()
 
-    assert board.read().sheets == []
+    assert board.read().records == []
 
 
 def test_nothing_is_written_while_nothing_changes(
@@ -243,7 +245,7 @@ def test_of_many_connections_some_are_described_and_all_are_named(
     held = [pool.connection() for _ in range(3)]
     until(lambda: shown(board, in_use=3))
 
-    [sheet] = board.read().sheets
+    [sheet] = board.read().records
     assert [c["thread_id"] for c in sheet["connections"]] == [1, 2]
     assert sheet["thread_ids"] == [1, 2, 3]
     for handle in held:
@@ -267,7 +269,7 @@ def test_a_connect_that_failed_is_published_with_what_was_said(
     with pytest.raises(OperationalError):
         pool.connection()
     until(lambda: shown(board, connect_error="1045: Access denied", waiting=0))
-    [sheet] = board.read().sheets
+    [sheet] = board.read().records
     assert before <= sheet["last_connect_failure"] <= time.time()
 
     with pytest.raises(RuntimeError):
@@ -286,12 +288,12 @@ def test_who_is_silent_neither_publishes_nor_obeys_and_keeps_the_budget(
     pause(board)
     silent, other = (FakePool(MAX_HOST_CONNECTIONS=1, TIMEOUT=5) for _ in range(2))
     for pool in (silent, other):
-        WorkerAgent(pool, board, app="shop", silent=True)
+        WorkerAgent(pool, board, app="shop", read_only=True)
 
     with silent.connection():
         with pytest.raises(PoolTimeout):
             other.connection(timeout=0.1)
-        assert board.read().sheets == []
+        assert board.read().records == []
     other.close()
     silent.close()
 
@@ -432,13 +434,13 @@ def test_a_new_process_learns_of_a_pause_before_it_connects(
 def test_a_pool_at_rest_learns_of_a_pause_before_it_connects(
     make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orders, before_connect = StatusDir.orders, WorkerAgent.before_connect
+    desired, before_connect = StatusDir.desired, WorkerAgent.before_connect
     begun = threading.Event()
 
     def take_time(board: StatusDir, pool: str) -> DesiredState:
         begun.set()
         time.sleep(0.1)
-        return orders(board, pool)
+        return desired(board, pool)
 
     def come_later(agent: WorkerAgent) -> None:
         begun.wait(0.2)
@@ -449,7 +451,7 @@ def test_a_pool_at_rest_learns_of_a_pause_before_it_connects(
     pool.connection().close()
     pool.reset()
     until(lambda: shown(board, size=0))
-    monkeypatch.setattr(StatusDir, "orders", take_time)
+    monkeypatch.setattr(StatusDir, "desired", take_time)
     monkeypatch.setattr(WorkerAgent, "before_connect", come_later)
     pause(board)
 
@@ -555,7 +557,7 @@ def test_orders_that_somebody_removed_reset_nothing_and_end_a_pause(
     time.sleep(1)  # for what should not happen
     assert shown(board, generation=generation, idle=1)
 
-    board.update_desired(KEY, lambda orders: DesiredState(generation + 1))
+    board.update_desired(KEY, lambda desired: DesiredState(generation + 1))
     until(lambda: shown(board, generation=generation + 1, size=0), 2)
 
 

@@ -25,7 +25,8 @@ from flask_mysqlpool.metrics.prometheus import PoolCollector
 from flask_mysqlpool.workers.exited import total
 from flask_mysqlpool.workers.fleet import totals
 from flask_mysqlpool.workers.records import TURN
-from flask_mysqlpool.workers.status_dir import StatusDir, StatusFile
+from flask_mysqlpool.workers.status_dir import StatusDir
+from flask_mysqlpool.workers.status_file import StatusFile
 
 Samples = dict[tuple[Any, ...], float]
 
@@ -340,7 +341,7 @@ def test_a_sheet_is_buried_once_however_often_that_is_tried(board: StatusDir) ->
     content = path.read_bytes()
     dead._close()
     for _ in range(3):
-        _, past = board.read_with_past()
+        _, past = board.read_with_exited()
         # As if the reader had been killed before it could remove the sheet.
         path.write_bytes(content)
         path.chmod(0o600)
@@ -356,7 +357,7 @@ def test_a_site_without_workers_is_forgotten_when_another_one_buries(
         mortal.write({**sheet(checkouts=1), "site": site})
         mortal.remove()
 
-    _, past = board.read_with_past()
+    _, past = board.read_with_exited()
     assert past.counts(KEY, ["old"]) == {}
     assert past.counts(KEY, ["new"]) == {"checkouts": 1}
 
@@ -369,9 +370,9 @@ def test_what_is_damaged_counts_nothing_and_is_in_nobodys_way(board: StatusDir) 
     mortal._close()
     Path(board.path, "past").write_text("garbage")
 
-    reading, past = board.read_with_past()
+    reading, past = board.read_with_exited()
 
-    assert reading.sheets == [] and name not in os.listdir(board.path)
+    assert reading.records == [] and name not in os.listdir(board.path)
     assert past.counts(KEY, ["1:2"]) == {}
 
 
@@ -381,7 +382,7 @@ def test_nothing_is_kept_of_sheets_that_are_gone(board: StatusDir) -> None:
         mortal.write(sheet(checkouts=number))
         mortal.remove()
 
-    _, past = board.read_with_past()
+    _, past = board.read_with_exited()
     assert len(past.content()["buried"]) <= 1
     assert past.counts(KEY, ["1:2"]) == {"checkouts": sum(range(20))}
     assert list(past.content()["sites"]["1:2"]) == [KEY]

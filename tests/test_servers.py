@@ -467,9 +467,9 @@ def test_the_board_shows_each_worker_until_it_is_killed_and_then_its_replacement
     def sheets() -> dict[int, dict[str, Any]]:
         reading = site.board.read()
         assert reading.problems == []
-        pids = [sheet["pid"] for sheet in reading.sheets]
+        pids = [sheet["pid"] for sheet in reading.records]
         assert len(set(pids)) == len(pids)
-        return dict(zip(pids, reading.sheets, strict=True))
+        return dict(zip(pids, reading.records, strict=True))
 
     def agrees_with_the_database() -> bool:
         size = sum(int(sheet["size"]) for sheet in sheets().values())

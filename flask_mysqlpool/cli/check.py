@@ -1,7 +1,6 @@
-"""The doctor: connects once, and examines what often goes wrong.
+"""The diagnosis: connects once, and examines what often goes wrong.
 
-Each finding is one line: what was looked at, what was found and, where it is not well,
-the mend.
+Each finding is one line: a subject, what was found and, for a problem, the fix.
 """
 
 from __future__ import annotations
@@ -14,19 +13,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from ..config import PoolConfig
+from ..workers.desired_state import DesiredState
 from ..workers.fleet import Fleet
 from ..workers.mysql_server import Facts, Unanswered, connect_to
-from ..workers.status_dir import DesiredState
+from ..workers.status_file import try_out
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 
-#: Milliseconds of a round trip from which on it is worth a word.
+#: Milliseconds from which on a round trip is a problem.
 SLOW = 20.0
 
 #: The oldest servers that are supported.
 _OLDEST = {"MariaDB": (10, 6), "MySQL": (8, 0)}
 
-_MENDS = {
+_FIXES = {
     1040: "raise max_connections at the server, or lower MAX_SIZE",
     1044: "GRANT the account its rights on this database",
     1045: "correct USER and PASSWORD, or the account at the server",
@@ -42,7 +42,7 @@ _MENDS = {
     3159: "set SSL_MODE = 'REQUIRED': the server refuses connections without TLS",
 }
 
-_MENDS_OF_FILES = {
+_FIXES_OF_FILES = {
     errno.ENOSPC: "make room on its disk",
     errno.EDQUOT: "make room for its owner, whose quota is used up",
     errno.EIO: "look after its disk, and set STATUS_DIR to a folder on another one",
@@ -52,22 +52,22 @@ _MENDS_OF_FILES = {
     errno.EROFS: "set STATUS_DIR to a folder that can be written to",
 }
 
-#: What tells more than a number does: the first of these that is in the error's text.
-_SAID = {
+#: Parts of an error's text that tell more than its number; the first one counts.
+_FIXES_BY_TEXT = {
     "does not speak": "correct HOST and PORT: something else listens there",
     "in clear text": "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA, or CLEARTEXT_PLUGIN",
     "cryptography": "pip install cryptography, or use TLS (SSL_MODE = 'REQUIRED')",
     "server doesn't support it": "enable TLS at the server, or lower SSL_MODE",
-    "certificate": _MENDS[2026],
-    "SSL": _MENDS[2026],
-    "Can't connect": _MENDS[2003],
+    "certificate": _FIXES[2026],
+    "SSL": _FIXES[2026],
+    "Can't connect": _FIXES[2003],
     "not a primary": "correct TARGET or HOST",
     "not a replica": "correct TARGET or HOST",
     "a replica that is stopped": "start its replication (START REPLICA)",
     "behind its primary": "let it catch up, or raise MAX_LAG",
 }
 
-#: What an error begins with that the session's set-up has met.
+#: How an error of the session's set-up begins.
 _SET_UP = "INIT_COMMAND", "SETSESSION", "CHARSET, COLLATION or SQL_MODE"
 
 
@@ -75,13 +75,13 @@ class Finding(NamedTuple):
     level: str
     subject: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
-    """Look at one pool's settings and its server.
+    """Examine one pool's settings and its server.
 
-    ``workers`` is how many processes use it on this host; None if that is not known.
+    ``workers`` is the number of processes that use it on this host; None if unknown.
     """
     if config.account is None:
         text = f"{config.server}, and the system's user has no name to log in by"
@@ -105,75 +105,75 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
     yield _capacity(config, facts, workers)
 
 
-def look_at_board(
+def examine_status_dir(
     fleet: Fleet | None,
     pools: Mapping[str, PoolConfig],
     typed: Callable[[str], str],
 ) -> Iterator[Finding]:
-    """Whether workers can publish, and commands can read, what they do.
+    """Examine whether workers can publish their status, and commands can read it.
 
-    ``typed`` gives a command of the same group as it is to be typed.
+    ``typed`` returns the command line of another command of the group.
     """
-    mend = "set STATUS_DIR to a folder that the site's user can write to"
+    fix = "set STATUS_DIR to a folder that the site's user can write to"
     if fleet is None:
         yield Finding(
-            WARNING, "workers", "STATUS_DIR is False, so they cannot be seen", mend
+            WARNING, "workers", "STATUS_DIR is False, so they cannot be seen", fix
         )
         return
     try:
         workers = fleet.workers()
-        fleet.board.try_out()
+        try_out(fleet.status_dir)
     except OSError as error:
-        text = f"{fleet.board.path}: {error.strerror or error}"
+        text = f"{fleet.status_dir.path}: {error.strerror or error}"
         level = WARNING
         if any(config.max_host_connections for config in pools.values()):
             level = FAILURE
             text += "; so MAX_HOST_CONNECTIONS cannot be kept, and nothing connects"
-        yield Finding(level, "workers", text, mend_of(error) or mend)
+        yield Finding(level, "workers", text, fix_of(error) or fix)
         return
     # Containers that share the folder may have the same process ids.
     pids = {(w.get("site"), w["pid"]) for some in workers.values() for w in some}
-    place = fleet.board.path if pids else fleet.board.place()
+    place = fleet.status_dir.path if pids else fleet.status_dir.place()
     yield Finding(OK, "workers", f"{len(pids)} publish in {place}")
     for problem in fleet.problems:
-        mend = _mend_of_problem(problem, fleet, typed)
-        yield Finding(WARNING, "workers", problem, mend)
+        fix = _fix_of_problem(problem, fleet, typed)
+        yield Finding(WARNING, "workers", problem, fix)
     for bind in pools:
         if fleet.is_paused(bind, workers.get(bind, [])):
-            told = DesiredState.in_words(fleet.orders(bind))
-            text = f"{bind} is {told}: checkouts wait"
+            pause = DesiredState.in_words(fleet.desired(bind))
+            text = f"{bind} is {pause}: checkouts wait"
             yield Finding(WARNING, "workers", text, typed("resume"))
 
 
-def mend_of(error: OSError) -> str:
-    """What helps where the folder, or a file in it, cannot be used."""
+def fix_of(error: OSError) -> str:
+    """Return what makes the status directory, or a file in it, usable."""
     if isinstance(error, PermissionError):
-        return getattr(error, "mend", "run this as the site's user, or as root")
-    return _MENDS_OF_FILES.get(error.errno or 0, "")
+        return getattr(error, "fix", "run this as the site's user, or as root")
+    return _FIXES_OF_FILES.get(error.errno or 0, "")
 
 
-def _mend_of_problem(problem: str, fleet: Fleet, typed: Callable[[str], str]) -> str:
+def _fix_of_problem(problem: str, fleet: Fleet, typed: Callable[[str], str]) -> str:
     if "belongs to" in problem:
-        return f"chown {fleet.board.path}, and what is in it, to the site's user"
+        return f"chown {fleet.status_dir.path}, and what is in it, to the site's user"
     if problem in fleet.hidden:
-        return "restart the site's workers: it is that of one which is alive"
-    if problem == fleet.misorder:
-        return f"remove it, and order anew: {typed('pause')}, or {typed('resume')}"
+        return "restart the site's workers: the file belongs to a running one"
+    if problem == fleet.desired_problem:
+        return f"remove it, and repeat {typed('pause')} or {typed('resume')}"
     return "remove it"
 
 
 def _no_connection(error: Unanswered) -> Finding:
     code, text = error.number, error.text
-    mend = _MENDS.get(code, "") if code is not None else ""
-    told = next((words for words in _SAID if words in text), None)
+    fix = _FIXES.get(code, "") if code is not None else ""
+    known = next((words for words in _FIXES_BY_TEXT if words in text), None)
     refused = [name for name in _SET_UP if text.startswith(f"{code}: {name}: ")]
     if refused:
-        mend = f"correct {refused[0]}"
+        fix = f"correct {refused[0]}"
     elif error.__cause__ and isinstance(error.__cause__.__cause__, socket.gaierror):
-        mend = _MENDS[2005]
-    elif told is not None:
-        mend = _SAID[told]
-    return Finding(FAILURE, "connection", text, mend)
+        fix = _FIXES[2005]
+    elif known is not None:
+        fix = _FIXES_BY_TEXT[known]
+    return Finding(FAILURE, "connection", text, fix)
 
 
 def _latency(facts: Facts) -> Finding:
@@ -190,8 +190,8 @@ def _version(facts: Facts) -> Finding:
     text = f"{brand} {facts.version}"
     oldest = _OLDEST[brand]
     if number is not None and (int(number[1]), int(number[2])) < oldest:
-        mend = f"upgrade to {brand} {oldest[0]}.{oldest[1]} or newer"
-        return Finding(WARNING, "version", text, mend)
+        fix = f"upgrade to {brand} {oldest[0]}.{oldest[1]} or newer"
+        return Finding(WARNING, "version", text, fix)
     return Finding(OK, "version", text)
 
 
@@ -202,7 +202,7 @@ def _tls(config: PoolConfig, facts: Facts) -> Finding:
         return Finding(
             WARNING,
             "TLS",
-            "none: whoever is in between can read and change everything",
+            "none: a man in the middle can read and change everything",
             "enable TLS at the server, and set SSL_MODE = 'VERIFY_IDENTITY'",
         )
     verified = {
@@ -214,8 +214,8 @@ def _tls(config: PoolConfig, facts: Facts) -> Finding:
     text = f"{facts.cipher}; the server is not verified (SSL_MODE {config.ssl_mode})"
     if _are_loopback(config):
         return Finding(OK, "TLS", text)
-    mend = "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA"
-    return Finding(WARNING, "TLS", text, mend)
+    fix = "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA"
+    return Finding(WARNING, "TLS", text, fix)
 
 
 def _are_loopback(config: PoolConfig) -> bool:
@@ -234,8 +234,8 @@ def _account(facts: Facts) -> Finding:
     if facts.plugin in ("mysql_native_password", "sha256_password") and (
         "MariaDB" not in facts.version
     ):
-        mend = "ALTER USER … IDENTIFIED WITH caching_sha2_password BY …"
-        return Finding(WARNING, "authentication", text, mend)
+        fix = "ALTER USER … IDENTIFIED WITH caching_sha2_password BY …"
+        return Finding(WARNING, "authentication", text, fix)
     return Finding(OK, "authentication", text)
 
 
@@ -251,7 +251,7 @@ def _read_only(facts: Facts) -> Finding:
 
 
 def _idle_limit(config: PoolConfig, facts: Facts) -> Finding:
-    """The server must not be the one that closes idle connections."""
+    """Check that the pool closes idle connections before the server does."""
     limits = [config.max_idle, config.max_lifetime * 1.1]
     ours = min((limit for limit in limits if limit), default=float("inf"))
     text = (
@@ -260,15 +260,15 @@ def _idle_limit(config: PoolConfig, facts: Facts) -> Finding:
     )
     if ours < facts.wait_timeout:
         return Finding(OK, "wait_timeout", text)
-    mend = "raise wait_timeout"
+    fix = "raise wait_timeout"
     if facts.wait_timeout > 1:
         most = facts.wait_timeout - 1
-        mend = f"set MAX_IDLE to less than {most + 1} (1 to {most}), or {mend}"
+        fix = f"set MAX_IDLE to less than {most + 1} (1 to {most}), or {fix}"
     return Finding(
         WARNING,
         "wait_timeout",
         f"{text}: the server closes idle connections before the pool does",
-        mend,
+        fix,
     )
 
 

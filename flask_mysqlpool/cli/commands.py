@@ -1,4 +1,4 @@
-"""``flask mysqlpool …``: arguments in, lines out, an exit code; nothing else."""
+"""``flask mysqlpool …``: each command parses arguments, prints lines, and exits."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from flask.cli import AppGroup, with_appcontext
 
 from ..config import PoolConfig
 from ..config.validators import YEAR
+from ..workers.desired_state import DesiredState
 from ..workers.fleet import (
     Fleet,
     Worker,
@@ -33,14 +34,13 @@ from ..workers.fleet import (
     totals,
 )
 from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
-from ..workers.status_dir import DesiredState
 from . import render
-from .check import FAILURE, Finding, examine, look_at_board, mend_of
+from .check import FAILURE, Finding, examine, examine_status_dir, fix_of
 
 #: Exit codes; 2 is click's, for a command that was typed wrong.
 HEALTHY, DEGRADED, NOTHING = 0, 1, 3
 
-#: Seconds in which workers that are not busy have done what they were told.
+#: Seconds in which workers without busy connections apply a desired state.
 SOON = 2.0
 
 NO_WORKER = (
@@ -51,13 +51,13 @@ UNREADABLE = "No worker of {app!r} can be read in {place}."
 
 
 class Site(NamedTuple):
-    """What a command works on: the current app, its pools, and their workers."""
+    """The current app, its pools, and their workers."""
 
     app: str
     pools: dict[str, PoolConfig]
     fleet: Fleet | None
-    #: Why the workers cannot be seen, if they cannot.
-    blind: str
+    #: Why the workers cannot be seen, or an empty string.
+    unseen: str
     workers: dict[str, list[Worker]]
 
 
@@ -71,10 +71,10 @@ def _site(bind: str | None = None) -> Site:
             known = ", ".join(map(repr, pools))
             raise click.UsageError(f"no bind is called {bind!r}; configured: {known}")
         pools = {bind: pools[bind]}
-    board = states[0].board
-    if board is None:
+    status_dir = states[0].status_dir
+    if status_dir is None:
         return Site(current_app.name, pools, None, "STATUS_DIR is False", {})
-    fleet = Fleet(board, current_app.name, pools)
+    fleet = Fleet(status_dir, current_app.name, pools)
     try:
         workers = fleet.workers()
     except OSError as error:
@@ -84,20 +84,20 @@ def _site(bind: str | None = None) -> Site:
 
 def _reason(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
-    mend = mend_of(error)
-    return f"{place}{error.strerror or error}{' -> ' * bool(mend)}{mend}"
+    fix = fix_of(error)
+    return f"{place}{error.strerror or error}{' -> ' * bool(fix)}{fix}"
 
 
 def create_group(name: str) -> AppGroup:
-    """The command group, to be added to ``app.cli`` under this name."""
-    group = AppGroup(name, help="See and steer the connections of all workers.")
+    """Create the command group, to be added to ``app.cli`` under this name."""
+    group = AppGroup(name, help="Show and control the connections of all workers.")
     for command in (status, reset, pause, resume, check):
         group.add_command(command)
     return group
 
 
 class _Seconds(click.FloatRange):
-    """A duration: ``inf`` is as long as can be waited, ``nan`` is none."""
+    """A duration; ``inf`` becomes the longest one, ``nan`` is refused."""
 
     _UNITS: ClassVar = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -122,17 +122,17 @@ _bind = click.option("--bind", metavar="NAME", help="This pool only.")
     "--watch",
     type=_Seconds(min=0.1),
     metavar="SECONDS",
-    help="Print it again and again.",
+    help="Refresh every SECONDS.",
 )
 @_bind
-@click.option("--server", is_flag=True, help="Ask the server as well.")
+@click.option("--server", is_flag=True, help="Query the server, too.")
 @with_appcontext
 def status(as_json: bool, watch: float | None, bind: str | None, server: bool) -> None:
     """Show the pools of all workers.
 
-    Exit code 0: all is well. 1: a pool is paused; somebody waits; within the last
-    minute a checkout has timed out or a connect failed; or the server cannot be asked.
-    3: no worker is running.
+    Exit code 0: all is well. 1: a pool is paused; a checkout waits; within the last
+    minute a checkout has timed out or a connect failed; or the server cannot be
+    queried. 3: no worker is running.
     """
     code = NOTHING
     try:
@@ -158,7 +158,7 @@ def _show(report: dict[str, Any], as_json: bool, clear: bool) -> None:
 
 
 def _report(site: Site, with_server: bool) -> tuple[int, dict[str, Any]]:
-    """The exit code, and what ``--json`` prints."""
+    """Return the exit code, and the object that ``--json`` prints."""
     pools = {
         bind: _pool(site, bind, site.workers.get(bind, []), with_server)
         for bind in site.pools
@@ -166,7 +166,7 @@ def _report(site: Site, with_server: bool) -> tuple[int, dict[str, Any]]:
     workers = [worker for bind in pools for worker in site.workers.get(bind, [])]
     problems = list(site.fleet.problems) if site.fleet else []
     if not workers:
-        problems.insert(0, _why_nobody(site))
+        problems.insert(0, _why_no_worker(site))
     report = {"app": site.app, "host": socket.gethostname(), "pools": pools}
     code = HEALTHY if workers else NOTHING
     if is_degraded(workers) or any(map(_is_degraded, pools.values())):
@@ -174,11 +174,11 @@ def _report(site: Site, with_server: bool) -> tuple[int, dict[str, Any]]:
     return code, {**report, "problems": problems}
 
 
-def _why_nobody(site: Site) -> str:
-    if site.fleet is None or site.blind:
-        return f"the workers cannot be seen: {site.blind}"
+def _why_no_worker(site: Site) -> str:
+    if site.fleet is None or site.unseen:
+        return f"the workers cannot be seen: {site.unseen}"
     text = UNREADABLE if site.fleet.hidden else NO_WORKER
-    return text.format(app=site.app, place=site.fleet.board.place())
+    return text.format(app=site.app, place=site.fleet.status_dir.place())
 
 
 def _is_degraded(pool: dict[str, Any]) -> bool:
@@ -189,15 +189,15 @@ def _pool(
     site: Site, bind: str, workers: list[Worker], with_server: bool
 ) -> dict[str, Any]:
     config = site.pools[bind]
-    fleet = None if site.blind else site.fleet
-    orders = fleet.orders(bind) if fleet else DesiredState()
+    fleet = None if site.unseen else site.fleet
+    desired = fleet.desired(bind) if fleet else DesiredState()
     pool = {
         "max_size": config.max_size,
         "max_host_connections": config.max_host_connections,
         "server": config.server,
         "paused": fleet is not None and fleet.is_paused(bind, workers),
-        "pause": orders.about() if orders.paused else None,
-        "generation": orders.generation,
+        "pause": desired.about() if desired.paused else None,
+        "generation": desired.generation,
         "totals": totals(workers),
         "spread": spread(workers),
         "workers": [_public(worker) for worker in workers],
@@ -216,7 +216,7 @@ def _public(worker: Worker) -> dict[str, Any]:
 
 
 def _ask_server(config: PoolConfig, workers: Iterable[Worker]) -> dict[str, Any]:
-    """What each connection is doing, and which ones no live worker knows of."""
+    """Query what each connection does, and which ones belong to no live worker."""
     pid_of = {number: w["pid"] for w in workers for number in _threads_of(w)}
     try:
         with connect_to(config) as server:
@@ -234,7 +234,7 @@ def _ask_server(config: PoolConfig, workers: Iterable[Worker]) -> dict[str, Any]
 
 
 def _threads_of(worker: Worker) -> list[int]:
-    """All of them; what is described of each is bounded."""
+    """Return all thread ids; the list of connections is cut in length."""
     described = [connection["thread_id"] for connection in worker["connections"]]
     return worker.get("thread_ids") or described
 
@@ -256,18 +256,18 @@ def _thread(thread: Thread, pid_of: dict[int, int]) -> dict[str, Any]:
     "--wait",
     type=_Seconds(min=0),
     metavar="SECONDS",
-    help="Wait so long for busy connections, and show the progress.",
+    help="Wait up to SECONDS for busy connections, and show the progress.",
 )
-@click.option("--server", is_flag=True, help="End idle connections at the server.")
-@click.option("--yes", is_flag=True, help="Do not ask first, as at a terminal.")
+@click.option("--server", is_flag=True, help="Kill idle connections at the server.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
 @with_appcontext
 def reset(bind: str | None, wait: float | None, server: bool, yes: bool) -> None:
     """Replace the connections of all workers.
 
     Idle ones are replaced within a second, busy ones when they are returned; no request
-    notices. With --server, the sleeping connections of this database user are ended at
-    the server, wherever they come from; a request between two statements then gets an
-    error.
+    fails. With --server, the sleeping connections of this database user are killed at
+    the server, whatever host they come from; a request between two statements then gets
+    an error.
     """
     if server and wait is not None:
         raise click.UsageError("--server ends connections at once: there is no --wait")
@@ -277,7 +277,7 @@ def reset(bind: str | None, wait: float | None, server: bool, yes: bool) -> None
     if server:
         _reset_at_server(site)
         return
-    code = _order(site, Fleet.reset, wait, REPLACED)
+    code = _request(site, Fleet.reset, wait, REPLACED)
     sys.exit(HEALTHY if wait is None and code == DEGRADED else code)
 
 
@@ -299,25 +299,25 @@ def _reset_at_server(site: Site) -> None:
     "--wait",
     type=_Seconds(min=0),
     metavar="SECONDS",
-    help="Wait so long for all connections to be closed.",
+    help="Wait up to SECONDS for all connections to be closed.",
 )
 @click.option(
     "--for",
     "seconds",
     type=_Seconds(min=0, min_open=True),
     metavar="DURATION",
-    help="Resume by itself after this time, such as 90s, 10m or 2h.",
+    help="Resume automatically after this time, such as 90s, 10m or 2h.",
 )
 @_bind
 @with_appcontext
 def pause(wait: float | None, seconds: float | None, bind: str | None) -> None:
-    """Let new checkouts wait, in order, until `resume`.
+    """Hold new checkouts, in order, until `resume`.
 
-    What is in use may finish; then no worker has a connection any more, and the server
-    can be restarted. A checkout waits no longer than its deadline (TIMEOUT).
+    Connections in use may finish. When none is left, the server can be restarted. A
+    checkout waits no longer than its deadline (TIMEOUT).
     """
-    code = _order(_site(bind), partial(Fleet.pause, seconds=seconds), wait, PAUSED)
-    # Without --wait, it may well be meant for workers that start later.
+    code = _request(_site(bind), partial(Fleet.pause, seconds=seconds), wait, PAUSED)
+    # Without --wait, the pause may be meant for workers that start later.
     sys.exit(code if wait is not None else HEALTHY)
 
 
@@ -325,46 +325,46 @@ def pause(wait: float | None, seconds: float | None, bind: str | None) -> None:
 @_bind
 @with_appcontext
 def resume(bind: str | None) -> None:
-    """End `pause`: serve all who wait."""
-    sys.exit(_order(_site(bind), Fleet.resume, None, RESUMED))
+    """End `pause`: serve all waiting checkouts."""
+    sys.exit(_request(_site(bind), Fleet.resume, None, RESUMED))
 
 
 _Test = Callable[[Worker], bool]
 
 
-def _order(
+def _request(
     site: Site,
-    order: Callable[[Fleet, str], _Test],
+    request: Callable[[Fleet, str], _Test],
     wait: float | None,
     outcome: _Outcome,
 ) -> int:
-    """Give an order to all pools, and follow it; the exit code.
+    """Request a change of all pools, wait for the workers, and return the exit code.
 
-    However that ends, at last it is told what is paused.
+    However that ends, it prints what is paused at last.
     """
     fleet = site.fleet
-    if fleet is None or site.blind:
-        _end(f"The workers cannot be reached: {site.blind}")
+    if fleet is None or site.unseen:
+        _end(f"The workers cannot be reached: {site.unseen}")
     with _interrupted_by_signals():
         try:
-            tests = {bind: order(fleet, bind) for bind in site.pools}
-            return _follow(site, fleet, tests, wait, outcome)
+            tests = {bind: request(fleet, bind) for bind in site.pools}
+            return _wait_for_workers(site, fleet, tests, wait, outcome)
         except KeyboardInterrupt as interrupt:
-            holds = "what was ordered holds" if fleet.given else "nothing was ordered"
-            _echo([f"Interrupted: {holds}."])
+            state = "the request stands" if fleet.requested else "nothing was requested"
+            _echo([f"Interrupted: {state}."])
             sys.exit(128 + interrupt.args[0] if interrupt.args else DEGRADED)
         except OSError as error:
-            what = "seen" if fleet.given else "reached"
+            what = "seen" if fleet.requested else "reached"
             _end(f"The workers cannot be {what}: {_reason(error)}")
         finally:
-            orders = {bind: fleet.orders(bind) for bind in site.pools}
-            paused = [f"{b}: {o.in_words()}" for b, o in orders.items() if o.paused]
+            desired = {bind: fleet.desired(bind) for bind in site.pools}
+            paused = [f"{b}: {d.in_words()}" for b, d in desired.items() if d.paused]
             _echo([*paused, f"To end that: {_typed('resume')}"] if paused else [])
 
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Have SIGTERM, and SIGHUP of a lost terminal, do what Ctrl-C does."""
+    """Have SIGTERM, and the SIGHUP of a lost terminal, do what Ctrl-C does."""
 
     def interrupt(number: int, _: object) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)  # a shell sends SIGHUP once more
@@ -375,7 +375,7 @@ def _interrupted_by_signals() -> Iterator[None]:
         numbers = set()
     before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
-        if handler not in (signal.SIG_IGN, None):  # as by nohup; not by Python
+        if handler not in (signal.SIG_IGN, None):  # by nohup; not set by Python
             signal.signal(number, interrupt)
     try:
         yield
@@ -386,7 +386,7 @@ def _interrupted_by_signals() -> Iterator[None]:
 
 
 def _typed(command: str) -> str:
-    """Another command for what this one is about, as it is to be typed."""
+    """Return the command line of another command for the same pools."""
     context = click.get_current_context()
     group, bind = context.parent, context.params.get("bind")
     only = f" --bind {shlex.quote(bind)}" if bind is not None else ""
@@ -399,10 +399,10 @@ def _end(text: str) -> NoReturn:
 
 
 class _Outcome(NamedTuple):
-    """What becomes of pools, and what is shown of those that have still to follow."""
+    """How a request ends, and how the progress of pending workers is shown."""
 
     done: str
-    #: The field that goes down to zero, and what it counts.
+    #: The field that goes down to zero, and the words for it.
     field: str
     to_go: str
 
@@ -412,68 +412,68 @@ PAUSED = _Outcome("paused", "size", "{} connection{s} to go")
 RESUMED = _Outcome("resumed", "waiting", "{} checkout{s} still waiting")
 
 
-def _follow(
+def _wait_for_workers(
     site: Site,
     fleet: Fleet,
     tests: Mapping[str, _Test],
     wait: float | None,
     outcome: _Outcome,
 ) -> int:
-    """Show who has still to follow; the exit code.
+    """Wait for all pools, show the pending workers, and return the exit code.
 
-    1 if somebody has not, in time, or cannot be read; 3 if nobody is there who could.
+    1 if a worker is still pending, or cannot be read; 3 if there is no worker.
     """
     deadline = time.monotonic() + (SOON if wait is None else wait)
     seen, complete = 0, True
-    for bind, has_done in tests.items():
-        workers, late = _follow_one(fleet, bind, has_done, deadline, wait, outcome)
+    for bind, is_done in tests.items():
+        workers, late = _wait_for_pool(fleet, bind, is_done, deadline, wait, outcome)
         seen += workers
         complete = complete and not late
     _echo(fleet.hidden)
     if not seen:
-        _echo([_why_nobody(site)])
+        _echo([_why_no_worker(site)])
         return NOTHING
     return HEALTHY if complete and not fleet.hidden else DEGRADED
 
 
-def _follow_one(
+def _wait_for_pool(
     fleet: Fleet,
     bind: str,
-    has_done: _Test,
+    is_done: _Test,
     deadline: float,
     wait: float | None,
     outcome: _Outcome,
 ) -> tuple[int, int]:
-    """How many workers there are, and how many of them have still to follow."""
+    """Wait for one pool, and return its numbers of workers and of pending ones."""
     shown: list[str] = []
-    others: list[Worker] = []
-    for others in fleet.wait(bind, has_done, deadline - time.monotonic()):
-        lines = list(_progress(bind, others, outcome)) if wait is not None else []
+    pending: list[Worker] = []
+    for pending in fleet.wait(bind, is_done, deadline - time.monotonic()):
+        lines = list(_progress(bind, pending, outcome)) if wait is not None else []
         _echo(line for line in lines if line not in shown)
         shown = lines
     workers = len(fleet.workers().get(bind, []))
     s = "" if workers == 1 else "s"
-    if others:
-        later = f"{bind}: {len(others)} of {workers} worker{s} will follow"
-        _echo([later, *(_progress(bind, others, outcome) if wait is None else ())])
+    if pending:
+        summary = f"{bind}: {len(pending)} of {workers} worker{s} pending"
+        _echo([summary, *(_progress(bind, pending, outcome) if wait is None else ())])
     elif workers:
         _echo([f"{bind}: {outcome.done} ({workers} worker{s})"])
     else:
-        _echo([f"{bind}: ordered, but no worker is there to confirm it"])
-    return workers, len(others)
+        _echo([f"{bind}: requested; no running worker to confirm it"])
+    return workers, len(pending)
 
 
-def _progress(bind: str, others: Iterable[Worker], outcome: _Outcome) -> Iterator[str]:
-    for worker in others:
+def _progress(bind: str, pending: Iterable[Worker], outcome: _Outcome) -> Iterator[str]:
+    for worker in pending:
         number = worker[outcome.field]
         what = outcome.to_go.format(number, s="s" * (number != 1))
         if not number:
-            what = "has still to begin"
+            what = "not started"
         yield f"{bind}: worker {worker['pid']}: {what}, {worker['in_use']} in use"
 
 
 def _echo(lines: Iterable[render.Line]) -> None:
-    """Print them now; ends the command if that cannot be done."""
+    """Print lines and flush; end the command if that fails."""
     _print("".join(f"{render.printable(line)}\n" for line in lines))
 
 
@@ -484,10 +484,10 @@ def _print(text: str) -> None:
         click.echo(text, nl=False, color=False if os.environ.get("NO_COLOR") else None)
         sys.stdout.flush()
     except BrokenPipeError:
-        raise  # Click's affair
+        raise  # for Click to handle
     except OSError as error:
         click.echo(f"The output cannot be written: {error.strerror}", err=True)
-        # Python would try again at exit, and choose the exit code.
+        # At exit, Python would flush again, and replace the exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(DEGRADED)
 
@@ -498,7 +498,7 @@ def _print(text: str) -> None:
 def check(bind: str | None) -> None:
     """Connect once and examine settings, server and workers.
 
-    Exit code 1 if something is wrong.
+    Exit code 1 if there is a failure.
     """
     site = _site(bind)
     findings: list[Finding] = []
@@ -508,7 +508,7 @@ def check(bind: str | None) -> None:
             findings.append(finding)
             _echo([render.finding(finding)])
 
-    show(look_at_board(site.fleet, site.pools, _typed))
+    show(examine_status_dir(site.fleet, site.pools, _typed))
     for name, config in site.pools.items():
         _echo(["", f"{name}: {config.server}"])
         show(examine(config, len(site.workers.get(name, [])) or None))

@@ -1,4 +1,4 @@
-"""What the commands print for people: lines that fit their terminal."""
+"""The output of the commands for people: lines that fit the terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import click
 
 from ..pool.driver.logs import plain
-from ..workers.status_dir import DesiredState
+from ..workers.desired_state import DesiredState
 from .check import FAILURE, OK, WARNING, Finding
 
-#: Columns of the table of workers. What is dearest goes last when it gets narrow.
+#: Columns of the table of workers, and the order in which a narrow terminal drops them.
 _COLUMNS = {
     "pid": "worker",
     "size": "size",
@@ -32,10 +32,10 @@ _DROPPED_FIRST = (
 )
 _COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "red"}
 
-#: So many holders are listed, and so many threads of the server.
+#: Holders, and threads of the server, that are listed.
 _LISTED = 10
 
-#: Seconds after which a worker with connections has not been heard of as it should.
+#: Seconds after which a worker with connections has missed its heartbeat.
 _SILENCE = 1.0
 
 #: Characters of a cell that are shown, and of a line.
@@ -45,7 +45,7 @@ Row = Sequence[object]
 
 
 class Styled(NamedTuple):
-    """A line in a colour, or a line whose beginning is."""
+    """A line in a colour, with a rest that has none."""
 
     colour: str
     text: str
@@ -56,7 +56,7 @@ Line = str | Styled
 
 
 def printable(line: Line) -> str:
-    """A line for a terminal, which obeys nothing in it but the colour."""
+    """Escape all control characters of a line but those of its colour."""
     if isinstance(line, str):
         return plain(line, _LONGEST)
     styled = click.style(plain(line.text, _LONGEST), fg=line.colour)
@@ -64,7 +64,7 @@ def printable(line: Line) -> str:
 
 
 def status(report: Mapping[str, Any], terminal: bool) -> Iterator[Line]:
-    """The report of ``status``, as lines."""
+    """Render the report of ``status``."""
     width = shutil.get_terminal_size().columns if terminal else 120
     yield f"{report['app']} on {report['host']}"
     yield from report["problems"]
@@ -86,9 +86,9 @@ def status(report: Mapping[str, Any], terminal: bool) -> Iterator[Line]:
 
 
 def finding(finding: Finding) -> Line:
-    """One finding of ``check``, as a line."""
-    mend = f" -> {finding.mend}" if finding.mend else ""
-    text = f" {finding.subject}: {finding.text}{mend}"
+    """Render one finding of ``check``."""
+    fix = f" -> {finding.fix}" if finding.fix else ""
+    text = f" {finding.subject}: {finding.text}{fix}"
     return Styled(_COLOURS[finding.level], f"{finding.level:<8}", text)
 
 
@@ -101,8 +101,8 @@ def _headline(bind: str, pool: Mapping[str, Any]) -> Line:
     if pool["max_host_connections"] is not None:
         text += f", {pool['max_host_connections']} for this host"
     if pool["paused"]:
-        told = DesiredState(paused=True, **(pool["pause"] or {})).in_words()
-        return Styled("yellow", f"{text}, {told}")
+        pause = DesiredState(paused=True, **(pool["pause"] or {})).in_words()
+        return Styled("yellow", f"{text}, {pause}")
     return text
 
 
@@ -130,7 +130,7 @@ def _workers(pool: Mapping[str, Any], width: int) -> Iterator[Line]:
 
 
 def _silent(workers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Of whom what is shown may have changed; all others tell what changes at once."""
+    """Name the workers whose heartbeat is late: their numbers may be outdated."""
     now = time.time()
     for worker in workers:
         silence = now - worker["heard"]
@@ -163,7 +163,7 @@ def _holders(pool: Mapping[str, Any], width: int) -> Iterator[str]:
     for line in _aligned(rows):
         yield line[:width]
     if len(held) > _LISTED:
-        # A worker describes the first of its connections only.
+        # A worker publishes the details of its first connections only.
         yield f"  and {max(len(held), pool['totals']['in_use']) - _LISTED} more"
 
 
@@ -180,9 +180,7 @@ def _server(seen: Mapping[str, Any], width: int) -> Iterator[Line]:
     )
     named = any(thread["program"] for thread in seen["threads"])
     if seen["orphans"] and not named:
-        yield from _fitted(
-            "  whose they are, it does not say: its performance_schema is off", width
-        )
+        yield from _fitted("  no program names: its performance_schema is off", width)
     head = ("thread", "worker", "seconds", "command", "client", "program")
     rows: list[Row] = [head if named else head[:-1]]
     threads = sorted(seen["threads"], key=lambda t: (t["pid"] is not None, -t["for"]))
@@ -200,7 +198,7 @@ def _server(seen: Mapping[str, Any], width: int) -> Iterator[Line]:
 
 
 def _aligned(rows: Sequence[Row]) -> list[str]:
-    """Numbers to the right, other things to the left."""
+    """Align columns, numbers to the right and other cells to the left."""
     texts = [[plain(cell, _WIDEST) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     numeric = [

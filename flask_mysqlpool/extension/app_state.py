@@ -62,7 +62,7 @@ class State:
 
     def __init__(self, config: AppConfig, app: Flask, number: int) -> None:
         self.config = config
-        self.board = _board(app, config)
+        self.status_dir = _status_dir(app, config)
         self._app = app
         # Commands tell the pools of a second MySQLPool in one app by a number.
         self._suffix = f"-{number + 1}" if number else ""
@@ -109,13 +109,13 @@ class State:
         for observer in self._observers:
             pool.add_observer(observer)
         signals.attach(pool, self._app, bind + self._suffix)
-        if self.board is not None:
+        if self.status_dir is not None:
             WorkerAgent(
                 pool,
-                self.board,
+                self.status_dir,
                 app=self._app.name,
                 bind=bind + self._suffix,
-                silent=_is_own_command(self.config.cli),
+                read_only=_is_own_command(self.config.cli),
             )
         return pool
 
@@ -282,7 +282,7 @@ def _warn_of_rollback(endpoint: str | None, rows: int) -> None:
         )
 
 
-def _board(app: Flask, config: AppConfig) -> StatusDir | None:
+def _status_dir(app: Flask, config: AppConfig) -> StatusDir | None:
     if config.status_dir is None:
         return None
     return StatusDir(os.path.join(app.instance_path, config.status_dir))

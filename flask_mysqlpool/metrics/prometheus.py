@@ -163,8 +163,8 @@ _Pool = tuple[int, bool, list[Worker], Counts]
 def _look(
     state: Any, app: str
 ) -> tuple[dict[str, list[Worker]], Mapping[str, Counts], set[str]]:
-    if state.board is not None and os.name != "nt":
-        fleet = Fleet(state.board, app, state.published())
+    if state.status_dir is not None and os.name != "nt":
+        fleet = Fleet(state.status_dir, app, state.published())
         by_bind, counts = fleet.counts()
         if fleet.hidden:
             raise _Hidden

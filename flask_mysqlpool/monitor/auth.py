@@ -25,7 +25,8 @@ from itsdangerous import BadSignature, URLSafeTimedSerializer
 from werkzeug.exceptions import HTTPException
 
 from ..pool.driver.logs import is_exit, kind, log, plain
-from ..workers.status_dir import DesiredState, StatusDir
+from ..workers.desired_state import DesiredState
+from ..workers.status_dir import StatusDir
 
 COOKIE = "mysqlpool_monitor"
 CSRF_HEADER = "X-CSRF-Token"
@@ -101,9 +102,9 @@ def _is_loopback(address: str | None) -> bool:
     return found.is_loopback
 
 
-def _board() -> StatusDir | None:
+def _status_dir() -> StatusDir | None:
     states = current_app.extensions.get("mysqlpool") or {}
-    return next((state.board for state in states.values()), None)
+    return next((state.status_dir for state in states.values()), None)
 
 
 def _host_in(origin: str) -> str:
@@ -207,18 +208,20 @@ class Gate:
 
     def signed_out(self) -> int:
         """How often visitors of this app have signed out, in all its workers."""
-        board = _board()
+        status_dir = _status_dir()
         with suppress(OSError, ValueError):
-            return board.orders(_SIGNED_OUT).generation if board else 0
+            return status_dir.desired(_SIGNED_OUT).generation if status_dir else 0
         return 0
 
     def sign_out(self) -> Refusal | None:
         """End every copy of the cookie; why, if that cannot be done."""
-        board = _board()
+        status_dir = _status_dir()
         try:
-            if board is None:
+            if status_dir is None:
                 raise OSError("STATUS_DIR is False")
-            board.update_desired(_SIGNED_OUT, lambda o: DesiredState(o.generation + 1))
+            status_dir.update_desired(
+                _SIGNED_OUT, lambda o: DesiredState(o.generation + 1)
+            )
         except OSError as error:
             text = (
                 "You are signed out here; a copy of the cookie is good until it expires"

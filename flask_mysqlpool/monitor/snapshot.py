@@ -66,8 +66,8 @@ class Site:
             return [f"Only this worker is shown, {os.getpid()}: {self.blind}."]
         if self.fleet is None:
             return []
-        orders = {bind: self.fleet.orders(bind) for bind in self.configs}
-        pauses = [f"{b}: {o.in_words()}" for b, o in orders.items() if o.paused]
+        desired = {bind: self.fleet.desired(bind) for bind in self.configs}
+        pauses = [f"{b}: {d.in_words()}" for b, d in desired.items() if d.paused]
         return [*pauses, *self.fleet.problems]
 
 
@@ -81,10 +81,10 @@ def look(app: Flask) -> Site:
     configs = {}
     for state in states.values():
         configs.update(state.published())
-    board = next(iter(states.values())).board
+    status_dir = next(iter(states.values())).status_dir
     fleet, blind = None, "STATUS_DIR is False"
-    if board is not None:
-        fleet = Fleet(board, app.name, configs)
+    if status_dir is not None:
+        fleet = Fleet(status_dir, app.name, configs)
         try:
             return Site(app.name, configs, fleet, fleet.workers(), "")
         except OSError as error:

@@ -1,8 +1,7 @@
-"""A pool's presence on the board: what it publishes, and what it does on orders.
+"""The agent of a pool: publishes its status, and applies its desired state.
 
-All that takes place on a thread of its own, so that files that cannot be written, or
-that take for ever, are in no request's way. It sleeps while nothing changes; while
-much does, it publishes ten times a second.
+It works on a background thread, so that a disk that is full or hangs delays no request.
+It sleeps while nothing changes, and publishes at most ten times a second.
 """
 
 from __future__ import annotations
@@ -23,123 +22,127 @@ from ..pool.driver.logs import NAME, WORKERS, log, plain
 from ..pool.driver.process import process
 from ..pool.maintenance import maintenance_thread
 from ..pool.stats import ConnectionStats, PoolStats
+from .desired_state import DesiredState
 from .exited import identity, key_of, process_group_id
 from .host_limit import HostLimit
-from .status_dir import BUDGET, DesiredState, StatusDir, StatusFile
+from .status_dir import LIMIT, StatusDir
+from .status_file import StatusFile
 
 #: Seconds between two rounds: while something changes, and while nothing does.
 BUSY, QUIET = 0.1, 0.4
-#: Seconds that a pool without connections waits to be told whether it may connect.
+#: Seconds for which the first connect of a pool waits for a round of the agent.
 PATIENCE = 0.25
-#: Connections that are listed one by one.
+#: Connections of which a record has the details.
 LISTED = 100
 
-_PRESENCES: WeakSet[WorkerAgent] = WeakSet()
+_AGENTS: WeakSet[WorkerAgent] = WeakSet()
 
 
 class WorkerAgent:
     """Publishes the status of one pool of this process, and applies its desired state.
 
-    ``app`` and ``bind`` are what commands know the pool by. A pool outside of Flask
-    has ``WorkerAgent(pool, StatusDir("/run/jobs"), app="jobs")``. With ``silent``
-    it does neither, and only keeps MAX_HOST_CONNECTIONS.
+    Commands know the pool by ``app`` and ``bind``. A pool outside Flask gets an agent
+    by ``WorkerAgent(pool, StatusDir("/run/jobs"), app="jobs")``. With ``read_only`` it
+    neither publishes nor applies anything: it only keeps MAX_HOST_CONNECTIONS.
     """
 
     def __init__(
         self,
         pool: Pool,
-        board: StatusDir,
+        status_dir: StatusDir,
         *,
         app: str,
         bind: str = "default",
-        silent: bool = False,
+        read_only: bool = False,
     ) -> None:
         self._pool = pool
-        self._board = board
+        self._status_dir = status_dir
         pool_identity = identity(app, bind, pool.config)
         self._about: dict[str, Any] = {**pool_identity, "pid": 0}
         self._key = key_of(pool_identity)
-        self._silent = silent
-        self._budget = self._make_budget()
+        self._read_only = read_only
+        self._host_limit = self._make_host_limit()
         self._begin()
         pool.coordinator = self
-        if not silent:
+        if not read_only:
             pool.notify_from = 0.0
-        _PRESENCES.add(self)
+        _AGENTS.add(self)
 
-    def _make_budget(self) -> HostLimit | None:
+    def _make_host_limit(self) -> HostLimit | None:
         size = self._pool.config.max_host_connections
         if size is None:
             return None
-        # The name of a file has an end, that of a key has none.
-        name = BUDGET + sha256(self._key.encode()).hexdigest()[:16]
-        return HostLimit(self._board, name, size)
+        # Hashed: a key may be longer than the name of a file.
+        name = LIMIT + sha256(self._key.encode()).hexdigest()[:16]
+        return HostLimit(self._status_dir, name, size)
 
     def _begin(self) -> None:
-        self._file = StatusFile(self._board)
+        self._file = StatusFile(self._status_dir)
         self._published: tuple[Any, ...] | None = None
         self._applied: DesiredState | None = None
-        self._withdrawn = False
-        #: Whether rounds are being made. If not, orders may have been given unheard.
-        self._attended = False
-        self._looked = Event()
+        self._closed = False
+        #: Whether rounds are being made, so that the desired state is up to date.
+        self._is_running = False
+        #: Set at the end of the next round.
+        self._round_made = Event()
         self._problem = ""
         self._limit = self._pool.config.max_size
         self._about["site"] = process_group_id()
         self._about["pid"] = getpid()
         self._pid = process()
 
-    # What the pool calls
+    # Called by the pool
 
     def state_changed(self) -> None:
-        """Make a round soon; costs whoever calls it no more than a message."""
+        """Wake the background thread for a round."""
         maintenance_thread("workers").wake(self)
 
     def before_connect(self) -> None:
-        """Look for orders, if nobody has for some time.
+        """Apply the desired state first, unless rounds are being made.
 
-        Whoever gives orders takes a pool that has published no connection to have
-        none. So this one is published, and only then the orders are read.
+        Commands do not wait for a pool that has published no connections. So this
+        connect is published before the desired state is read.
         """
-        if self._silent:
+        if self._read_only:
             return
         if self._pid != process():
             self._file.detach_after_fork()
             self._begin()
-        if not self._attended:
-            looked = self._looked
+        if not self._is_running:
+            round_made = self._round_made
             maintenance_thread("workers").watch(self)
-            looked.wait(PATIENCE)
+            round_made.wait(PATIENCE)
 
     def take_slot(self) -> object | None:
-        """A place among the connections of this host; None if all are taken."""
-        if self._budget is None:
+        """Take one of the host's connection slots; None if all are taken."""
+        if self._host_limit is None:
             return True
-        return self._budget.take()
+        return self._host_limit.take()
 
-    # On a thread of its own
+    # Called by the background thread
 
     def maintain(self) -> float | None:
-        """Publish what changed and apply the desired state; called by a thread."""
+        """Make a round: publish what changed, and apply the desired state."""
         pool = self._pool
-        if self._withdrawn:
+        if self._closed:
             return None
-        looked, self._looked = self._looked, Event()
+        round_made, self._round_made = self._round_made, Event()
         stats = pool.stats()
         if not stats.size:
-            # A connect that begins after this waits for a round that begins after it;
-            # those before are in the snapshot.
-            self._attended = False
+            # A connect that begins from here on waits for the next round; earlier
+            # ones are in the snapshot.
+            self._is_running = False
             stats = pool.stats()
         before = self._published, self._applied
         try:
             self._try_publish(stats)
             self._try_to_apply(stats)
-            self._attended = stats.size > 0
+            self._is_running = stats.size > 0
         finally:
-            looked.set()
+            round_made.set()
         if not stats.waiting and before == (self._published, self._applied):
-            # From here on every change is told; and the last one before is seen here.
+            # From here on the pool notifies of every change; a last one may have come
+            # just before.
             pool.notify_from = 0.0
             if _essence(pool.stats()) == _essence(stats):
                 return QUIET if stats.size else None
@@ -147,7 +150,7 @@ class WorkerAgent:
         return BUSY
 
     def _try_publish(self, stats: PoolStats) -> None:
-        """Publish what changed; and anything while somebody waits, for it ages."""
+        """Publish a change; with waiters always, because their waiting times grow."""
         applied = self._applied or DesiredState()
         state = (*_essence(stats), applied)
         unchanged = state == self._published and not stats.waiting
@@ -160,8 +163,8 @@ class WorkerAgent:
             self._note(error)
 
     def _note(self, error: Exception) -> None:
-        """Say once why the board is of no use."""
-        # Not the file: that has another name each time.
+        """Log a problem with the status directory when it is a new one."""
+        # Without the name of the file, which differs each time.
         text = getattr(error, "strerror", None) or str(error)
         before, self._problem = self._problem, text
         if text != before:
@@ -202,65 +205,65 @@ class WorkerAgent:
     def _try_to_apply(self, stats: PoolStats) -> None:
         try:
             try:
-                orders = self._board.orders(self._key)
+                desired = self._status_dir.desired(self._key)
             except Exception:
-                # What cannot be read is as it was; so a pause ends in its time.
+                # The last state that was read stays: a pause still expires.
                 if self._applied is not None:
                     self._apply(self._applied.now())
                 raise
-            self._apply(orders)
-            if self._budget is not None:
-                self._share(self._budget, stats)
+            self._apply(desired)
+            if self._host_limit is not None:
+                self._apply_share(self._host_limit, stats)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._note(error)
 
-    def _apply(self, orders: DesiredState) -> None:
-        # At the first look there is nothing yet that a reset could replace.
-        before = self._applied or DesiredState(orders.generation)
-        # It only grows; if it does not, somebody has removed the orders.
-        newest = max(orders.generation, before.generation)
-        self._applied = orders = orders._replace(generation=newest)
-        if orders.generation != before.generation:
+    def _apply(self, desired: DesiredState) -> None:
+        # A pool's first round has no older connections that a reset could replace.
+        before = self._applied or DesiredState(desired.generation)
+        # The generation never decreases, even if the file has been removed.
+        newest = max(desired.generation, before.generation)
+        self._applied = desired = desired._replace(generation=newest)
+        if desired.generation != before.generation:
             self._pool.reset()
-        if orders.paused and not before.paused:
+        if desired.paused and not before.paused:
             self._pool.pause()
-        elif before.paused and not orders.paused:
+        elif before.paused and not desired.paused:
             self._pool.resume()
-        if orders[1:] != before[1:]:
-            told = orders.in_words() if orders.paused else "resumed"
-            log(WARNING, "%s: %s", self._pool.name, told, logger=WORKERS)
+        if desired[1:] != before[1:]:
+            change = desired.in_words() if desired.paused else "resumed"
+            log(WARNING, "%s: %s", self._pool.name, change, logger=WORKERS)
 
-    def _share(self, budget: HostLimit, mine: PoolStats) -> None:
-        """Give up what is more than a fair share, if another process needs it."""
+    def _apply_share(self, host_limit: HostLimit, mine: PoolStats) -> None:
+        """Limit the pool to its fair share while another process needs slots."""
         since = time.time() - mine.waited if mine.waiting else inf
-        share = budget.share(since, mine.in_use + mine.waiting, mine.short)
+        share = host_limit.share(since, mine.in_use + mine.waiting, mine.short)
         limit = self._pool.config.max_size if share is None else share
         if limit != self._limit or mine.size > limit:
             self._limit = limit
             self._pool.limit(limit)
 
     def closed(self) -> None:
-        """Take the pool off the board."""
-        self._withdrawn = True
-        if self._pid == process() and not self._silent:
-            # What was counted since the last round would be missing for ever.
+        """Publish the last counters, and remove the status file."""
+        self._closed = True
+        if self._pid == process() and not self._read_only:
+            # Counters that have changed since the last round would be lost.
             self._try_publish(self._pool.stats())
             self._file.remove()
-            if self._budget is not None:
-                self._budget.leave()
+            if self._host_limit is not None:
+                self._host_limit.leave()
 
 
 def _at_exit() -> None:
-    with ExitStack() as all_of_them:  # whatever one of them raises
-        for agent in list(_PRESENCES):
-            all_of_them.callback(agent.closed)
+    with ExitStack() as stack:  # calls the others if one raises
+        for agent in list(_AGENTS):
+            stack.callback(agent.closed)
 
 
 atexit.register(_at_exit)
 
 
 def _essence(stats: PoolStats) -> tuple[Any, ...]:
-    """What there is to a state apart from the time that passed."""
+    """Return what of the statistics does not change with time alone."""
     about = vars(stats).copy()
     del about["waited"], about["discarded_by_reason"]
     return tuple(about.values())

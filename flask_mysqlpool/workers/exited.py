@@ -1,8 +1,8 @@
-"""What workers have counted that are dead, so that no total goes back when one dies.
+"""Counters of exited workers, kept so that site totals never decrease.
 
-Counts are kept for each *site*: workers that were started by the same process, such as
-gunicorn's master. Those of a site that has no live worker any more are forgotten as
-soon as a worker of another one is buried.
+They are kept for each process group: the workers that one process has started, such as
+gunicorn's master. Counters of a group without live workers are dropped when a worker
+of another group is reaped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..config import PoolConfig
 from ..pool.stats import BOUNDS
 
 _TIMES = "wait", "use", "create"
-#: What only grows, by what a sheet calls it.
+#: The fields of a worker's record that never decrease.
 COUNTED = (
     *("checkouts", "timeouts", "opened", "discarded", "discarded_by_reason"),
     *_TIMES,
@@ -26,9 +26,9 @@ Counts = dict[str, Any]
 
 
 def identity(app: str, bind: str, config: PoolConfig) -> dict[str, str | None]:
-    """Tell a pool from all others of the host, in all its workers.
+    """Return what identifies a pool on this host, the same in all its workers.
 
-    One checkout may serve several sites, whose apps have one name; so the server, the
+    Several sites may run from one source tree, with one app name: so the server, the
     database and the account are part of it.
     """
     user, server = config.user, config.server
@@ -36,64 +36,67 @@ def identity(app: str, bind: str, config: PoolConfig) -> dict[str, str | None]:
 
 
 def key_of(pool: Mapping[str, Any]) -> str:
-    """Name what its orders, counts and limit are kept under."""
+    """Return the key of a pool's desired state, counters and limit."""
     user = pool.get("user") or ""
     return f"{pool.get('app')}/{pool.get('bind')} {user}@{pool.get('server')}"
 
 
 def process_group_id() -> str:
-    """What the workers of one site have in common: the process that started them."""
+    """Identify the process that has started this one, and so all workers of a site."""
     parent = os.getppid()
     start = space = ""
     with suppress(OSError):
         # Each container has process ids of its own.
         space = os.readlink("/proc/self/ns/pid")
-        # They are used again; not with the same moment of the start.
+        # Process ids are used again, but not with the same start time.
         with open(f"/proc/{parent}/stat", "rb") as file:
             start = file.read().rpartition(b")")[2].split()[19].decode()
     return f"{parent}:{start}:{space}"
 
 
 class ExitedCounters:
-    """What the file holds: ``{"buried": [id], "sites": {site: {pool: counts}}}``."""
+    """Counters by process group and pool.
+
+    As JSON: ``{"buried": [id], "sites": {group: {pool: counters}}}``.
+    """
 
     def __init__(self, content: Mapping[str, Any] | None = None) -> None:
         content = content or {}
-        self._buried: list[str] = list(content.get("buried", ()))
-        self._sites: dict[str, dict[str, Counts]] = {
-            site: {pool: counts(counted) for pool, counted in pools.items()}
-            for site, pools in content.get("sites", {}).items()
+        self._reaped: list[str] = list(content.get("buried", ()))
+        self._groups: dict[str, dict[str, Counts]] = {
+            group: {pool: counts(counted) for pool, counted in pools.items()}
+            for group, pools in content.get("sites", {}).items()
         }
 
     def content(self) -> dict[str, Any]:
-        return {"buried": self._buried, "sites": self._sites}
+        return {"buried": self._reaped, "sites": self._groups}
 
-    def reap(self, id: str, sheet: Mapping[str, Any]) -> None:
-        """Add what this worker has counted; once, however often it is tried."""
-        if id in self._buried:
+    def reap(self, id: str, record: Mapping[str, Any]) -> None:
+        """Add the counters of an exited worker; idempotent."""
+        if id in self._reaped:
             return
-        self._buried.append(id)
-        pools = self._sites.setdefault(str(sheet.get("site", "")), {})
-        key = key_of(sheet)
-        pools[key] = total([pools.get(key, {}), counts(sheet)])
+        self._reaped.append(id)
+        pools = self._groups.setdefault(str(record.get("site", "")), {})
+        key = key_of(record)
+        pools[key] = total([pools.get(key, {}), counts(record)])
 
-    def forget(self, sites: Collection[str], ids: Collection[str]) -> None:
-        """Keep these sites, and of the buried those whose sheets are still there."""
-        self._sites = {s: pools for s, pools in self._sites.items() if s in sites}
-        self._buried = [id for id in self._buried if id in ids]
+    def forget(self, groups: Collection[str], ids: Collection[str]) -> None:
+        """Drop all groups but these, and reaped ids whose files have been removed."""
+        self._groups = {g: pools for g, pools in self._groups.items() if g in groups}
+        self._reaped = [id for id in self._reaped if id in ids]
 
-    def counts(self, pool: str, sites: Iterable[str]) -> Counts:
-        """What the dead of these sites have counted for this pool."""
-        return total([self._sites.get(site, {}).get(pool, {}) for site in set(sites)])
+    def counts(self, pool: str, groups: Iterable[str]) -> Counts:
+        """Add up the counters of this pool over these groups."""
+        return total([self._groups.get(each, {}).get(pool, {}) for each in set(groups)])
 
 
-def counts(sheet: Mapping[str, Any]) -> Counts:
-    """What a worker has counted, but for what another version counts otherwise."""
-    return {name: sheet[name] for name in COUNTED if is_count(name, sheet.get(name))}
+def counts(record: Mapping[str, Any]) -> Counts:
+    """Return the counters of a record, without those that another version changed."""
+    return {name: record[name] for name in COUNTED if is_count(name, record.get(name))}
 
 
 def is_count(name: str, value: Any) -> bool:
-    """Whether it is what is counted under this name."""
+    """Whether the value has the type of the counter of this name."""
     if name in _TIMES:
         is_list = isinstance(value, list) and len(value) == len(BOUNDS) + 2
         return is_list and all(map(_is_number, value))
@@ -107,7 +110,7 @@ def _is_number(value: Any) -> bool:
 
 
 def total(all_counts: Iterable[Counts]) -> Counts:
-    """Added up: numbers, lists of them, and mappings to them."""
+    """Add up counters, which are numbers, lists of numbers or mappings to numbers."""
     result: Counts = {}
     for one in all_counts:
         for name, value in one.items():

@@ -1,4 +1,4 @@
-"""All workers of a site together: what they publish, and how they are steered."""
+"""All workers of an app on this host: what they publish, and their desired state."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..config import PoolConfig
+from .desired_state import DesiredState
 from .exited import (
     Counts,
     ExitedCounters,
@@ -20,216 +21,215 @@ from .exited import (
     total,
 )
 from .records import user_name
-from .status_dir import DesiredState, Reading, StatusDir
+from .status_dir import Reading, StatusDir
 
-#: What ``status`` adds up over the workers of a pool.
+#: The fields that ``status`` adds up over the workers of a pool.
 COUNTS = (
     *("size", "idle", "in_use", "connecting", "waiting"),
     *("checkouts", "timeouts", "opened", "discarded"),
 )
 
-#: Seconds after a timeout, or a connect that failed, during which a pool counts as
-#: degraded.
+#: Seconds for which a pool is degraded after a timeout or a failed connect.
 RECENT = 60.0
 
-#: Seconds within which every live worker with a connection makes a round; a little more
-#: than ``agent.QUIET``.
+#: Seconds within which every worker with a connection makes a round; a little more than
+#: ``agent.QUIET``.
 ROUND = 0.6
 
-#: Seconds between two looks at workers that are being waited for.
+#: Seconds between two polls of workers that are pending.
 _POLL = 0.05
 
 Worker = dict[str, Any]
 
 
 class Fleet:
-    """The workers of one app's pools on this host, by way of their board."""
+    """The workers of one app's pools on this host, seen in their status directory."""
 
     def __init__(
-        self, board: StatusDir, app: str, pools: Mapping[str, PoolConfig]
+        self, status_dir: StatusDir, app: str, pools: Mapping[str, PoolConfig]
     ) -> None:
-        self.board = board
+        self.status_dir = status_dir
         self._app = app
-        #: What each bind is kept under.
+        #: The key of each bind in the files.
         self._keys = {
             bind: key_of(identity(app, bind, pool)) for bind, pool in pools.items()
         }
-        #: What could not be read at the last look, one sentence each.
+        #: What could not be read by the last call, one sentence each.
         self.problems: list[str] = []
-        #: Those of them that hide a live worker.
+        #: Those of the problems that hide a live worker.
         self.hidden: list[str] = []
-        #: That the orders cannot be read, or an empty string.
-        self.misorder = ""
-        self._ordered = 0.0
-        #: What was ordered here, by bind.
-        self.given: dict[str, DesiredState] = {}
+        #: Why the desired state cannot be read, or an empty string.
+        self.desired_problem = ""
+        #: What this object has requested, by bind, and when it last did.
+        self.requested: dict[str, DesiredState] = {}
+        self._requested_at = 0.0
 
     def workers(self) -> dict[str, list[Worker]]:
-        """What every live worker publishes, by bind; raises OSError if it cannot be.
+        """Read the records of all live workers, by bind; OSError if that fails.
 
-        Nothing, where no worker has ever published anything.
+        There are none where no worker has ever published.
         """
         try:
-            return self._by_bind(self.board.read())
+            return self._by_bind(self.status_dir.read())
         except FileNotFoundError:
             return self._by_bind(Reading())
 
     def counts(self) -> tuple[dict[str, list[Worker]], dict[str, Counts]]:
-        """The same, and what all workers have counted together, those that died too.
+        """Read the same, and the sums of all counters, with those of exited workers.
 
-        Of the dead, those that the process has started that has started a live one, or
-        this one.
+        Exited workers count only if they had the same parent process as a live worker
+        or as this process.
         """
         try:
-            reading, past = self.board.read_with_past()
+            reading, exited = self.status_dir.read_with_exited()
         except FileNotFoundError:
-            reading, past = Reading(), ExitedCounters()
+            reading, exited = Reading(), ExitedCounters()
         by_bind = self._by_bind(reading)
         workers = [worker for each in by_bind.values() for worker in each]
-        sites = {process_group_id(), *(worker.get("site", "") for worker in workers)}
-        together = {
-            bind: total([past.counts(key, sites), *map(counts, by_bind.get(bind, []))])
+        groups = {process_group_id(), *(w.get("site", "") for w in workers)}
+        sums = {
+            bind: total(
+                [exited.counts(key, groups), *map(counts, by_bind.get(bind, []))]
+            )
             for bind, key in self._keys.items()
         }
-        return by_bind, together
+        return by_bind, sums
 
     def _by_bind(self, reading: Reading) -> dict[str, list[Worker]]:
         self.hidden = list(reading.hidden)
-        strangers: Counter[str] = Counter()
+        others: Counter[str] = Counter()
         by_bind: dict[str, list[Worker]] = {}
-        for sheet in reading.sheets:
-            if not _fits(sheet, _SHEET, _OF_SHEET):
+        for record in reading.records:
+            if not _fits(record, _RECORD, _OPTIONAL):
                 text = "a worker of another version of this package"
-                self.hidden.append(f"{sheet['id']}.worker: {text}")
-            elif self._keys.get(sheet["bind"]) == key_of(sheet):
-                worker = {**sheet, "heard": reading.heard[sheet["id"]]}
-                by_bind.setdefault(sheet["bind"], []).append(worker)
-            elif sheet["app"] == self._app and sheet["bind"] in self._keys:
-                place = f"{sheet['server']} as {sheet['user'] or 'the system user'}"
-                strangers[f"{sheet['bind']} on {place}"] += 1
+                self.hidden.append(f"{record['id']}.worker: {text}")
+            elif self._keys.get(record["bind"]) == key_of(record):
+                worker = {**record, "heard": reading.heard[record["id"]]}
+                by_bind.setdefault(record["bind"], []).append(worker)
+            elif record["app"] == self._app and record["bind"] in self._keys:
+                place = f"{record['server']} as {record['user'] or 'the system user'}"
+                others[f"{record['bind']} on {place}"] += 1
         for workers in by_bind.values():
             workers.sort(key=lambda worker: (int(worker["pid"]), worker["id"]))
             _name(workers)
-        self.misorder = next(filter(None, map(self._fault_of_orders, self._keys)), "")
-        others = [p for p in reading.problems if p not in reading.hidden]
+        faults = filter(None, map(self._desired_fault, self._keys))
+        self.desired_problem = next(faults, "")
         self.problems = [
-            *filter(None, [self.misorder]),
+            *filter(None, [self.desired_problem]),
             *self.hidden,
-            *map(_stranger, strangers.items()),
-            *others,
+            *map(_other_pool, others.items()),
+            *(p for p in reading.problems if p not in reading.hidden),
         ]
         return by_bind
 
-    def _fault_of_orders(self, bind: str) -> str:
+    def _desired_fault(self, bind: str) -> str:
         try:
-            self.board.orders(self._key(bind))
+            self.status_dir.desired(self._keys[bind])
         except FileNotFoundError:
-            return ""  # the folder has been removed meanwhile
+            return ""  # the directory has been removed meanwhile
         except (OSError, ValueError) as error:
             return f"orders: {getattr(error, 'strerror', None) or error}"
         return ""
 
-    def orders(self, bind: str) -> DesiredState:
-        """What is ordered, as far as that can be read; or else what was, here."""
+    def desired(self, bind: str) -> DesiredState:
+        """Read the desired state; if it cannot be read, what was requested here."""
         try:
-            return self.board.orders(self._key(bind))
+            return self.status_dir.desired(self._keys[bind])
         except (OSError, ValueError):
-            return self.given.get(bind, DesiredState()).now()  # `misorder` says so
+            return self.requested.get(bind, DesiredState()).now()  # see desired_problem
 
     def is_paused(self, bind: str, workers: Iterable[Worker]) -> bool:
-        """Whether checkouts are to wait; what workers do, if orders cannot be read."""
-        if self.misorder:
+        """Whether checkouts wait: the desired state or, if unreadable, workers tell."""
+        if self.desired_problem:
             return any(worker["paused"] for worker in workers)
-        return self.orders(bind).paused
-
-    def _key(self, bind: str) -> str:
-        return self._keys[bind]
+        return self.desired(bind).paused
 
     def reset(self, bind: str) -> Callable[[Worker], bool]:
-        """Have all connections replaced; gives the test for a worker that has done so.
+        """Request new connections; returns the test for a worker that has them.
 
-        Raises OSError, as all that follows, if the board cannot be written.
+        Raises OSError, as `pause` and `resume`, if the directory cannot be written to.
         """
         seen = [worker["generation"] for worker in self.workers().get(bind, [])]
 
-        def change(orders: DesiredState) -> DesiredState:
-            # Somebody may have removed the orders that workers have obeyed before.
-            newest = max([orders.generation, *seen])
-            return orders._replace(generation=newest + 1)
+        def change(desired: DesiredState) -> DesiredState:
+            # A file that was removed had the generation that workers have applied.
+            newest = max([desired.generation, *seen])
+            return desired._replace(generation=newest + 1)
 
-        orders = self._order(bind, change)
+        desired = self._request(bind, change)
 
-        def has_done(worker: Worker) -> bool:
-            applied = worker["generation"] >= orders.generation
+        def is_done(worker: Worker) -> bool:
+            applied = worker["generation"] >= desired.generation
             return not worker["size"] or (applied and not worker["outdated"])
 
-        return has_done
+        return is_done
 
     def pause(
         self, bind: str, by: str = "", seconds: float | None = None
     ) -> Callable[[Worker], bool]:
-        """Let all checkouts wait; gives the test for a worker without connections.
+        """Hold new checkouts; returns the test for a worker without connections.
 
-        For so many seconds, or until :meth:`resume`. ``by`` is who wants it, by default
-        this process's user.
+        The pause ends after ``seconds``, if given, or with :meth:`resume`. ``by`` names
+        the user who requests it, by default that of this process.
         """
 
-        def change(orders: DesiredState) -> DesiredState:
+        def change(desired: DesiredState) -> DesiredState:
             user = by or f"{user_name(os.geteuid())} on {socket.gethostname()}"
-            return orders.pause(user, seconds)
+            return desired.pause(user, seconds)
 
-        self._order(bind, change)
+        self._request(bind, change)
         return lambda worker: not worker["size"]
 
     def resume(self, bind: str) -> Callable[[Worker], bool]:
-        """End a pause; gives the test for a worker that lets checkouts through.
+        """End a pause; returns the test for a worker that has resumed.
 
-        One without connections, and without anybody who waits for one, makes no rounds:
-        it looks for orders before its next connect.
+        A worker without connections and waiters makes no rounds: it reads the desired
+        state before its next connect.
         """
-        self._order(bind, lambda orders: DesiredState(orders.generation))
+        self._request(bind, lambda desired: DesiredState(desired.generation))
         return lambda worker: (
             not worker["paused"] or not (worker["size"] or worker["waiting"])
         )
 
-    def _order(
+    def _request(
         self, bind: str, change: Callable[[DesiredState], DesiredState]
     ) -> DesiredState:
-        orders = self.given[bind] = self.board.update_desired(self._key(bind), change)
-        self._ordered = time.monotonic()
-        return orders
+        desired = self.status_dir.update_desired(self._keys[bind], change)
+        self.requested[bind] = desired
+        self._requested_at = time.monotonic()
+        return desired
 
     def wait(
-        self, bind: str, has_done: Callable[[Worker], bool], seconds: float
+        self, bind: str, is_done: Callable[[Worker], bool], seconds: float
     ) -> Iterator[list[Worker]]:
-        """Those that have not done so yet: now, and again each time that it changes.
+        """Yield the pending workers: now, and each time that their state changes.
 
-        Ends when there are none left, or after so many seconds; but not before a worker
-        had time to notice that somebody has removed its sheet, and to write another.
+        Ends when none is left, or after ``seconds``; but not before every worker whose
+        status file was removed had the time to write a new one.
         """
         deadline = time.monotonic() + seconds
         last: object = None
         while True:
             now = time.monotonic()
-            others = [w for w in self.workers().get(bind, []) if not has_done(w)]
-            state = [tuple(w[key] for key in _PROGRESS) for w in others]
+            pending = [w for w in self.workers().get(bind, []) if not is_done(w)]
+            state = [tuple(w[key] for key in _PROGRESS) for w in pending]
             if state != last:
-                yield others
+                yield pending
             last = state
-            if now >= self._ordered + ROUND and (not others or now >= deadline):
+            if now >= self._requested_at + ROUND and (not pending or now >= deadline):
                 return
             time.sleep(_POLL)
 
 
 def _name(workers: list[Worker]) -> None:
-    """Name each by its process id and, where containers share that, by its file."""
+    """Name workers by process id, and by id where containers share process ids."""
     pids = Counter(worker["pid"] for worker in workers)
     for worker in workers:
         pid = worker["pid"]
         worker["name"] = f"{pid}-{worker['id'][:4]}" if pids[pid] > 1 else str(pid)
 
 
-def _stranger(pool: tuple[str, int]) -> str:
+def _other_pool(pool: tuple[str, int]) -> str:
     place, number = pool
     has = "worker has" if number == 1 else "workers have"
     return (
@@ -238,12 +238,12 @@ def _stranger(pool: tuple[str, int]) -> str:
     )
 
 
-#: What tells that a worker has come nearer to what was ordered.
+#: The fields by which the progress of a pending worker is seen.
 _PROGRESS = "id", "outdated", "in_use", "size", "waiting"
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one that can be counted with: finite, and of no absurd size."""
+    """Whether it is a finite number of plausible size."""
     return isinstance(value, (int, float)) and abs(value) < 1 << 64
 
 
@@ -265,13 +265,13 @@ def _are_integers(value: Any) -> bool:
 
 def _are_connections(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(each, dict) and _fits(each, _CONNECTION, _OF_CONNECTION)
+        isinstance(each, dict) and _fits(each, _CONNECTION, _CONNECTION_OPTIONAL)
         for each in value
     )
 
 
-#: What the commands read of a sheet; and what they do if it says that.
-_SHEET = {
+#: The fields of a record that commands need, and those that it may lack.
+_RECORD = {
     **dict.fromkeys(COUNTS, _is_number),
     **dict.fromkeys(("pid", "generation", "outdated"), _is_integer),
     **dict.fromkeys(("app", "bind", "server"), _is_text),
@@ -279,42 +279,42 @@ _SHEET = {
     "paused": _is_flag,
     "connections": _are_connections,
 }
-_OF_SHEET = {
+_OPTIONAL = {
     **dict.fromkeys(("last_timeout", "last_connect_failure", "waited"), _is_number),
     **dict.fromkeys(("user", "site", "connect_error"), _is_text),
     "thread_ids": _are_integers,
 }
 _CONNECTION = {"state": _is_text, "thread_id": _is_integer, "for": _is_number}
-_OF_CONNECTION = {"endpoint": _is_text, "age": _is_number}
+_CONNECTION_OPTIONAL = {"endpoint": _is_text, "age": _is_number}
 
 _Schema = Mapping[str, Callable[[Any], bool]]
 
 
 def _fits(record: Worker, needed: _Schema, optional: _Schema) -> bool:
-    """Whether it says all that is read of it, in the way that it is read."""
+    """Whether the record has the needed fields, and all fields the right types."""
     return all(test(record.get(key)) for key, test in needed.items()) and all(
         record.get(key) is None or test(record[key]) for key, test in optional.items()
     )
 
 
 def totals(workers: Iterable[Worker]) -> dict[str, int]:
-    """The sum of each count, and the number of workers."""
+    """Add up each count, and count the workers."""
     workers = list(workers)
     sums = {count: sum(int(worker[count]) for worker in workers) for count in COUNTS}
     return {"workers": len(workers), **sums}
 
 
 def spread(workers: Iterable[Worker]) -> float:
-    """Seconds between the moments that a sum is of: the first and the last of them.
+    """Return the seconds between the oldest and the newest record of a sum.
 
-    Workers without connections tell every change at once.
+    Workers without connections are left out: they publish every change at once.
     """
     heard = [w["heard"] for w in workers if w["size"] or w["waiting"]]
     return round(max(heard) - min(heard), 1) if heard else 0.0
 
 
 def is_degraded(workers: Iterable[Worker]) -> bool:
-    """Whether somebody waits; or gave up, or could not connect, a short while ago."""
+    """Whether a checkout waits, or one has timed out or a connect failed recently."""
     since = time.time() - RECENT
     return any(
         w["waiting"] or _timed_out_at(w) > since or _failed_at(w) > since
@@ -323,24 +323,24 @@ def is_degraded(workers: Iterable[Worker]) -> bool:
 
 
 def last_failure(workers: Iterable[Worker]) -> dict[str, Any] | None:
-    """The last connect that failed, if it did so within the last minute."""
+    """Return the last failed connect, if it was within the last minute."""
     last = max(workers, key=_failed_at, default=None)
     if last is None or (ago := time.time() - _failed_at(last)) > RECENT:
         return None
     error = str(last.get("connect_error"))
-    return {**_told(last), "ago": round(max(ago, 0.0), 1), "error": error}
+    return {**_worker_ids(last), "ago": round(max(ago, 0.0), 1), "error": error}
 
 
 def last_timeout(workers: Iterable[Worker]) -> dict[str, Any] | None:
-    """The last checkout that timed out, if it did so within the last minute."""
+    """Return the last checkout that timed out, if it was within the last minute."""
     last = max(workers, key=_timed_out_at, default=None)
     if last is None or (ago := time.time() - _timed_out_at(last)) > RECENT:
         return None
-    return {**_told(last), "ago": round(max(ago, 0.0), 1)}
+    return {**_worker_ids(last), "ago": round(max(ago, 0.0), 1)}
 
 
-def _told(worker: Worker) -> dict[str, Any]:
-    """Tell which worker it is about."""
+def _worker_ids(worker: Worker) -> dict[str, Any]:
+    """Return the fields that identify a worker."""
     return {"pid": worker["pid"], "worker": worker["name"]}
 
 
@@ -353,9 +353,9 @@ def _failed_at(worker: Worker) -> float:
 
 
 def holders(workers: Iterable[Worker]) -> list[dict[str, Any]]:
-    """All connections in use, with their worker's pid; the oldest holder first."""
+    """List all connections in use, with their workers; the longest held first."""
     held = [
-        {**_told(worker), **connection, "for": _until_now(worker, connection)}
+        {**_worker_ids(worker), **connection, "for": _held_for(worker, connection)}
         for worker in workers
         for connection in worker["connections"]
         if connection["state"] == "in_use"
@@ -363,6 +363,6 @@ def holders(workers: Iterable[Worker]) -> list[dict[str, Any]]:
     return sorted(held, key=lambda connection: -connection["for"])
 
 
-def _until_now(worker: Worker, connection: dict[str, Any]) -> float:
-    """A worker publishes changes only, so time has passed since."""
+def _held_for(worker: Worker, connection: dict[str, Any]) -> float:
+    """Add the time since the worker published: it publishes changes only."""
     return round(float(connection["for"] + max(time.time() - worker["updated"], 0)), 3)

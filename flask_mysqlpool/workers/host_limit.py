@@ -1,13 +1,14 @@
-"""How many connections all processes of a host may have together.
+"""A limit to the connections that all processes of a host have together.
 
-A semaphore over processes that no crash can upset: one byte of a file stands for each
-connection, and whoever has locked the byte may have it. The locks are POSIX record
-locks, which end with their process, however it ends, and which a forked child does not
-inherit. Within one process they do not exclude each other, and they all end when the
-process closes the file once; so a process opens it once, and keeps account itself.
+It is a crash-safe semaphore over processes: each byte of a file stands for one
+connection, and the process that has locked the byte may open it. The locks are POSIX
+record locks, which end with their process, however it ends, and which a forked child
+does not inherit. Within one process they do not exclude each other, and closing any
+descriptor of the file ends them all: so a process opens it once, never closes it, and
+keeps a table of what it has locked.
 
-Further on in the file each process notes, in a place that is locked likewise, what it
-could use. So all know the needs of all others from one short read.
+Further on in the file each process publishes its demand, in a place that it has locked
+likewise. So every process learns the demands of all others from one short read.
 """
 
 from __future__ import annotations
@@ -31,24 +32,24 @@ from ..pool.driver.process import process
 from .records import is_at, open_shared
 from .status_dir import StatusDir
 
-#: Seconds that the server has to notice that a process was killed, whose connection is
-#: one too many until then.
+#: Seconds in which the server notices that a process was killed; until then, the slot's
+#: old connection counts, too.
 AFTER_DEATH = 0.5
 
-#: What the byte holds, which its lock does not tell: whether its last owner closed the
-#: connection.
+#: Values of a slot's byte: whether its last owner has closed the connection, which the
+#: lock does not tell.
 _TAKEN, _GIVEN_BACK = b"1", b"0"
 
-#: Seconds after which what others need, and do not repeat, is disregarded.
+#: Seconds after which a demand that was not published again is ignored.
 STALE = 2.0
 
-#: Where the needs are in the file, and what each is: the moments of the note and of the
-#: claim, the demand, and whether it is short of connections.
-_NEEDS, _NEED = 1 << 20, struct.Struct("<ddII")
+#: Where the demands begin in the file, and the layout of each: when it was published,
+#: since when its first waiter waits, its size, and whether it met the host's limit.
+_DEMANDS, _DEMAND = 1 << 20, struct.Struct("<ddII")
 
 
 class Slot:
-    """The right to one connection; given back with the last reference to it."""
+    """The right to one connection; given back when its last reference goes."""
 
     def __init__(self, file: _File, number: int) -> None:
         self._file = file
@@ -59,45 +60,46 @@ class Slot:
 
 
 class _File:
-    """The file of one budget, as this process has it open."""
+    """The file of one limit, as this process has it open."""
 
-    def __init__(self, board: StatusDir, name: str) -> None:
-        self._board, self._name = board, name
-        self._path = os.path.join(board.path, name)
-        #: The file; and those that it was before, if it was removed, or moved.
+    def __init__(self, status_dir: StatusDir, name: str) -> None:
+        self._status_dir, self._name = status_dir, name
+        self._path = os.path.join(status_dir.path, name)
+        #: The file, after its predecessors, which were removed or renamed.
         self._fds = [self._open()]
-        #: The one in which all that is locked is locked.
+        #: The newest file in which every slot of this process is locked.
         self._current = self._fds[0]
         self._pid = process()
-        #: What this process has locked. No lock of its own: a slot may be given back
-        #: by a finalizer, and each step here is one atomic operation of a dict.
+        #: The bytes that this process has locked. A finalizer may give back a slot, so
+        #: there is no mutex: each step is one atomic operation of the dict.
         self._locked: dict[int, object] = {}
-        #: What of that is still to be unlocked, because it failed.
-        self._owed: deque[int] = deque()
+        #: Bytes that could not be unlocked, to be tried again.
+        self._to_unlock: deque[int] = deque()
 
     def _open(self) -> int:
-        with self._board.opened(create=True) as folder:
+        with self._status_dir.opened(create=True) as folder:
             return open_shared(folder, self._name)
 
     def reopen_if_deleted(self) -> None:
         """If the file was removed, lock the same bytes of a new one.
 
-        So does every other process, within a second. Until then, whoever takes another
-        one has to lock it in the old file, too.
+        Every other process does so within a second. Until then, a new slot has to be
+        locked in the old file, too.
         """
         if not is_at(self._path, self._fds[-1]):
             self._fds.append(self._open())
-        # If that fails on the way, it is tried again.
+        # If that fails half-way, the next call tries again.
         if self._current != self._fds[-1]:
             newest = self._fds[-1]
             for number in tuple(self._locked):
                 self._lock_everywhere(number)
             self._current = newest
-        for _ in range(len(self._owed)):
-            with suppress(IndexError):  # of another thread that does the same
-                self.unlock(self._owed.popleft())
+        for _ in range(len(self._to_unlock)):
+            with suppress(IndexError):  # another thread does the same
+                self.unlock(self._to_unlock.popleft())
 
     def lock(self, number: int) -> bool:
+        """Lock a byte; False if this process or another has it locked."""
         token = object()
         if self._locked.setdefault(number, token) is not token:
             return False
@@ -127,14 +129,14 @@ class _File:
             for fd in self._fds:
                 fcntl.lockf(fd, fcntl.LOCK_UN, 1, number)
         except BaseException as error:
-            self._owed.append(number)
+            self._to_unlock.append(number)
             if not isinstance(error, OSError):
                 raise
         else:
             del self._locked[number]
 
     def take(self, number: int) -> Slot | None:
-        """Lock the byte of a connection, once that of its last owner has ended."""
+        """Take a slot; wait for the old connection if its owner was killed."""
         if not self.lock(number):
             return None
         try:
@@ -147,7 +149,7 @@ class _File:
             raise
 
     def give_back(self, number: int) -> None:
-        """Unlock it after its connection was closed."""
+        """Free a slot after its connection was closed."""
         if self._pid == process():
             try:
                 with suppress(OSError):
@@ -156,43 +158,43 @@ class _File:
                 self.unlock(number)
 
     def find_place(self) -> int:
-        """Lock a place for the needs of a pool."""
-        number = _NEEDS
+        """Lock a place in which to publish the demand of a pool."""
+        number = _DEMANDS
         while not self.lock(number):
-            number += _NEED.size
+            number += _DEMAND.size
         return number
 
-    def note(self, place: int, *need: Any) -> None:
-        os.pwrite(self._fds[-1], _NEED.pack(*need), place)
+    def publish(self, place: int, *demand: Any) -> None:
+        os.pwrite(self._fds[-1], _DEMAND.pack(*demand), place)
 
-    def needs(self) -> Iterator[tuple[int, tuple[float, float, int, int]]]:
-        """What is noted in each place."""
+    def demands(self) -> Iterator[tuple[int, tuple[float, float, int, int]]]:
+        """Read the demand in each place."""
         fd = self._fds[-1]
-        count, _ = divmod(os.fstat(fd).st_size - _NEEDS, _NEED.size)
-        data = os.pread(fd, max(count, 0) * _NEED.size, _NEEDS)
-        for n, need in enumerate(_NEED.iter_unpack(data)):
-            yield _NEEDS + n * _NEED.size, need
+        count, _ = divmod(os.fstat(fd).st_size - _DEMANDS, _DEMAND.size)
+        data = os.pread(fd, max(count, 0) * _DEMAND.size, _DEMANDS)
+        for n, demand in enumerate(_DEMAND.iter_unpack(data)):
+            yield _DEMANDS + n * _DEMAND.size, demand
 
 
-#: Never closed, and never forgotten: see above.
+#: By path and process. Closing a file would end its locks.
 _FILES: dict[tuple[str, int], _File] = {}
 
 
 class HostLimit:
     """At most ``size`` slots at once, over all processes that use this name."""
 
-    def __init__(self, board: StatusDir, name: str, size: int) -> None:
+    def __init__(self, status_dir: StatusDir, name: str, size: int) -> None:
         self.size = size
-        self._board, self._name = board, name
-        self._path = os.path.realpath(os.path.join(board.path, name))
-        #: The place for what this process needs, and its file.
+        self._status_dir, self._name = status_dir, name
+        self._path = os.path.realpath(os.path.join(status_dir.path, name))
+        #: The place of this process's demand, and its file.
         self._place: tuple[_File, int] | None = None
 
     def take(self) -> Slot | None:
-        """A slot, or None if all are taken.
+        """Take a slot; None if all are taken.
 
-        Raises :exc:`~.errors.PoolError` if the file cannot be used: a limit that
-        cannot be kept is none.
+        Raises :exc:`~.errors.PoolError` if the file cannot be used: without it, the
+        limit could be exceeded.
         """
         try:
             file = self._file()
@@ -205,63 +207,62 @@ class HostLimit:
         return None
 
     def share(self, since: float, demand: int, short: bool) -> int | None:
-        """Note what a pool needs; its fair share, or None while no other is short.
+        """Publish a pool's demand, and return its fair share of the slots.
 
-        It could use ``demand`` connections, the first of them ``since`` that moment.
+        The pool could use ``demand`` connections, and its first waiter waits since the
+        moment ``since``. The share is None while no other process lacks slots.
         """
         file, now = self._file(), time.time()
         file.reopen_if_deleted()
         if self._place is None or self._place[0] is not file:
             self._place = file, file.find_place()
         own = self._place[1]
-        file.note(own, now, since, demand, short)
-        needs = {
-            place: need for place, need in file.needs() if abs(now - need[0]) < STALE
-        }
-        if not any(need[3] for place, need in needs.items() if place != own):
+        file.publish(own, now, since, demand, short)
+        found = {place: d for place, d in file.demands() if abs(now - d[0]) < STALE}
+        if not any(d[3] for place, d in found.items() if place != own):
             return None
-        claims = [Demand(need[1], place, need[2]) for place, need in needs.items()]
-        return fair_shares(self.size, claims)[own]
+        demands = [Demand(d[1], place, d[2]) for place, d in found.items()]
+        return fair_shares(self.size, demands)[own]
 
     def leave(self) -> None:
-        """Need nothing any more. Never raises."""
+        """Withdraw the demand of this process. Never raises."""
         place, self._place = self._place, None
         if place is not None:
             file, own = place
             with suppress(OSError):
-                file.note(own, 0.0, 0.0, 0, False)
+                file.publish(own, 0.0, 0.0, 0, False)
             file.unlock(own)
 
     def _file(self) -> _File:
         key = self._path, process()
         file = _FILES.get(key)
         if file is None:
-            # If two threads come here at once, the one that loses leaves it open, too.
-            file = _FILES.setdefault(key, _File(self._board, self._name))
+            # Two threads may open it at once; the loser's stays open, too.
+            file = _FILES.setdefault(key, _File(self._status_dir, self._name))
         return file
 
 
 class Demand(NamedTuple):
-    """What one process would like to have."""
+    """The connections that one process could use."""
 
-    #: Since when the first of its checkouts waits; ``inf`` if none does.
+    #: Since when its first checkout waits; ``inf`` without one.
     since: float
     worker: int
-    #: Connections that it could use right now.
+    #: The number of connections that it could use now.
     demand: int
 
 
-def fair_shares(size: int, claims: Iterable[Demand]) -> dict[int, int]:
-    """So many connections for each: nobody has two before all that need one have it.
+def fair_shares(size: int, demands: Iterable[Demand]) -> dict[int, int]:
+    """Divide ``size`` connections in rounds of one for each process with demand.
 
-    Who has been waiting for longest comes first, so that those take turns who cannot
-    all have one.
+    The longest waiting process comes first, so that processes take turns when there is
+    not one connection for each.
     """
-    order = sorted(claims)
-    shares = {claim.worker: 0 for claim in order}
-    while unmet := [claim for claim in order if shares[claim.worker] < claim.demand]:
-        for claim in unmet[:size]:
-            shares[claim.worker] += 1
+    order = sorted(demands)
+    shares = {each.worker: 0 for each in order}
+    while unmet := [each for each in order if shares[each.worker] < each.demand]:
+        for each in unmet[:size]:
+            shares[each.worker] += 1
         size -= len(unmet[:size])
         if size <= 0:
             break

@@ -1,7 +1,7 @@
-"""What the server itself says: its version, its limits and who is connected.
+"""MySQL's own view: the server's version, its limits and its connected clients.
 
-Asked over a connection of its own, so it needs nothing from any pool. Without further
-privileges a MySQL user sees, and may end, just its own threads; that is enough here.
+It is queried over a dedicated connection, independent of every pool. Without further
+privileges a MySQL account sees and may kill only its own threads, which is enough here.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from ..pool.driver.connector import Connector
 from ..pool.driver.logs import is_exit, kind, plain
 from ..pool.driver.session import Session
 
-#: Errors of a server that does not let this account see what clients call themselves.
-_NOT_FOR_US = frozenset(
+#: Errors of a server that does not let this account read connection attributes.
+_NO_ATTRIBUTES = frozenset(
     {ER.TABLEACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, ER.NO_SUCH_TABLE}
 )
 
 
-#: Errors whose text tells an operator what to do. What a PASSWORD that is a function
-#: raises is told by its kind before it comes here.
-_TOLD = MySQLError, OSError, RuntimeError
+#: Errors whose text is shown to an operator. What a PASSWORD function raises may have a
+#: secret text, which the connector has replaced by the error's class.
+_SHOWN = MySQLError, OSError, RuntimeError
 
 
 @dataclass(frozen=True)
 class Thread:
-    """One connection, as the server sees it."""
+    """One row of the server's process list."""
 
     thread_id: int
     user: str
-    #: Where it comes from: ``address:port``, or ``localhost`` for a socket.
+    #: The client's ``address:port``, or ``localhost`` for a socket.
     client: str
     database: str | None
-    #: What it is doing; ``Sleep`` between two statements.
+    #: The kind of command; ``Sleep`` between two statements.
     command: str
-    #: Seconds that it has been doing so.
+    #: Seconds since the command began.
     seconds: int
     statement: str | None
-    #: What its client calls itself; None if the server does not keep that.
+    #: The client's attribute ``program_name``; None if the server does not keep it.
     program: str | None = None
 
     @property
@@ -56,53 +56,53 @@ class Thread:
 
 @dataclass(frozen=True)
 class ServerReport:
-    """The server at one instant."""
+    """The server at one moment."""
 
     version: str
     max_connections: int
     #: Connections of all clients together.
     connected: int
-    #: Those of this user to this database, without the one that asked.
+    #: Those of this user to this database, without this connection.
     threads: tuple[Thread, ...]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a doctor wants to know; durations in seconds."""
+    """What ``check`` examines; durations in seconds."""
 
     version: str
-    #: How long the connect took, and how long an answer takes.
+    #: Durations of the connect, and of one round trip.
     connect: float
     round_trip: float
     #: Of the TLS connection; None without one.
     cipher: str | None
-    #: ``user@host`` that the server took us for, and how it made sure.
+    #: ``user@host`` of the account, and its authentication plugin.
     account: str
     plugin: str
     read_only: bool
     wait_timeout: int
     max_connections: int
-    #: The most that this account may have; 0 if that is not limited.
+    #: The limit of connections of this account; 0: unlimited.
     max_user_connections: int
-    #: Connections of all clients, and those of this user, this one not counted.
+    #: Connections of all clients, and those of this user, without this connection.
     connected: int
     of_this_user: int
-    #: Of these, those from other hosts, by what they call themselves.
+    #: Of these, the pools' connections on other hosts, by their ``program_name``.
     of_other_hosts: int = 0
 
 
 class Unanswered(Exception):
-    """A server could not be asked: MySQL's number, if there is one, and what was said.
+    """A server could not be queried: MySQL's error number, if any, and a text.
 
-    Its cause is the error that was raised, whose text is here only if it is the
-    server's, the system's or the driver's.
+    Its cause is the error that was raised. The text is that error's only if it comes
+    from the server, the system or the driver; otherwise it is the error's class.
     """
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.number: int | None = None
         self.text = kind(error)
-        if issubclass(type(error), _TOLD):
+        if issubclass(type(error), _SHOWN):
             number = next(iter(error.args), None)
             self.number = number if type(number) is int else None
             self.text = ": ".join(map(plain, error.args)) or self.text
@@ -113,7 +113,7 @@ class Unanswered(Exception):
 
 
 class Server:
-    """Asks one server over one connection; make it with :func:`connect_to`."""
+    """Queries one server over one connection; made by :func:`connect_to`."""
 
     def __init__(self, config: PoolConfig, connection: Session) -> None:
         self._config = config
@@ -127,14 +127,14 @@ class Server:
         return tuple(tuple(row.values()) for row in rows)
 
     def report(self) -> ServerReport:
-        """Ask for everything, in three statements."""
+        """Query version, limits and threads, in three statements."""
         [(version, limit)] = self._rows("SELECT VERSION(), @@max_connections")
         [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
         threads = tuple(self._threads())
         return ServerReport(plain(version), _number(limit), _number(connected), threads)
 
     def facts(self) -> Facts:
-        """Ask for all that decides whether this server and a pool will get along."""
+        """Query what ``check`` compares with the settings of a pool."""
         [(version, account, *numbers)] = self._rows(
             "SELECT VERSION(), CURRENT_USER(), @@read_only, @@session.wait_timeout,"
             " @@max_connections, @@max_user_connections"
@@ -168,7 +168,7 @@ class Server:
         return time.monotonic() - started
 
     def _programs(self) -> dict[int, str]:
-        """What this account's connections call themselves, where that is kept."""
+        """Return each connection's ``program_name`` by thread id, where it is kept."""
         try:
             rows = self._rows(
                 "SELECT PROCESSLIST_ID, ATTR_VALUE"
@@ -176,7 +176,7 @@ class Server:
                 " WHERE ATTR_NAME = 'program_name'"
             )
         except MySQLError as error:
-            if error.args[0] not in _NOT_FOR_US:
+            if error.args[0] not in _NO_ATTRIBUTES:
                 raise
             return {}
         return {_number(number): plain(program) for number, program in rows}
@@ -198,7 +198,7 @@ class Server:
         return (thread.user, thread.database) == (config.account, config.database)
 
     def kill(self, threads: Iterable[Thread]) -> int:
-        """End these connections; how many there still were to end."""
+        """Kill these threads, and return how many of them still existed."""
         return sum(self._killed(thread) for thread in threads)
 
     def _killed(self, thread: Thread) -> bool:
@@ -219,17 +219,17 @@ def _number(value: Any) -> int:
 
 
 def _host(program: str | None) -> str | None:
-    """The host that is named, if it is one of our pools that calls itself so."""
+    """Return the host in a ``program_name`` that one of our pools has set."""
     parts = (program or "").rsplit(" ", 2)
     return parts[1] if len(parts) == 3 and parts[2].isdigit() else None
 
 
 @contextmanager
 def connect_to(config: PoolConfig) -> Iterator[Server]:
-    """A :class:`Server` for a ``with`` block.
+    """Connect to a server for a ``with`` block.
 
-    Whatever is raised on the way is an :exc:`Unanswered`. Connecting takes no longer
-    than ``CONNECT_TIMEOUT``, and an answer, too, unless there is a ``READ_TIMEOUT``.
+    Every error, also of the block, becomes an :exc:`Unanswered`. The connect is bounded
+    by ``CONNECT_TIMEOUT``, and each answer by ``READ_TIMEOUT``, by default the same.
     """
     seconds = config.connect_timeout
     config = replace(config, read_timeout=config.read_timeout or seconds)

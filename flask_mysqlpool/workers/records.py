@@ -1,10 +1,9 @@
-"""Files that processes share, none of which trusts what it finds.
+"""Files that processes share, and whose contents none of them trusts.
 
-A *record* is a dictionary in a file: a line with a checksum, and JSON. It is written
-over where it is, which is much cheaper than to replace it, and a reader can meet it
-half written; the checksum tells, and then the reader looks again. The space is
-allocated beforehand, so that on a full disk the last record stays readable, and can
-still be written over.
+A *record* is a dictionary in a file: a line with a checksum, then JSON. It is written
+in place, which is much cheaper than an atomic rename; a reader that meets a torn write
+sees that the checksum is wrong, and reads again. The space is allocated beforehand: on
+a full disk the last record stays readable and can still be overwritten.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _MAGIC = b"mysqlpool1"
-#: What the allocation of space says on a file system that has none.
+#: Error numbers of file systems that cannot allocate space.
 _NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
-#: How often a reader looks at a record that is not in order, and seconds in between.
-_LOOKS, _PAUSE = 5, 0.002
-#: Files are allocated in pieces of so many bytes, and not read if larger than this.
-_PIECE, _MOST = 4096, 1 << 22
-#: Seconds that whoever wants a lock waits for others.
+#: How often a damaged record is read, and seconds between two attempts.
+_ATTEMPTS, _PAUSE = 5, 0.002
+#: Bytes by which files are allocated, and up to which they are read.
+_BLOCK, _MOST = 4096, 1 << 22
+#: Seconds to wait for a lock that another process holds.
 TURN = 3.0
-#: Seconds after which something half made is left over from a crash.
+#: Seconds after which a file that is still being created is left over from a crash.
 _LEFT_OVER = 60.0
 
 FOLDER = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -42,15 +41,15 @@ FOLDER |= os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
 class Unusable(PermissionError):
-    """A file or folder is not used, although it is there; ``mend`` would help."""
+    """A file or directory exists and is not used; ``fix`` tells what would help."""
 
-    def __init__(self, path: str, fault: str, mend: str) -> None:
+    def __init__(self, path: str, fault: str, fix: str) -> None:
         super().__init__(errno.EACCES, fault, path)
-        self.mend = mend
+        self.fix = fix
 
 
 def make_dir(path: Path, mode: int) -> None:
-    """Make it, and what it lies in; the owner of what was there owns it all."""
+    """Create a directory and its parents, with the owner of the first that exists."""
     if not path.parent.exists():
         make_dir(path.parent, 0o777)
     try:
@@ -59,14 +58,14 @@ def make_dir(path: Path, mode: int) -> None:
         return
     folder = os.open(path, FOLDER)
     try:
-        if not os.listdir(folder):  # or else it is not the one that was just made
+        if not os.listdir(folder):  # otherwise another process has created it
             chown_like(os.stat(path.parent), folder)
     finally:
         os.close(folder)
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether this user may make files in it, as far as can be told without trying."""
+    """Guess, without creating a file, whether this user may create one there."""
     return _may(folder, os.W_OK | os.X_OK)
 
 
@@ -75,11 +74,11 @@ def _may(folder: Path, do: int) -> bool:
     return os.access(folder, do, effective_ids=effective)
 
 
-def look_on_the_way(path: str, user: int) -> None:
-    """Refuse a path with a folder on the way that this user cannot search.
+def check_searchable(path: str, user: int) -> None:
+    """Refuse a path with a parent directory that this user cannot search.
 
-    Of another user than this process's only what is certain: where the mode lets
-    somebody in, groups and access lists decide.
+    If it is not this process's user, a directory that its group or others may search
+    counts as searchable: groups and access lists are not looked up.
     """
     for folder in reversed(Path(os.path.realpath(path)).parents):
         if not folder.exists():
@@ -90,16 +89,16 @@ def look_on_the_way(path: str, user: int) -> None:
             continue
         name, owner = user_name(user), user_name(about.st_uid)
         fault = f"cannot be reached: {name} may not search {folder}, which belongs to"
-        mend = f"chmod o+x {folder}, or set STATUS_DIR to a folder that it can reach"
+        fix = f"chmod o+x {folder}, or set STATUS_DIR to a folder that it can reach"
         if own:
-            mend = f"run this as the site's user; if that is {name}, {mend}"
-        raise Unusable(path, f"{fault} {owner}", mend)
+            fix = f"run this as the site's user; if that is {name}, {fix}"
+        raise Unusable(path, f"{fault} {owner}", fix)
 
 
 def open_shared(folder: int, name: str) -> int:
-    """Open a file that any process of the site may write to; make it if need be.
+    """Open, or create, a file that every process of the site may write to.
 
-    What is made belongs to the owner of the folder; what was there before has to.
+    Its owner is that of the directory; a file of another owner is refused.
     """
     while True:
         try:
@@ -135,7 +134,7 @@ def _create_shared(folder: int, name: str) -> int:
 
 
 def is_at(path: str, fd: int, folder: int | None = None) -> bool:
-    """Whether this open file is the one at the path, neither removed nor moved."""
+    """Whether the path still leads to this open file: not removed, not renamed."""
     try:
         there = os.stat(path, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -149,10 +148,10 @@ def create_file(folder: int, name: str) -> int:
 
 
 def write_record(fd: int, content: Mapping[str, Any]) -> int:
-    """Write it over what there was; how many bytes it has."""
+    """Overwrite the record in place, and return its number of bytes."""
     data = json.dumps(content, separators=(",", ":")).encode()
     data = b"%s %08x %d\n%s" % (_MAGIC, zlib.crc32(data), len(data), data)
-    size = -(-len(data) // _PIECE) * _PIECE
+    size = -(-len(data) // _BLOCK) * _BLOCK
     if os.fstat(fd).st_size < size and hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(fd, 0, size)
@@ -165,17 +164,17 @@ def write_record(fd: int, content: Mapping[str, Any]) -> int:
 
 
 def is_record(fd: int) -> bool:
-    """Whether this file begins as a record does, as far as it goes."""
+    """Whether the file begins as a record does; it may end early."""
     return _MAGIC.startswith(os.pread(fd, len(_MAGIC), 0))
 
 
 def is_blank(fd: int) -> bool:
-    """Whether nothing has been written to it yet, although it may have its space."""
+    """Whether nothing was written to the file, which may have its space allocated."""
     return not os.pread(fd, len(_MAGIC), 0).strip(b"\0")
 
 
 def load_record(folder: int, name: str) -> dict[str, Any]:
-    """Read a record that belongs to the owner of the folder."""
+    """Read a record, which has to belong to the owner of the directory."""
     fd = open_file(folder, name)
     try:
         check_owner(os.fstat(fd), os.fstat(folder))
@@ -185,7 +184,7 @@ def load_record(folder: int, name: str) -> dict[str, Any]:
 
 
 def open_file(folder: int, name: str, mode: int = os.O_RDONLY) -> int:
-    """Open a file, and nothing else, by default for reading."""
+    """Open a regular file, by default for reading; refuse anything else."""
     flags = mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(name, flags, dir_fd=folder)
@@ -215,8 +214,8 @@ def is_locked(fd: int) -> bool:
 
 
 def parse_record(fd: int) -> dict[str, Any]:
-    for look in range(_LOOKS):
-        if look:
+    for attempt in range(_ATTEMPTS):
+        if attempt:
             time.sleep(_PAUSE)
         size = min(os.fstat(fd).st_size, _MOST)
         head, _, data = os.pread(fd, size, 0).partition(b"\n")
@@ -233,7 +232,7 @@ def parse_record(fd: int) -> dict[str, Any]:
 
 
 def remove_left_over(folder: int, name: str) -> None:
-    """Remove what was made half, unless that was just now; nothing but ours."""
+    """Remove a file of ours whose creation a crash has interrupted."""
     fd = open_file(folder, name)
     try:
         if not is_record(fd) and not is_blank(fd):
@@ -248,10 +247,10 @@ def remove_left_over(folder: int, name: str) -> None:
 def locked(
     folder: int, path: str, name: str, patience: float | None = None
 ) -> Iterator[int]:
-    """Open a shared file of the folder, locked by the one beside it.
+    """Open a shared file of the directory, while holding the lock file beside it.
 
-    :exc:`BlockingIOError` if another process keeps it for so many seconds, by default
-    :data:`TURN`.
+    Raises :exc:`BlockingIOError` if another process holds the lock for ``patience``
+    seconds, by default :data:`TURN`.
     """
     deadline = time.monotonic() + (TURN if patience is None else patience)
     lock_name = f"{name}.lock"
@@ -259,7 +258,7 @@ def locked(
         lock = open_shared(folder, lock_name)
         try:
             _lock(lock, os.path.join(path, lock_name), deadline)
-            if is_at(lock_name, lock, folder):  # or else it was removed meanwhile
+            if is_at(lock_name, lock, folder):  # otherwise it was removed meanwhile
                 with open(open_shared(folder, name), "rb+", buffering=0) as file:
                     yield file.fileno()
                 return
@@ -279,7 +278,7 @@ def _lock(fd: int, path: str, deadline: float) -> None:
 
 
 def chown_like(folder: os.stat_result, file: int) -> None:
-    """What root makes belongs to whoever has to use it."""
+    """Give a file that root has created to the owner of its directory."""
     if os.geteuid() == 0 != folder.st_uid:
         os.fchown(file, folder.st_uid, folder.st_gid)
 
