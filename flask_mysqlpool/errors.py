@@ -1,9 +1,8 @@
-"""Every error that this package raises, and what each means to a caller.
+"""All exceptions of this package.
 
-Those that a caller may already be catching are subclasses of what it catches:
-a pool that is out of connections is a :exc:`pymysql.err.OperationalError` to
-code that knows PyMySQL, and a :exc:`dbutils.pooled_db.TooManyConnectionsError`
-to code that knows DBUtils.
+They are subclasses of the exceptions that callers may already catch: an exhausted pool
+raises a :exc:`pymysql.err.OperationalError` for code written for PyMySQL, which is a
+:exc:`dbutils.pooled_db.TooManyConnectionsError` for code written for DBUtils.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from pymysql.err import InterfaceError, OperationalError, ProgrammingError
 
 
 class PoolError(Exception):
-    """Base of every error of this package. Each survives ``pickle`` and ``copy``."""
+    """Base class of all errors of this package; they can be pickled and copied."""
 
     def __reduce__(self) -> Any:
-        # Not by way of __init__, which may take something else than what is in args.
+        # Without __init__, whose parameters may differ from args.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__ or None  # type: ignore[attr-defined]
 
 
 class ConfigError(PoolError, ValueError):
-    """The settings are wrong.
+    """The settings are invalid.
 
-    :attr:`faults` holds one sentence for *every* fault found, each naming its
-    key; the message lists them all and shows no secret.
+    :attr:`faults` has one sentence for *every* fault, each naming its key; the message
+    lists them all and shows no secret.
     """
 
     def __init__(self, faults: Sequence[str]) -> None:
@@ -38,30 +37,29 @@ class ConfigError(PoolError, ValueError):
 
 
 class PoolTimeout(PoolError, OperationalError, TooManyConnectionsError):  # type: ignore[misc]
-    """No connection could be had before the checkout's deadline.
+    """No connection became available before the checkout's deadline.
 
-    The message begins with the pool's name and says how many seconds were
-    waited, what is in use, and who has held a connection for longest; the last
-    connect error, if there was one, is the ``__cause__``.
+    The message begins with the pool's name and tells how long the checkout waited, how
+    many connections are in use, and which holder has one for longest. The last connect
+    error, if any, is the ``__cause__``.
     """
 
 
 class PoolFull(PoolError, OperationalError, TooManyConnectionsError):  # type: ignore[misc]
-    """``MAX_WAITING`` checkouts wait already: this one is refused at once."""
+    """``MAX_WAITING`` checkouts are waiting: this one fails at once."""
 
 
 class PoolClosed(PoolError, InterfaceError):
-    """The pool has been closed; it hands nothing out any more."""
+    """The pool has been closed and lends no more connections."""
 
 
 class ConnectionLost(OperationalError, PoolError):
-    """The server is gone, and with it the work that was not committed.
+    """The connection to the server was lost, with all work that was not committed.
 
-    Every statement and ``commit()`` raises this until the caller calls
-    ``rollback()`` or returns the connection, so that the second half of a
-    transaction is never committed without its first. The error that broke the
-    connection is the ``__cause__``. ``args`` are a number and a text, as those of an
-    error of the server.
+    Every statement and ``commit()`` raises this until the caller calls ``rollback()``
+    or returns the connection, so that the second half of a transaction is never
+    committed without the first. The error that broke the connection is the
+    ``__cause__``. ``args`` are a number and a text, like those of a server's error.
     """
 
     def __init__(self, text: str) -> None:
@@ -69,14 +67,15 @@ class ConnectionLost(OperationalError, PoolError):
 
 
 class TransactionError(PoolError, ProgrammingError):
-    """A transaction was begun, or ended, where that cannot be what was meant."""
+    """A transaction was begun or ended in a state that does not allow it."""
 
 
 class CommitUnknown(OperationalError, PoolError):
-    """The connection was lost after COMMIT was sent and before it was answered.
+    """The connection was lost between sending COMMIT and receiving its answer.
 
-    Or a node of a Galera cluster lost the others meanwhile (1180). The work may be
-    there, or not. What broke the connection is the ``__cause__``.
+    A Galera node that loses its cluster during COMMIT raises it, too (1180). The work
+    may have been committed or not. The error that broke the connection is the
+    ``__cause__``.
     """
 
 

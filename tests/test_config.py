@@ -750,7 +750,7 @@ def test_a_url_that_says_something_twice_is_a_fault(query: str) -> None:
 @pytest.mark.parametrize("port", ["", "http", "-1", "1.5"])
 def test_a_url_whose_port_is_no_number_is_told_so(port: str) -> None:
     fault = the_fault(URL=f"mysql://u:{SECRET}@h:{port}/d")
-    assert fault.endswith("; what stands for the port is no number")
+    assert fault.endswith("; the port is not a number")
     assert "the port" not in the_fault(URL="mysql://u:a/b@h:3306/d")
 
 
@@ -969,9 +969,9 @@ def test_a_key_that_means_a_setting_without_our_prefix_is_a_fault(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("leak_threshold", "; 0 means never."),
-        ("slow_query", "; 0 means never."),
-        ("user", "; by default that of the system's user, as PyMySQL has it."),
+        ("leak_threshold", "; 0: never."),
+        ("slow_query", "; 0: never."),
+        ("user", "; by default that of the system's user, as in PyMySQL."),
     ],
 )
 def test_what_a_setting_does_by_default_is_documented(name: str, said: str) -> None:

@@ -1,4 +1,4 @@
-"""Where servers listen: the syntax of ``HOST``."""
+"""Addresses of servers: the syntax of ``HOST``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """Where a server listens."""
+    """The address of a server."""
 
     host: str
     port: int
@@ -17,7 +17,7 @@ class Place(NamedTuple):
 
 
 def parse(hosts: str, port: int) -> tuple[Place, ...]:
-    """The places of a ``HOST`` that was found to be right."""
+    """Parse a valid ``HOST``."""
     return tuple(_place(host.strip(), port) for host in hosts.split(","))
 
 

@@ -1,6 +1,6 @@
-"""What other packages call a setting of ours, and what to write instead.
+"""Names that other packages have for our settings, and what to write instead.
 
-``{MAX_SIZE}`` stands for that setting as the user spells it.
+``{MAX_SIZE}`` stands for that setting as the user writes it.
 """
 
 from __future__ import annotations
@@ -63,4 +63,4 @@ _INSTEAD = {
     " allow_public_key_retrieval ssl_cipher ssl_crl tls_version",
 }
 FOREIGN = {name: hint for hint, names in _INSTEAD.items() for name in names.split()}
-"""By the other name, in lower case and without a prefix."""
+"""Hints by foreign name, in lower case and without a prefix."""

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from .validators import Wrong
+from .validators import Invalid
 
-#: What PyMySQL reads of them, and ``ssl-mode``, which it would pass over; our names.
+#: The options that PyMySQL reads, and ``ssl-mode``, which it ignores, by our names.
 OPTIONS = {
     "user": "user",
     "password": "password",
@@ -31,21 +31,21 @@ _NOT_TAKEN = (
     *("ssl-crlpath", "ssl-fp", "ssl-fplist", "tls-version", "tls-ciphersuites"),
     "server-public-key-path",
 )
-#: What MariaDB's clients have instead of ``ssl-mode``, without a value or with one.
+#: Options of MariaDB's clients instead of ``ssl-mode``, without a value or with one.
 _FLAGS = {"ssl-verify-server-cert": "VERIFY_IDENTITY", "ssl": "REQUIRED"}
 
 
 def names_a_file(arguments: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Whether these arguments of ``pymysql.connect`` have it read an option file."""
+    """Whether these arguments of ``pymysql.connect`` name an option file."""
     return isinstance(arguments, Mapping) and bool(
         arguments.get("read_default_file") or arguments.get("read_default_group")
     )
 
 
 def read(path: object, group: object) -> dict[str, str]:
-    """Return the options that one group of a file has, by their names in the file.
+    """Return the options of one group of a file, by their names in the file.
 
-    A file that cannot be read raises :exc:`Wrong`, which repeats nothing of it.
+    Raises :exc:`Invalid`, which quotes nothing of the file, if it cannot be read.
     """
     from pymysql.optionfile import Parser
 
@@ -53,17 +53,19 @@ def read(path: object, group: object) -> dict[str, str]:
         path = "c:\\my.ini" if sys.platform.startswith("win") else "/etc/my.cnf"
     group = group or "client"
     if not isinstance(path, str | os.PathLike) or not isinstance(group, str):
-        raise Wrong("must have text for read_default_file and read_default_group")
+        raise Invalid("must have text for read_default_file and read_default_group")
     parser = Parser()
     try:
         with open(os.path.expanduser(path)) as file:
             parser.read_file(file)
     except (OSError, ValueError) as error:
         kind = getattr(error, "strerror", None) or type(error).__name__
-        raise Wrong(f"names a read_default_file that cannot be read: {kind}") from None
+        raise Invalid(
+            f"names a read_default_file that cannot be read: {kind}"
+        ) from None
     except configparser.Error as error:
         kind = type(error).__name__
-        raise Wrong(f"names a read_default_file that is malformed: {kind}") from None
+        raise Invalid(f"names a read_default_file that is malformed: {kind}") from None
     found: dict[str, str] = {}
     for option in (*OPTIONS, *_NOT_TAKEN):
         try:
@@ -71,10 +73,10 @@ def read(path: object, group: object) -> dict[str, str]:
         except Exception:  # no group, no such option, or one without a value
             continue
         if value and option in _NOT_TAKEN:
-            raise Wrong(f"names a read_default_file with {option}: leave it out")
+            raise Invalid(f"names a read_default_file with {option}: leave it out")
         if value:
             found[option] = value
-    # Its get() takes no option without a value.
+    # The parser's get() ignores options without a value.
     given = dict(parser.items(group)) if parser.has_section(group) else {}
     for flag, mode in _FLAGS.items():
         is_on = str(given.get(flag, 0)).lower() not in ("0", "off", "false")

@@ -1,7 +1,7 @@
-"""Turns what one mapping holds into the values of settings, and collects every fault.
+"""Parses a mapping into the values of settings, and collects every fault.
 
-The settings it is told; the rules about more than one of them are here. In a fault
-each is spelled as the user did, or would have to.
+Each setting has its own converter; the rules that concern several settings are here. A
+fault names a setting as the user wrote it, or would have to write it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from . import option_file, validators
 from .foreign_names import FOREIGN
 
 PREFIX = "MYSQLPOOL_"
-"""What the name of every setting in ``app.config`` begins with."""
+"""The prefix of every setting in ``app.config``."""
 
 PLACES = {"url", "host", "port", "unix_socket", "user", "password", "database"}
 PLACES |= {"connect_args"}
-"""What says where a pool's server is: without any of these there is none."""
+"""Settings that locate a pool's server: without any of these there is no pool."""
 
-#: What Flask-MySQL-Connector sets by itself.
-_SOMEBODY_ELSES = {"MYSQL_POOL_NAME", "MYSQL_POOL_SIZE", "MYSQL_POOL_RESET_SESSION"}
+#: Keys that Flask-MySQL-Connector sets.
+_CONNECTOR_KEYS = {"MYSQL_POOL_NAME", "MYSQL_POOL_SIZE", "MYSQL_POOL_RESET_SESSION"}
 
-#: What others call their settings that are about a server.
+#: Prefixes of other packages' settings of a server.
 _OTHERS = re.compile("(MYSQL|SQLALCHEMY|DATABASE)_")
 
-#: A bind that has one of the first for itself inherits none of the second.
+#: A bind that sets one of the first inherits none of the second.
 _SAME_PLACE: list[tuple[set[str], set[str]]] = [
     ({"url"}, {"host", "port", "unix_socket"}),
     ({"host", "port"}, {"unix_socket"}),
@@ -45,18 +45,18 @@ _BELONG_TOGETHER = [
 
 _FILES = {"ssl_ca", "ssl_cert", "ssl_key"}
 _WITHOUT_EFFECT = {"DISABLED": _FILES, "PREFERRED": _FILES, "REQUIRED": {"ssl_ca"}}
-"""What each mode of TLS, once it is chosen, need not look at."""
+"""The files that each mode of TLS does not use."""
 
 _NOT_NONE = {"url": "URL", "user": "name", "unix_socket": "path"}
 _NOT_NONE |= dict.fromkeys(sorted(_FILES), "file")
-"""What a bind can only have or inherit, for None would weaken it."""
+"""Settings that a bind cannot set to None, which would weaken it, and their kinds."""
 
 Known = Mapping[str, Field[Any]]
 """Settings by their names in lower case; ``convert`` is in each field's metadata."""
 
 
 class Reader:
-    """Turns what one mapping holds into values, and collects every fault."""
+    """Parses one mapping into values, and collects every fault."""
 
     def __init__(
         self,
@@ -65,19 +65,19 @@ class Reader:
         app_wide: Collection[str] = (),
         bind: str = "",
     ) -> None:
-        #: Those of one pool; and those that are not any pool's.
+        #: The settings of one pool, and the names of those of the whole app.
         self.settings, self.app_wide = settings, app_wide
         self.prefix = prefix
         self.bind = bind
         self.written: dict[str, str] = {}
-        #: What the user did not write as a setting of its own: in the URL, in a file.
+        #: Settings that come from the URL or the option file, and from the latter.
         self.from_url: set[str] = set()
         self.from_file: set[str] = set()
         self.broken: set[str] = set()
         self.faults: list[str] = []
 
     def key(self, name: str) -> str:
-        """The setting as the user wrote it, or would have to."""
+        """Return a setting's key as the user wrote it, or would have to write it."""
         return self.written.get(name, self.spelled(name.upper()))
 
     def spelled(self, written: str) -> str:
@@ -85,8 +85,8 @@ class Reader:
             return self.prefix + written
         return f'{PREFIX}BINDS["{self.bind}"]["{written}"]'
 
-    def spell(self, text: str) -> str:
-        """Names of settings filled in, to be written: what the URL says, by a key."""
+    def format_key(self, text: str) -> str:
+        """Replace ``{NAME}`` by the key to write; also for a part of the URL."""
 
         def key(name: str) -> str:
             plain = name in self.from_url
@@ -97,12 +97,12 @@ class Reader:
     def fault(self, name: str, text: str, got: str = "") -> None:
         self.broken.add(name)
         variable = f"BINDS__{self.bind}__" * bool(self.bind) + name.upper()
-        text = self.spell(text).replace("{}", variable)
+        text = self.format_key(text).replace("{}", variable)
         got = f" (got {got})" if got and name not in self.from_url else ""
         self.faults.append(f"{self.key(name)} {text}{got}")
 
     def unknown(self, key: str, name: str, known: Known) -> None:
-        """Say what to write instead of a name that is nobody's, or another's."""
+        """Refuse an unknown key, with a hint what to write instead."""
         hint = self.hint(name, known)
         self.faults.append(f"{key} is not a setting{hint and ': '}{hint}")
 
@@ -116,28 +116,28 @@ class Reader:
         if not hint and bare in known:
             hint = f"write {{{bare.upper()}}}"
         elif not hint and (same := plain.get(_squeezed(bare))):
-            # As JDBC and others spell it: connectTimeout.
+            # JDBC and others write connectTimeout.
             hint = FOREIGN.get(same) or f"write {{{same.upper()}}}"
         elif not hint and bare in arguments():
             hint = f"write {{CONNECT_ARGS}} = {{'{bare}': …}}"
         elif not hint and near:
             hint = f"write {{{near[0].upper()}}}"
-        return self.spell(hint)
+        return self.format_key(hint)
 
-    def look_alikes(self, mapping: Mapping[str, Any], known: Known) -> None:
-        """Refuse what without our prefix is nobody else's, and would go unheard."""
+    def near_misses(self, mapping: Mapping[str, Any], known: Known) -> None:
+        """Refuse keys that nearly have our prefix, and would be ignored."""
         for key, value in mapping.items():
             alike = re.fullmatch(r"(?i)(mysqlpool|mysql_pool)_(\w+)", str(key))
-            if str(key).startswith(self.prefix) or key in _SOMEBODY_ELSES:
+            if str(key).startswith(self.prefix) or key in _CONNECTOR_KEYS:
                 continue
             if str(key).upper() + "_" == self.prefix and isinstance(value, Mapping):
                 text = "write each key of it as a setting, such as {URL}"
-                self.faults.append(f"{key} is not a setting: {self.spell(text)}")
+                self.faults.append(f"{key} is not a setting: {self.format_key(text)}")
             elif alike and (hint := self.hint(alike[2].lower(), known)):
                 self.faults.append(f"{key} is not a setting: {hint}")
 
     def no_server(self, mapping: Mapping[str, Any], known: Known) -> None:
-        """Say where it may have been meant to be configured; names, no values."""
+        """Add the fault that there is no server, and name the likely cause."""
         text = (
             f"no server is configured: set {PREFIX}URL (or {PREFIX}HOST, …) before"
             " MySQLPool(app) or init_app(app)"
@@ -148,7 +148,7 @@ class Reader:
             name = min(unread, key=lambda name: (name not in places, name))
             text += f"; {name} is in the environment: call"
             text += " app.config.from_prefixed_env() first"
-        instead = {self.spell(f"write {{{place.upper()}}}") for place in PLACES}
+        instead = {self.format_key(f"write {{{place.upper()}}}") for place in PLACES}
         for key in map(str, mapping):
             hint = self.hint(key.lower(), known) if _OTHERS.match(key) else ""
             if hint in instead:
@@ -157,7 +157,7 @@ class Reader:
         self.faults.append(text)
 
     def take(self, mapping: Mapping[str, Any], known: Known) -> dict[str, Any]:
-        """What is given for known settings; every other key is a fault."""
+        """Take the values of known settings; every other key is a fault."""
         given = {}
         for key, value in mapping.items():
             if not str(key).startswith(self.prefix):
@@ -172,8 +172,7 @@ class Reader:
             else:
                 self.written[name] = shown
                 given[name] = value
-        # A password None may be what the environment made of "null", so it unsets
-        # nothing.
+        # from_prefixed_env() turns a password "null" into None, so that is no default.
         optional = {k for k in given if known[k].default is None} - {"password"}
         return {k: v for k, v in given.items() if v is not None or k not in optional}
 
@@ -183,22 +182,22 @@ class Reader:
             about = known[name].metadata
             try:
                 values[name] = about["convert"](given[name])
-            except validators.Wrong as wrong:
+            except validators.Invalid as invalid:
                 got = _got(given[name], "quiet" in about or "secret" in about)
                 if name == "url" and isinstance(given[name], str):
                     got = ""
-                for text in wrong.args:
+                for text in invalid.args:
                     self.fault(name, text, got)
         return values
 
     def url(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """The parts of the URL, if it is given and right."""
+        """Return the parts of the URL, if it is given and valid."""
         values = self.convert(given, {"url": self.settings["url"]})
         parts: dict[str, str] = values.get("url", {})
         return parts
 
     def pool(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The values of one pool. Single keys win over the parts of the URL."""
+        """Return the values of one pool. Settings win over the parts of the URL."""
         known = {k: f for k, f in self.settings.items() if k != "url"}
         for name, text in self.url(given).items():
             label = f"{self.key('url')} ({name})"
@@ -216,16 +215,16 @@ class Reader:
             self.fault("url", "must name a server; a variable in it may be empty")
         values = self.convert(given, known)
         if "ssl_mode" not in given and given.keys() & _FILES:
-            # As for the mysql client; what TLS alone can obey is not left to chance.
+            # As in the mysql client: files for TLS imply a mode that uses them.
             values["ssl_mode"] = "VERIFY_CA" if "ssl_ca" in given else "REQUIRED"
         defaults = {k: f.default for k, f in known.items()} | {"connect_args": {}}
         self.compare(defaults | values)
         return values
 
     def option_file(self, given: dict[str, Any], parts: Mapping[str, Any]) -> None:
-        """Replace the option file in CONNECT_ARGS by what it says.
+        """Replace the option file in CONNECT_ARGS by its options.
 
-        Whatever is given otherwise wins over it, be it one of the URL's ``parts``.
+        Settings that are given, and ``parts`` of the URL, win over them.
         """
         arguments = given.get("connect_args")
         if not option_file.names_a_file(arguments):
@@ -235,20 +234,20 @@ class Reader:
         group = arguments.pop("read_default_group", None)
         try:
             options = option_file.read(path, group)
-        except validators.Wrong as wrong:
-            self.fault("connect_args", *wrong.args)
+        except validators.Invalid as invalid:
+            self.fault("connect_args", *invalid.args)
             return
         if "bind-address" in options:
             arguments.setdefault("bind_address", options.pop("bind-address"))
-        passed_over = {*given, *parts} | _unused({**parts, **given})
+        skipped = {*given, *parts} | _unused({**parts, **given})
         for some, others in _SAME_PLACE:
-            if passed_over & some:
-                passed_over |= others
+            if skipped & some:
+                skipped |= others
         for option, text in options.items():
             name = option_file.OPTIONS[option]
-            if name not in passed_over:
+            if name not in skipped:
                 self._take_option(given, option, name, text)
-        if "ssl_mode" not in passed_over | given.keys() and "ssl_ca" in self.from_file:
+        if "ssl_mode" not in skipped | given.keys() and "ssl_ca" in self.from_file:
             self._take_option(given, "TLS", "ssl_mode", "VERIFY_IDENTITY")
 
     def _take_option(
@@ -266,16 +265,16 @@ class Reader:
     def inherit(
         self, bind: str, settings: Mapping[str, Any], default: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The values of another pool, which inherits what it leaves out.
+        """Return the values of a bind, which inherits most settings that it omits.
 
-        Not all of it: nothing that was meant for another server or another account.
+        It inherits none that belong to another server or another account.
         """
         reader = Reader(self.settings, "", self.app_wide, bind)
         reader.faults = self.faults
         given = reader.take(settings, self.settings)
         for name, what in _NOT_NONE.items():
-            # A variable that is missing is not to weaken what the bind would inherit;
-            # None for a socket leaves the host, if there is one.
+            # A missing environment variable must not weaken what the bind inherits;
+            # a socket may be None where there is a host.
             if name == "unix_socket" and {*given, *default} & {"url", "host"}:
                 continue
             if name in reader.written and name not in given:
@@ -294,7 +293,7 @@ class Reader:
             given.pop("url", None)
         own |= {"name", "url", "readers", *self.broken}
         if bind != default.get("readers"):
-            # The bind may be a library's, which counts on rows of its own.
+            # A library that uses the bind may depend on its class of rows.
             own.add("cursorclass")
         for name in default.keys() & self.settings.keys() - own:
             given[name] = default[name]
@@ -305,7 +304,7 @@ class Reader:
         return reader.pool(given)
 
     def compare(self, values: Mapping[str, Any]) -> None:
-        """The rules about more than one setting, where each of them is right."""
+        """Check the rules that concern several settings, if each one is valid."""
         low, high = values["min_size"], values["max_size"]
         if low > high and not self.broken & {"min_size", "max_size"}:
             text = f"must be at most {self.key('max_size')}"
@@ -336,7 +335,7 @@ class Reader:
 
 
 def _unused(values: Mapping[str, Any]) -> set[str]:
-    """The files that the mode of TLS has no use for."""
+    """Return the files that the mode of TLS does not use."""
     return _WITHOUT_EFFECT.get(str(values.get("ssl_mode")).upper(), set())
 
 
@@ -345,21 +344,21 @@ def _squeezed(name: str) -> str:
 
 
 def _is_unread(variable: str, mapping: Mapping[str, Any]) -> bool:
-    """Whether it would be a setting, and nobody has put it into the mapping."""
+    """Whether an environment variable is a setting that the mapping lacks."""
     key = variable.removeprefix("FLASK_").partition("__")[0]
     return variable.startswith(f"FLASK_{PREFIX}") and key not in mapping
 
 
 def _got(value: object, quiet: bool) -> str:
     plain = value is None or isinstance(value, bool | int | float | str)
-    # What has an @ in it may be a URL with a password.
+    # Text with an @ may be a URL with a password.
     if quiet or not plain or "@" in str(value):
         return f"a value of type {type(value).__name__}"
     return f"{value!r:.60}"
 
 
 def arguments() -> list[str]:
-    """The names of what pymysql.connect takes."""
+    """Return the names of the arguments of pymysql.connect."""
     from pymysql.connections import Connection
 
     return [*inspect.signature(Connection.__init__).parameters][1:]

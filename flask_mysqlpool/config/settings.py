@@ -1,10 +1,9 @@
-"""The settings: what each is, what it may be, and what is wrong with it.
+"""The settings: default, converter and documentation of each.
 
-A setting is one field: its default, the function that converts what the user
-wrote, and one line of documentation. A converter returns the typed value or
-raises :exc:`Wrong`, and takes back what it has returned: a config built directly
-is held to the same rules as one read from a mapping. In a fault's text
-``{MAX_SIZE}`` stands for that setting as the user spells it.
+A setting is one field. Its converter returns the typed value or raises
+:exc:`Invalid`, and accepts its own output, so that a config built directly is held to
+the same rules as one read from a mapping. In a fault's text ``{MAX_SIZE}`` stands for
+that setting as the user writes it.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
 
 def _connect_args(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise validators.Wrong("must be a mapping of arguments of pymysql.connect")
+        raise validators.Invalid("must be a mapping of arguments of pymysql.connect")
     faults = [text for name in value if (text := _argument_fault(name))]
     if faults:
-        raise validators.Wrong(*faults)
+        raise validators.Invalid(*faults)
     return dict(value)
 
 
@@ -53,8 +52,8 @@ _HIDDEN = {"secret", "quiet"}
 def _setting(
     default: Any, convert: Callable[[Any], Any], doc: str, **about: object
 ) -> Any:
-    """A field. ``unit`` is for the documentation; a ``secret`` is shown nowhere, nor is
-    what is ``quiet``: statements, which may hold one."""
+    """Make a field. ``unit`` is for the documentation; a ``secret`` value is shown
+    nowhere, nor is a ``quiet`` one: a statement, which may contain a secret."""
     kind: Any = "default_factory" if callable(default) else "default"
     metadata = {"convert": convert, "doc": doc, **about}
     return field(**{kind: default}, repr=not _HIDDEN & about.keys(), metadata=metadata)
@@ -76,26 +75,26 @@ _RESETS = "auto", "always", "transaction"
 URL = _setting(
     None,
     validators.url,
-    "Server, account and database in one; single settings win over it.",
+    "Server, account and database in one; the single settings win over it.",
     secret=True,
 )
-"""The setting ``URL``: it becomes others, and so is no field of its own."""
+"""The setting ``URL``; its parts become other settings, so it is no field."""
 
 BINDS = _setting(
     dict,
     validators.binds,
-    "Further pools by name, each a mapping of settings; what they leave out is as it is"
-    " for the pool itself.",
+    "Further pools by name, each a mapping of settings; those that it leaves out are"
+    " inherited from the default pool.",
     secret=True,
 )
-"""The setting ``BINDS``: it becomes pools."""
+"""The setting ``BINDS``; its entries become pools."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
-    """Every setting of one pool.
+    """All settings of one pool.
 
-    Durations are float seconds. A wrong setting raises ConfigError, whether the
+    Durations are seconds, as floats. An invalid setting raises ConfigError, whether the
     config is built directly or by :meth:`from_mapping`.
     """
 
@@ -106,45 +105,45 @@ class PoolConfig:
     )
     port: int = _setting(3306, validators.whole(1, 65535), "The server's TCP port.")
     max_lag: float | None = _duration(
-        None, "How far a replica may be behind its primary; unset, any time."
+        None, "How far a replica may lag behind its primary; unset: unlimited."
     )
     readers: str | None = _setting(
         None,
         validators.word,
-        "The bind that ``get_db(readonly=True)`` takes instead of this pool.",
+        "The bind that ``get_db(readonly=True)`` uses instead of this pool.",
     )
     host_order: str = _setting(
         "given",
         validators.choice("given", "random"),
-        "In which order several hosts are tried: as given, or random.",
+        "The order in which several hosts are tried: given or random.",
     )
     target: str = _setting(
         "any",
         validators.choice("any", "primary", "replica", "prefer-replica"),
-        "Which hosts will do: any, primary (writable), replica (read-only), or"
+        "The hosts to connect to: any, primary (writable), replica (read-only), or"
         " prefer-replica.",
     )
     unix_socket: str | None = _setting(
         None,
         validators.path,
-        "Path of the server's socket; used instead of HOST and PORT.",
+        "Path of the server's Unix socket; used instead of HOST and PORT.",
     )
     user: str | None = _setting(
         None,
         validators.label,
-        "The account's name; by default that of the system's user, as PyMySQL has it.",
+        "The account's name; by default that of the system's user, as in PyMySQL.",
     )
     password: str | Callable[[], str] | None = _setting(
         None,
         validators.password,
-        "The account's password, or a callable that is asked for it at each connect.",
+        "The account's password, or a callable that returns it at each connect.",
         secret=True,
     )
     database: str | None = _setting(
-        None, validators.label, "The database that statements use by default."
+        None, validators.label, "The default database of statements."
     )
     charset: str = _setting(
-        "utf8mb4", validators.charset, "Character set of the session and of its texts."
+        "utf8mb4", validators.charset, "Character set of the session."
     )
     collation: str | None = _setting(
         None,
@@ -157,45 +156,45 @@ class PoolConfig:
         "SQL mode of the session; by default the server's.",
     )
     read_only: bool = _setting(
-        False, validators.flag, "Whether sessions are read-only, and refuse to write."
+        False, validators.flag, "Whether sessions are read-only."
     )
     init_command: str | None = _setting(
         None,
         validators.statement,
-        "A statement that is run after each connect.",
+        "A statement to run after each connect.",
         quiet=True,
     )
     autocommit: bool = _setting(
         False,
         validators.flag,
-        "Whether each statement commits by itself; off, as PEP 249 has it.",
+        "Whether each statement commits automatically; off, as in PEP 249.",
     )
     cursorclass: type[Cursor] = _setting(
         "Cursor",
         validators.cursorclass,
-        "What kind of rows a cursor gives, such as DictCursor.",
+        "The default class of cursors, such as DictCursor.",
     )
     connect_timeout: float = _duration(
-        10.0, "How long a connect may take as a whole.", zero=False
+        10.0, "Maximum duration of a whole connect.", zero=False
     )
     read_timeout: float | None = _duration(
         None,
-        "How long an answer may keep a request waiting; unset, for ever.",
+        "Maximum time to wait for an answer; unset: unlimited.",
         zero=False,
     )
     write_timeout: float | None = _duration(
-        None, "How long sending may take; unset, for ever.", zero=False
+        None, "Maximum time to send a statement; unset: unlimited.", zero=False
     )
     ssl_mode: str = _setting(
         "PREFERRED",
         validators.choice(*_SSL_MODES),
-        "Whether to use TLS, and what to verify; as in the mysql client. With SSL_CA it"
-        " is VERIFY_CA by default, with SSL_CERT alone REQUIRED.",
+        "Whether to use TLS, and what to verify, as in the mysql client. By default"
+        " VERIFY_CA with SSL_CA, and REQUIRED with SSL_CERT alone.",
     )
     ssl_ca: str | None = _setting(
         None,
         validators.file,
-        "File of the authorities to trust; by default the system's.",
+        "File of trusted certificate authorities; by default the system's.",
     )
     ssl_cert: str | None = _setting(
         None, validators.file, "File of the client's certificate."
@@ -206,46 +205,47 @@ class PoolConfig:
     cleartext_plugin: bool = _setting(
         False,
         validators.flag,
-        "Whether a server that is not verified may ask for the password in clear text,"
-        " or, if it offers no TLS, encrypted with a key of its own.",
+        "Whether a server that is not verified may request the password in clear text"
+        " or, without TLS, encrypted with a key that it sends.",
     )
     connect_args: Mapping[str, Any] = _setting(
         dict,
         _connect_args,
-        "Any further arguments of ``pymysql.connect``, as a mapping.",
+        "Further arguments of ``pymysql.connect``, as a mapping.",
         secret=True,
     )
     min_size: int = _setting(
-        0, validators.whole(0), "Connections that a process keeps ready."
+        0, validators.whole(0), "Connections that a process keeps open."
     )
     max_size: int = _setting(
         10,
         validators.whole(1),
-        "The most connections that a process has, those being opened included.",
+        "Maximum number of connections of a process, including those being opened.",
     )
     timeout: float = _duration(
         10.0,
-        "How long to wait for a connection; 0 means not to wait for other borrowers.",
+        "Maximum time to wait for a connection; 0: do not wait for one in use.",
     )
     max_waiting: int = _setting(
         0,
         validators.whole(0),
-        "How many may wait at once, one more is refused; 0 means any number.",
+        "Maximum number of waiting checkouts; further ones fail at once. 0: unlimited.",
     )
     max_lifetime: float = _duration(
-        1800.0, "Age at which a connection is replaced, ±10 %; 0 means never."
+        1800.0,
+        "Age at which a connection is replaced, with a jitter of ±10 %; 0: never.",
     )
     max_idle: float = _duration(
         600.0,
-        "How long a connection may lie idle before it is closed; 0 means for ever.",
+        "Maximum idle time, after which a connection is closed; 0: unlimited.",
     )
     max_usage: int = _setting(
         0,
         validators.whole(0),
-        "Checkouts after which a connection is replaced; 0 means never.",
+        "Checkouts after which a connection is replaced; 0: never.",
     )
     ping_after: float = _duration(
-        30.0, "How long a connection may lie idle and be handed out without a ping."
+        30.0, "Idle time after which a connection is pinged before it is lent."
     )
     reset_session: str = _setting(
         "auto",
@@ -255,18 +255,18 @@ class PoolConfig:
     setsession: tuple[str, ...] = _setting(
         (),
         validators.statements,
-        "Statements that are run on every new or cleaned session.",
+        "Statements to run on every new or cleaned session.",
         quiet=True,
     )
     max_host_connections: int | None = _setting(
         None,
         validators.whole(1),
-        "The most connections that all processes of this host have together.",
+        "Maximum number of connections of all processes of this host together.",
     )
     leak_threshold: float = _duration(
         0.0,
-        "How long a connection may be in use before its holder is logged with the"
-        " stack that took it; 0 means never.",
+        "Time in use after which a connection is logged, with the stack of its"
+        " checkout; 0: never.",
     )
     record_queries: bool = _setting(
         False,
@@ -274,7 +274,7 @@ class PoolConfig:
         "Whether statements are recorded, for ``get_recorded_queries()``.",
     )
     slow_query: float = _duration(
-        0.0, "How long a statement may take before it is logged; 0 means never."
+        0.0, "Duration from which on a statement is logged as slow; 0: never."
     )
     log_parameters: bool = _setting(
         False,
@@ -289,17 +289,17 @@ class PoolConfig:
     name: str = _setting(
         "mysqlpool",
         validators.label,
-        "What the pool is called in messages, in status and at the server.",
+        "The pool's name in messages, in status and at the server.",
     )
 
     @classmethod
     def from_mapping(
         cls, mapping: Mapping[str, Any], *, prefix: str = "", name: str | None = None
     ) -> PoolConfig:
-        """Read one pool's settings, the keys in upper or, without prefix, lower case.
+        """Read one pool's settings; keys are upper or, without prefix, lower case.
 
-        Keys that do not begin with ``prefix`` are left alone; ``name`` is the
-        default for ``NAME``. Raises ConfigError, which lists every fault.
+        Keys that do not begin with ``prefix`` are ignored; ``name`` is the default for
+        ``NAME``. Raises ConfigError, which lists every fault.
         """
         reader = Reader(_POOL, prefix)
         values = reader.pool(reader.take(mapping, _POOL))
@@ -318,7 +318,7 @@ class PoolConfig:
         if self.ssl_mode == known["ssl_mode"].default:
             del given["ssl_mode"]
         if names_a_file(self.connect_args):
-            # A default cannot be told from the same value that was given.
+            # A value that equals the default may not have been given.
             given = {
                 k: v
                 for k, v in given.items()
@@ -332,24 +332,24 @@ class PoolConfig:
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """The hosts, each with its port."""
+        """The hosts with their ports."""
         return parse(self.host, self.port)
 
     @property
     def account(self) -> str | None:
-        """Who it logs in as: ``USER`` or, as PyMySQL has it, the system's user."""
+        """The account's name: ``USER`` or, as in PyMySQL, the system's user."""
         from pymysql.connections import DEFAULT_USER
 
         return self.user or DEFAULT_USER
 
     @property
     def server(self) -> str:
-        """Where it connects to: ``127.0.0.1:3306/shop`` or ``/run/my.sock/shop``."""
+        """Server and database: ``127.0.0.1:3306/shop`` or ``/run/my.sock/shop``."""
         place = self.unix_socket or ",".join(map(str, self.places))
         return place if self.database is None else f"{place}/{self.database}"
 
     def settings(self) -> dict[str, object]:
-        """Every setting for display: upper-case keys, plain values, no secret."""
+        """Return all settings for display: upper-case keys, plain values, no secret."""
         known = _settings(PoolConfig).items()
         return {
             key.upper(): _shown(getattr(self, key), not setting.repr)
@@ -359,27 +359,27 @@ class PoolConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AppConfig:
-    """What the extension reads from ``app.config``, in one go."""
+    """All settings that the extension reads from ``app.config``."""
 
     pools: Mapping[str, PoolConfig]
     status_dir: str | None = _setting(
         "mysqlpool",
         validators.folder,
-        "Folder where workers publish their state, within the instance folder if not"
-        " absolute; False for none.",
+        "Folder in which workers publish their status, relative to the instance folder;"
+        " False: none.",
     )
     handle_errors: bool = _setting(
         True,
         validators.flag,
-        "Whether a timeout that nobody handles is answered with 503.",
+        "Whether an unhandled timeout is answered with 503.",
     )
     cli: str | None = _setting(
-        "mysqlpool", validators.command, "Name of the command group; False for none."
+        "mysqlpool", validators.command, "Name of the command group; False: none."
     )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], *, name: str) -> AppConfig:
-        """Read every key that begins with ``MYSQLPOOL_``; others are not ours.
+        """Read all keys that begin with ``MYSQLPOOL_``, and ignore others.
 
         ``name`` is the app's name, the default for ``NAME``. Raises ConfigError,
         which lists every fault.
@@ -388,7 +388,7 @@ class AppConfig:
         reader = Reader(_POOL, PREFIX, own.keys() | {"binds"})
         known = own | _POOL | {"binds": BINDS}
         given = reader.take(mapping, known)
-        reader.look_alikes(mapping, known)
+        reader.near_misses(mapping, known)
         values = reader.convert(given, own)
         if "max_host_connections" in given and values.get("status_dir", "") is None:
             reader.fault("max_host_connections", "needs {STATUS_DIR}, which is False")
@@ -407,7 +407,7 @@ class AppConfig:
                 reader.fault("readers", text, repr(settings["readers"]))
         reader.finish()
         if not has_place:
-            # Settings for all, and no pool that they would be the only ones of.
+            # They are defaults for the binds only.
             del found["default"]
         return cls(pools={b: PoolConfig(**s) for b, s in found.items()}, **values)
 

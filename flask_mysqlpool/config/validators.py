@@ -1,8 +1,8 @@
-"""What one setting may be: a converter for each kind of value.
+"""Converters, one for each kind of value.
 
-A converter returns the typed value or raises :exc:`Wrong`, and takes back what
-it has returned. In the text of a fault ``{MAX_SIZE}`` stands for that setting as
-the user spells it, and ``{}`` for the setting at fault.
+A converter returns the typed value or raises :exc:`Invalid`, and accepts its own
+output. In the text of a fault ``{MAX_SIZE}`` stands for that setting as the user writes
+it, and ``{}`` for the setting at fault.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _URL = re.compile(
     r"(?:\?(?P<query>(?:[\w.-]+=[^\s@#&]*(?:&[\w.-]+=[^\s@#&]*)*)?))?"
 )
 _ODD_PORT = re.compile(_URL.pattern.replace("<port>[0-9]+", "<port>[^\\s:@/?#]*"))
-_PORT_HINT = "; what stands for the port is no number"
+_PORT_HINT = "; the port is not a number"
 
 
-class Wrong(Exception):
-    """What a setting must be instead, one argument per fault."""
+class Invalid(Exception):
+    """A value is invalid; each argument is a fault, and says what it must be."""
 
 
 def number(kind: Any, what: str, fits: Callable[[Any], bool]) -> Callable[[Any], Any]:
@@ -42,7 +42,7 @@ def number(kind: Any, what: str, fits: Callable[[Any], bool]) -> Callable[[Any],
             value = kind(value)
         if type(value) in (int, kind) and fits(value):
             return kind(value)
-        raise Wrong(f"must be {what}")
+        raise Invalid(f"must be {what}")
 
     return convert
 
@@ -53,7 +53,7 @@ def whole(low: int, high: int = 10**18) -> Callable[[Any], Any]:
 
 
 def text(pattern: str, what: str, number: bool = False) -> Callable[[Any], str]:
-    """Text of one form; with ``number``, whole numbers are taken as text too."""
+    """Accept text that matches a pattern; with ``number``, whole numbers, too."""
 
     def convert(value: Any) -> str:
         if number and type(value) is int:
@@ -61,7 +61,7 @@ def text(pattern: str, what: str, number: bool = False) -> Callable[[Any], str]:
         if isinstance(value, str) and re.fullmatch(pattern, value, re.DOTALL):
             return value
         hint = "" if isinstance(value, str) else f"; {_QUOTE}"
-        raise Wrong(f"must be {what}{hint}")
+        raise Invalid(f"must be {what}{hint}")
 
     return convert
 
@@ -71,7 +71,7 @@ def choice(*allowed: str) -> Callable[[Any], str]:
         for one in allowed:
             if isinstance(value, str) and value.lower() == one.lower():
                 return one
-        raise Wrong(f"must be one of {', '.join(allowed)}")
+        raise Invalid(f"must be one of {', '.join(allowed)}")
 
     return convert
 
@@ -79,7 +79,7 @@ def choice(*allowed: str) -> Callable[[Any], str]:
 _QUOTE = """in the environment, quote it, as in FLASK_MYSQLPOOL_{}='"1e10"'"""
 _WORD = r"(?!\s)[^\x00-\x1f\x7f]+(?<!\s)", "text with no blanks around it, not empty"
 word = text(*_WORD)
-# The environment turns a database called 2024 into a number, without any loss.
+# from_prefixed_env() turns a database called 2024 into a number, without any loss.
 label = text(*_WORD, number=True)
 statement = text(r".*\S.*", "an SQL statement, as text")
 _host = text(
@@ -93,7 +93,7 @@ _ONE_OF_SEVERAL = re.compile(
 
 
 def host(value: Any) -> str:
-    """One host, or several with a comma between them, each with a port of its own."""
+    """Accept one host, or several separated by commas, each with an optional port."""
     if isinstance(value, str) and "," not in value:
         return _host(value)
     hosts = value.split(",") if isinstance(value, str) else value
@@ -103,19 +103,19 @@ def host(value: Any) -> str:
     for one in hosts:
         form = isinstance(one, str) and _ONE_OF_SEVERAL.fullmatch(one)
         if not form or not 1 <= int(form["port"] or 1) <= 65535:
-            raise Wrong(
+            raise Invalid(
                 "must be hosts with a comma between them, such as db1:3306,db2:3306;"
                 f" this is none: {one!r:.60}"
             )
     if len(set(hosts)) < len(hosts):
-        raise Wrong("must not name one host twice")
+        raise Invalid("must not name one host twice")
     return ",".join(hosts)
 
 
 def flag(value: Any) -> bool:
     if isinstance(value, bool | str) and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
-    raise Wrong("must be True or False")
+    raise Invalid("must be True or False")
 
 
 def password(value: Any) -> str | Callable[[], str]:
@@ -123,7 +123,7 @@ def password(value: Any) -> str | Callable[[], str]:
         return str(value)
     if isinstance(value, str) or callable(value):
         return value  # type: ignore[no-any-return]
-    raise Wrong(f"must be text or a callable, or be left out for none; {_QUOTE}")
+    raise Invalid(f"must be text or a callable, or be left out for none; {_QUOTE}")
 
 
 def path(value: Any) -> str:
@@ -135,13 +135,13 @@ def folder(value: Any) -> str | None:
         return None
     if value is not True and str(value).lower() != "true":
         return path(value)
-    raise Wrong("must be a folder's path, or False for none")
+    raise Invalid("must be a folder's path, or False for none")
 
 
 def file(value: Any) -> str:
     if os.path.isfile(name := path(value)):
         return name
-    raise Wrong("must name a file that exists")
+    raise Invalid("must name a file that exists")
 
 
 def charset(value: Any) -> str:
@@ -149,13 +149,13 @@ def charset(value: Any) -> str:
 
     if charset_by_name(charset := word(value)):
         return charset
-    raise Wrong("must be a character set that PyMySQL knows: write utf8mb4")
+    raise Invalid("must be a character set that PyMySQL knows: write utf8mb4")
 
 
 def statements(value: Any) -> tuple[str, ...]:
     if isinstance(value, list | tuple):
         return tuple(statement(one) for one in value)
-    raise Wrong("must be a list of SQL statements; put a single one into a list")
+    raise Invalid("must be a list of SQL statements; put a single one into a list")
 
 
 def command(value: Any) -> str | None:
@@ -166,7 +166,7 @@ def command(value: Any) -> str | None:
 
 
 def backend(value: Any) -> str | type:
-    """``pooled``, ``null``, or a subclass of Pool, known here by its name alone."""
+    """Accept ``pooled``, ``null`` or a subclass of Pool, recognized by its name."""
     found = value
     if isinstance(value, str):
         if value.lower() in ("pooled", "null"):
@@ -179,14 +179,14 @@ def backend(value: Any) -> str | type:
         bases = {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
         if "flask_mysqlpool.pool.pool.Pool" in bases:
             return found
-    raise Wrong(
+    raise Invalid(
         "must be pooled, null, or a subclass of flask_mysqlpool.Pool or its dotted path"
     )
 
 
 def binds(value: Any) -> dict[str, Mapping[str, Any]]:
     if not isinstance(value, Mapping):
-        raise Wrong("must be a mapping: {'reports': {'URL': …}, …}")
+        raise Invalid("must be a mapping: {'reports': {'URL': …}, …}")
     faults = []
     for name, settings in value.items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
@@ -200,7 +200,7 @@ def binds(value: Any) -> dict[str, Mapping[str, Any]]:
         elif not isinstance(settings, Mapping):
             faults.append(f"must have a mapping of settings for {name!r}: {{'URL': …}}")
     if faults:
-        raise Wrong(*faults)
+        raise Invalid(*faults)
     return dict(value)
 
 
@@ -215,30 +215,34 @@ def cursorclass(value: Any) -> type[Cursor]:
             found = None
     if isinstance(found, type) and issubclass(found, Cursor):
         return found
-    raise Wrong(
+    raise Invalid(
         "must be a subclass of pymysql.cursors.Cursor or the name of one: Cursor, "
         "DictCursor, SSCursor, SSDictCursor, or a dotted path that can be imported"
     )
 
 
 def url(value: Any) -> dict[str, str]:
-    """The parts of a URL; whether each is right, its own setting decides.
+    """Split a URL into its parts, each of which its own setting validates.
 
-    Nothing of it is repeated in a fault: where a password is not escaped, any
-    part may hold a piece of it.
+    A fault quotes nothing of the URL: with a password that is not escaped, any part
+    may contain a piece of it.
     """
     if not isinstance(value, str) or not value.startswith("mysql://"):
-        raise Wrong("must begin with mysql://, for MariaDB too, with no driver's name")
+        raise Invalid(
+            "must begin with mysql://, for MariaDB too, with no driver's name"
+        )
     form = _URL.fullmatch(value)
     if form is None or re.search(r"%(?![0-9A-Fa-f]{2})", value):
         port = "" if form or not _ODD_PORT.fullmatch(value) else _PORT_HINT
-        raise Wrong(
+        raise Invalid(
             "must have the form mysql://user:password@host:port/database?charset=…, "
             "special characters percent-encoded (@ is %40, / is %2F, # is %23, ? is "
             f"%3F, % is %25){port}"
         )
     if form["user"] == "":
-        raise Wrong("must name a server and an account; a variable in it may be empty")
+        raise Invalid(
+            "must name a server and an account; a variable in it may be empty"
+        )
     parts = {name: text for name, text in form.groupdict().items() if text}
     if more := parts.pop("more", ""):
         first = f"[{parts.pop('ipv6')}]" if "ipv6" in parts else parts.get("host", "")
@@ -248,8 +252,8 @@ def url(value: Any) -> dict[str, str]:
     pairs = [pair.split("=", 1) for pair in parts.pop("query", "").split("&") if pair]
     pairs += [[name, text] for name, text in parts.items() if text]
     if len(pairs) > len({name.replace("-", "_") for name, _ in pairs}):
-        raise Wrong("must not say one thing twice: a parameter repeats another part")
+        raise Invalid("must not say one thing twice: a parameter repeats another part")
     try:
         return {name: unquote(text, errors="strict") for name, text in pairs}
     except UnicodeDecodeError:
-        raise Wrong("must have percent-encoded UTF-8 in it") from None
+        raise Invalid("must have percent-encoded UTF-8 in it") from None
