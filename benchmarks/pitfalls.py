@@ -314,27 +314,28 @@ def run(command: list[str], settings: Settings) -> str:
 
 
 PITFALLS: dict[str, tuple[str, Callable[[World, str], Outcome]]] = {
-    "kill": (f"{TIMES} transfers; each loses its connection half way", kill),
-    "deadlock": (f"{TIMES} transfers; each runs into a deadlock half way", deadlock),
-    "lost-answer": (f"{TIMES} INSERTs, all done; each answer gets lost", lost_answer),
+    "kill": (f"{TIMES} transfers; each loses its connection halfway", kill),
+    "deadlock": (f"{TIMES} transfers; each runs into a deadlock halfway", deadlock),
+    "lost-answer": (f"The reply to an INSERT is lost, {TIMES} times", lost_answer),
     "hung-connect": (
-        "A connect hangs; 6 other requests have connections that are open",
+        "A connect hangs; 6 other requests could use open connections",
         hung_connect,
     ),
     "exhausted": (
-        f"All connections in use; 3 more requests, after {PATIENCE:g} s"
+        f"All connections are in use; 3 more requests, after {PATIENCE:g} s"
         f" (`TIMEOUT`: {TIMEOUT:g})",
         exhausted,
     ),
     "session": (
-        f"{len(STATEMENTS)} things that one request left in its session; in the next",
+        f"A request changes {len(STATEMENTS)} things in its session; in the next"
+        " request",
         session,
     ),
     "fork": (
-        f"2 workers, forked from an app that was used; {TIMES} transfers in one",
+        f"2 workers, forked after the app was used; {TIMES} transfers in one of them",
         fork,
     ),
-    "status": ("3 connections in use; a command asks how many there are", status),
+    "status": ("3 connections are in use; a command asks for their number", status),
 }
 HEAD = ("what happens", "`PooledDB` in Flask's `g`", "`flask_mysqlpool`")
 
