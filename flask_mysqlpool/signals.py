@@ -1,8 +1,8 @@
-"""Signals of the pools of an app, as Flask has its own.
+"""Signals of the pools of an app, like those of Flask.
 
 The sender is the app; ``pool`` is the :class:`~flask_mysqlpool.Pool`, and ``bind`` its
-name. While nobody listens, nothing is computed. Receivers run within checkouts and
-returns. One that raises is disconnected, and that is logged; the request goes on.
+name. They cost nothing until a receiver is connected. Receivers run within checkouts
+and returns. A receiver that raises is disconnected and logged; the request goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ connection_created = _signals.signal(
     "connection-created", "A connection was opened: thread_id, seconds."
 )
 connection_checked_out = _signals.signal(
-    "connection-checked-out", "A connection was handed out: connection, waited."
+    "connection-checked-out", "A connection was checked out: connection, waited."
 )
 connection_checked_in = _signals.signal(
     "connection-checked-in", "A connection was returned: thread_id, used."
@@ -34,21 +34,21 @@ connection_discarded = _signals.signal(
 connect_failed = _signals.signal(
     "connect-failed", "A connection could not be opened: error."
 )
-pool_timeout = _signals.signal("pool-timeout", "A checkout was given up: error.")
+pool_timeout = _signals.signal("pool-timeout", "A checkout timed out: error.")
 pool_reset = _signals.signal("pool-reset", "All connections are being replaced.")
 leak_detected = _signals.signal(
-    "leak-detected", "A connection does not come back: endpoint, report."
+    "leak-detected", "A connection was not returned in time: endpoint, report."
 )
 
-#: Those who have nobody to tell anything, and their pools.
-_unheard: WeakKeyDictionary[Any, _Signaller] = WeakKeyDictionary()
+#: The pools without an observer, until a receiver is connected.
+_unobserved: WeakKeyDictionary[Any, _Signaller] = WeakKeyDictionary()
 
 
 class _Signaller(Observer):
     """Sends the signals of one pool."""
 
     def __init__(self, app: Flask, bind: str) -> None:
-        # The app holds the pool; held from here as well, neither would ever go.
+        # The app holds the pool: a reference back would keep both alive.
         self._app = ref(app)
         self._bind = bind
 
@@ -88,15 +88,15 @@ class _Signaller(Observer):
 
 
 def attach(pool: Any, app: Flask, bind: str) -> None:
-    """Send the signals of this pool, from when on somebody listens to any."""
-    _unheard[pool] = _Signaller(app, bind)
+    """Send the signals of this pool once a receiver is connected."""
+    _unobserved[pool] = _Signaller(app, bind)
     if any(signal.receivers for signal in _signals.values()):
         _listen()
 
 
 def _listen(*_: object, **__: object) -> None:
-    for pool in list(_unheard):
-        if (signaller := _unheard.pop(pool, None)) is not None:
+    for pool in list(_unobserved):
+        if (signaller := _unobserved.pop(pool, None)) is not None:
             pool.add_observer(signaller)
 
 

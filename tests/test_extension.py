@@ -617,7 +617,7 @@ def test_the_group_replaces_no_command(name: str) -> None:
     app.cli.command("users")(lambda: None)
     app.config.update(MYSQLPOOL_URL="mysql://u@127.0.0.1:1/x", MYSQLPOOL_CLI=name)
 
-    with pytest.raises(ConfigError, match=f"CLI names a command that .*: {name};"):
+    with pytest.raises(ConfigError, match=f"CLI names an existing .*: {name};"):
         MySQLPool(app)
 
     assert list(app.cli.commands) == ["users"]

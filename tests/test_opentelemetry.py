@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from flask_mysqlpool import PoolTimeout, get_db
-from flask_mysqlpool.metrics.opentelemetry import _Figures, instrument
+from flask_mysqlpool.metrics.opentelemetry import _Values, instrument
 from flask_mysqlpool.pool.stats import BOUNDS
 
 POOL = "db.client.connection.pool.name"
@@ -101,7 +101,7 @@ def test_pools_of_one_name_are_one_series(
     make_app: MakeApp, reader: InMemoryMetricReader
 ) -> None:
     app = make_app(MAX_SIZE=2, BINDS={"reports": {"NAME": "shop", "MAX_SIZE": 3}})
-    figures = _Figures(app.extensions["mysqlpool"].values())
+    figures = _Values(app.extensions["mysqlpool"].values())
     instrument(app, MeterProvider([reader]))
     db = extension(app)
     with app.app_context(), db.connection(), db.connection("reports"):

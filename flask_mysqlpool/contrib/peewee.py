@@ -1,9 +1,9 @@
-"""peewee on our pools: a database whose connection is that of the request.
+"""A peewee database whose connection is that of the request.
 
-By itself, peewee knows a connection by its thread. It would go on with one that was
-returned at the end of the request; and as it opens one with a lock held, one thread
-that waits for the pool would keep the others from returning theirs. Here the request
-has the state, and no lock is needed.
+peewee keeps connections by thread. It would continue with a connection that was
+returned at the end of a request; and as it connects while holding a lock, a thread that
+waits for the pool would prevent others from returning their connections. Here the state
+is kept by request, which needs no lock.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..pool.connection import PooledConnection
 
 
 class PooledDatabase(MySQLDatabase):
-    """``PooledDatabase("peewee")`` is the database of the bind ``peewee``.
+    """The database of a bind: ``PooledDatabase("peewee")``.
 
-    The bind needs ``AUTOCOMMIT``, for peewee writes ``BEGIN`` and ``COMMIT`` itself.
-    There are no hooks to connect and to close: the first statement takes the connection
-    of the request, and the end of the request returns it. One that was returned is not
-    replaced in the middle of ``atomic()``, which would commit half of it.
+    The bind needs ``AUTOCOMMIT``, because peewee sends ``BEGIN`` and ``COMMIT`` itself.
+    No hooks are needed: the first statement takes the connection of the request, and
+    the end of the request returns it. A connection that was returned within
+    ``atomic()`` is not replaced, because half of the block would be committed.
     """
 
     def __init__(self, bind: str = "default") -> None:
@@ -34,7 +34,7 @@ class PooledDatabase(MySQLDatabase):
         self._state = LocalProxy(self._state_of_context)
 
     def _state_of_context(self) -> Any:
-        # As in the extension: several requests may share one g.
+        # Up to Flask 3.1 several requests may share one g.
         key = "_mysqlpool_peewee", self.database, request_context()
         states: dict[Any, Any] = g.__dict__
         state = states.get(key) or states.setdefault(key, _ConnectionState())
@@ -56,7 +56,7 @@ class PooledDatabase(MySQLDatabase):
         return connection
 
     def rollback(self) -> None:
-        # What broke the connection is the news, not that there is none to roll back.
+        # Without a connection, do not hide the error that has broken it.
         state: Any = self._state
         if state.conn:
             state.conn.rollback()

@@ -1,9 +1,9 @@
-"""What one :class:`MySQLPool` has for one app: pools, and what requests hold of them.
+"""The state of one :class:`MySQLPool` in one app: pools, and requests' connections.
 
-A connection lives in ``flask.g``, under the request context that asked for it. Up to
+A connection is kept in ``flask.g``, by the request context that checked it out. Up to
 Flask 3.1 one application context, and so one ``g``, can serve several requests: those
 of a test client inside a pushed context, or those that follow an abandoned stream on
-the same thread. Each must get, and give back, a connection of its own.
+the same thread. Each must check out, and return, a separate connection.
 """
 
 from __future__ import annotations
@@ -37,38 +37,38 @@ from ..pool.stats import Observer
 from ..workers.agent import WorkerAgent
 from ..workers.status_dir import StatusDir
 
-#: Under this key in ``g``: what each of the app's states has checked out.
+#: Key in ``g`` of the connections that each state of the app has checked out.
 KEY_IN_G = "_mysqlpool"
-#: And under this one: whether all functions of its teardown have been called.
+#: Key in ``g`` that tells that all teardown functions have been called.
 KEY_OF_END = "_mysqlpool_end"
-#: And under this one: what was executed.
+#: Key in ``g`` of the recorded statements.
 QUERIES_IN_G = "_mysqlpool_queries"
-#: The last so many.
+#: Statements that are kept; then the oldest go.
 RECORDED = 1000
 
 
 class _Held(dict[str, PooledConnection]):
-    """What one request has taken, by bind. Threads may share a request."""
+    """The connections of one request, by bind. Threads may share a request."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lock = threading.Lock()
-        #: Whether it has written, by bind: on whatever connection, returned or lost.
+        #: Whether the request has written, by bind, on connections old and new.
         self.writes: defaultdict[str, Writes] = defaultdict(Writes)
 
 
 class State:
-    """What one :class:`MySQLPool` has for one app."""
+    """The state of one :class:`MySQLPool` in one app."""
 
     def __init__(self, config: AppConfig, app: Flask, number: int) -> None:
         self.config = config
         self.status_dir = _status_dir(app, config)
         self._app = app
-        # Commands tell the pools of a second MySQLPool in one app by a number.
+        # Commands know the pools of a second MySQLPool of one app by this suffix.
         self._suffix = f"-{number + 1}" if number else ""
         self._pools: dict[str, Pool] = {}
         self._observers: list[Observer] = []
-        #: By thread, what was taken after the functions of the teardown.
+        #: By thread, connections that were checked out after all teardown functions.
         self._late: dict[int, list[PooledConnection]] = {}
 
     def pool(self, bind: str) -> Pool:
@@ -80,27 +80,26 @@ class State:
                 known = ", ".join(map(repr, self.config.pools))
                 message = f"no bind is called {bind!r}; configured: {known}"
                 raise ConfigError([message]) from None
-            # A pool that has opened nothing costs nothing, so whoever comes second
-            # here throws his away.
+            # Two threads may each create a pool; the second one is dropped, unused.
             pool = self._pools.setdefault(bind, self._make(bind, config))
         return pool
 
     def pools_in_use(self) -> list[Pool]:
-        """Those that somebody has asked for."""
+        """Return the pools that have been used."""
         return list(self._pools.values())
 
     def named_pools(self) -> list[tuple[str, Pool]]:
-        """The same, with what the commands call them."""
+        """Return the pools that have been used, with their names for commands."""
         return [(f"{b}{self._suffix}", pool) for b, pool in self._pools.items()]
 
     def observe(self, observer: Observer) -> None:
-        """Have this told of every event in every pool, also in those to come."""
+        """Add an observer to all pools, present and future."""
         self._observers.append(observer)
         for pool in self.pools_in_use():
             pool.add_observer(observer)
 
     def published(self) -> dict[str, PoolConfig]:
-        """The pools, by what the commands call them."""
+        """Return the configuration of all pools, by their names for commands."""
         return {f"{b}{self._suffix}": pool for b, pool in self.config.pools.items()}
 
     def _make(self, bind: str, config: PoolConfig) -> Pool:
@@ -121,12 +120,12 @@ class State:
 
     def forget(self, pool: Pool) -> None:
         for bind, known in tuple(self._pools.items()):
-            # What stands in for a pool in a test stays.
+            # A test's substitute for a pool stays.
             if known is pool and isinstance(pool, Pool):
                 del self._pools[bind]
 
     def reader(self, bind: str) -> str:
-        """The bind to read from instead of this one, in the current request."""
+        """Return the bind that the current request reads from instead of this one."""
         readers = self.readers(bind)
         if readers is None:
             return bind
@@ -138,7 +137,7 @@ class State:
         return bind if written else readers
 
     def readers(self, bind: str) -> str | None:
-        """What ``READERS`` of this bind says."""
+        """Return the setting ``READERS`` of this bind."""
         config = self.config.pools.get(bind)
         return None if config is None else config.readers
 
@@ -157,18 +156,18 @@ class State:
         if context.g.__dict__.get(KEY_OF_END):
             self._return_when_popped(connection)
         if connection is not taken:
-            # A thread with a copy of this context was faster.
+            # A thread with a copy of this context has checked out one meanwhile.
             taken.close()
         return connection
 
     def _return_when_popped(self, connection: PooledConnection) -> None:
-        """Return a connection that a receiver of the signal of the teardown takes."""
+        """Return the connection, which a receiver of a teardown signal has taken."""
         late = self._late.setdefault(threading.get_ident(), [])
         late.append(connection)
         flask.signals.appcontext_popped.connect(self.release_late, self._app)
 
     def connection(self, bind: str, timeout: float | None) -> PooledConnection:
-        """Check out a connection of its own for something in the current request."""
+        """Check out a separate connection, for use in the current request."""
         context, key = app_context(), request_context()
         endpoint = endpoint_of(context, key)
         taken = self.pool(bind).connection(timeout=timeout, endpoint=endpoint)
@@ -187,11 +186,11 @@ class State:
                 held.pop(name).close()
 
     def _held(self) -> dict[str, PooledConnection]:
-        """What the current request has taken so far."""
+        """Return the current request's connections."""
         return self._all_held(app_context()).get(request_context()) or {}
 
     def _all_held(self, context: AppContext) -> dict[Any, _Held]:
-        """The connections in ``g``, by request context and bind."""
+        """Return the connections in ``g``, by request context and bind."""
         values: dict[str, Any] = context.g.__dict__
         by_state = values.get(KEY_IN_G) or values.setdefault(KEY_IN_G, {})
         held: dict[Any, _Held] = by_state.get(self) or by_state.setdefault(self, {})
@@ -199,7 +198,7 @@ class State:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """A block at whose end is returned what it has taken."""
+        """Return the block's connections at its end."""
         all_held, key = self._all_held(app_context()), request_context()
         taken = list((all_held.get(key) or {}).values())
         before = [handle for handle in taken if not handle.returned]
@@ -208,7 +207,7 @@ class State:
             yield
         finally:
             held: dict[str, PooledConnection] = all_held.get(key) or {}
-            # A thread that shares the context may be using what it has taken.
+            # Another thread that shares the context keeps its connections.
             own = [
                 bind
                 for bind, handle in list(held.items())
@@ -217,31 +216,31 @@ class State:
             _release([held.pop(bind) for bind in own])
 
     def release_request(self, error: BaseException | None = None) -> None:
-        """Return what the request that ends has taken. Never raises."""
+        """Return the connections of the request that ends. Never raises."""
         if all_held := self._all_held(app_context()):
             if held := all_held.pop(request_context(), None):
                 _release(held.values(), error)
 
     def release_all(self, error: BaseException | None = None) -> None:
-        """Return what is left at the end of the application context. Never raises."""
+        """Return all connections of the application context. Never raises."""
         if not app_ctx:
-            return  # of a stream, dropped on a thread that has nothing to do with it
+            return  # of a stream that was dropped on an unrelated thread
         all_held = self._all_held(app_context())
         while all_held:
             _release(all_held.popitem()[1].values(), error)
 
     def release_last(self, error: BaseException | None = None) -> None:
-        """Do so once more, after all functions of the teardown. Never raises."""
+        """Return them again, after all teardown functions. Never raises."""
         self.release_all(error)
         if app_ctx:
             app_context().g.__dict__[KEY_OF_END] = True
 
     def begin_again(self, app: Flask, **_: object) -> None:
-        """Note that a context is pushed, perhaps once more, as Flask 3.1 streams do."""
+        """Clear the mark of the end; Flask 3.1 pushes the context of a stream twice."""
         app_context().g.__dict__.pop(KEY_OF_END, None)
 
     def release_late(self, app: Flask, **_: object) -> None:
-        """Return what was taken on this thread after that. Never raises."""
+        """Return what this thread has checked out after the end. Never raises."""
         _release(self._late.pop(threading.get_ident(), ()))
 
 
@@ -264,7 +263,7 @@ def _release(
             text = "a connection was discarded instead of returned: %s"
             log(WARNING, text, refused)
         except BaseException:
-            _release(held, error)  # an interrupt: the others are returned all the same
+            _release(held, error)  # an interrupt must not keep the others
             raise
         if forgotten:
             _warn_of_rollback(connection.endpoint, rows)
@@ -276,7 +275,7 @@ def _warn_of_rollback(endpoint: str | None, rows: int) -> None:
             WARNING,
             "%s %s and did not commit: they are rolled back; call commit(), or use"
             " 'with db.transaction():'",
-            endpoint or "outside of a request, something",
+            endpoint or "outside a request, something",
             f"changed {rows} rows" if rows else "may have changed rows",
             logger=app_ctx.app.logger,
         )
@@ -289,9 +288,10 @@ def _status_dir(app: Flask, config: AppConfig) -> StatusDir | None:
 
 
 def _is_own_command(group: str | None) -> bool:
-    """Whether this process is ``flask mysqlpool …``, and no worker of the site.
+    """Whether this process is ``flask mysqlpool …``, not a worker of the site.
 
-    Importing the app may use the pool; were that paused, nothing could resume it.
+    Importing the app may use the pool. If a command applied a pause then, ``resume``
+    would wait for itself.
     """
     if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
         return False
@@ -305,9 +305,9 @@ def _is_own_command(group: str | None) -> bool:
 
 
 def app_context() -> AppContext:
-    """The context that the proxies ``g``, ``current_app`` and ``app_ctx`` look for.
+    """Return the application context, to use instead of Flask's proxies.
 
-    They do so at every step, which takes longer than all else that is done here.
+    Each access to a proxy would take longer than everything else on this path.
     """
     try:
         return app_ctx._get_current_object()  # type: ignore[attr-defined,no-any-return]
@@ -320,16 +320,16 @@ def app_context() -> AppContext:
 
 
 def request_context() -> Any:
-    """The key of the current request; None outside of one.
+    """Return the key of the current request; None outside requests.
 
-    From Flask 3.2 on every request has an application context, and a ``g``, to itself.
+    Since Flask 3.2 every request has its own application context and ``g``.
     """
     context = vars(flask.globals).get("request_ctx")
     return context._get_current_object() if context else None
 
 
 def endpoint_of(context: AppContext, request_context: Any) -> str | None:
-    """What the current request is for; None outside of one."""
+    """Return the endpoint of the current request; None outside requests."""
     if request_context is None:
         if not getattr(context, "has_request", False):
             return None

@@ -1,4 +1,4 @@
-""":class:`MySQLPool`: where Flask's contexts meet the pools."""
+"""The extension object, which gives each request a connection."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .app_state import QUERIES_IN_G, State, app_context
 #: Under this key in ``app.extensions``: ``{MySQLPool: its state for the app}``.
 KEY = "mysqlpool"
 
-#: What a client that was refused for lack of connections is told to wait.
+#: The ``Retry-After`` of an answer 503.
 RETRY_AFTER = 1  # second
 
 T = TypeVar("T")
@@ -37,10 +37,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class MySQLPool:
-    """The extension object. It holds nothing that belongs to one app.
+    """The extension object; the state of each app is kept in the app.
 
-    ``MySQLPool(app)``, or ``MySQLPool()`` and later ``init_app(app)``, as often as
-    there are apps.
+    Write ``MySQLPool(app)``, or ``MySQLPool()`` and later ``init_app(app)``, for any
+    number of apps.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
@@ -49,7 +49,7 @@ class MySQLPool:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Read the ``MYSQLPOOL_*`` settings of ``app.config``; connect to nothing yet.
+        """Read the ``MYSQLPOOL_*`` settings of ``app.config``, without connecting.
 
         Raises :exc:`~flask_mysqlpool.errors.ConfigError`, which lists every fault of
         the settings, and :exc:`RuntimeError` the second time for one app.
@@ -62,14 +62,14 @@ class MySQLPool:
             )
         config = AppConfig.from_mapping(app.config, name=app.name)
         if not states and config.cli in (*app.cli.commands, "run", "shell", "routes"):
-            text = f"MYSQLPOOL_CLI names a command that there is: {config.cli}"
+            text = f"MYSQLPOOL_CLI names an existing command: {config.cli}"
             raise ConfigError([f"{text}; choose another name, or False for none"])
         states[self] = state = State(config, app, len(states))
         self._apps.add(app)
         app.teardown_request(state.release_request)
         app.teardown_appcontext(state.release_all)
-        # Flask calls the last first. So these are for what functions take that were
-        # registered earlier, and those above for when one of them fails.
+        # Flask calls the last function first. Those at the front release what earlier
+        # functions have taken; those above are called also if one of them fails.
         app.teardown_request_funcs.setdefault(None, []).insert(0, state.release_request)
         app.teardown_appcontext_funcs.insert(0, state.release_last)
         appcontext_pushed.connect(state.begin_again, app)
@@ -96,14 +96,14 @@ class MySQLPool:
     def get_db(
         self, bind: str = "default", *, readonly: bool = False
     ) -> PooledConnection:
-        """The connection of this request, checked out when it is first asked for.
+        """Return this request's connection; the first call checks it out.
 
-        The same one all through a request; outside of requests, all through an
-        application context. It is returned by itself at the end. What is not
-        committed by then is rolled back.
+        Further calls return the same one until the request ends or, outside requests,
+        the application context. Then it is returned to the pool automatically, and
+        uncommitted changes are rolled back.
 
-        With ``readonly``, one of the bind that ``READERS`` names, if it does; but once
-        this request has written, it is the same as without, to see what was written.
+        With ``readonly``, use the bind that ``READERS`` names, if any; but once this
+        request has written, use ``bind``, whose data include the changes.
 
         Raises what :meth:`Pool.connection() <flask_mysqlpool.Pool.connection>` raises,
         and :exc:`RuntimeError` without an application context.
@@ -112,7 +112,7 @@ class MySQLPool:
         return state.get_db(state.reader(bind) if readonly else bind)
 
     def close_db(self, bind: str | None = None) -> None:
-        """Return the connection of this request early, or those of all binds."""
+        """Return this request's connection of one bind, or of all binds, early."""
         self._state().close_db(bind)
 
     def connection(
@@ -123,11 +123,11 @@ class MySQLPool:
         readonly: bool = False,
         app: Flask | None = None,
     ) -> PooledConnection:
-        """A connection of one's own, for ``with``; it has nothing to do with ``g``.
+        """Check out a separate connection, for a ``with`` statement.
 
-        For generators, threads and jobs. A thread has no application context by itself:
-        name the ``app``, or write ``with app.app_context():`` around it. ``timeout`` is
-        in seconds, by default the setting ``TIMEOUT``.
+        It is for generators, threads and jobs. A thread has no application context of
+        its own: pass the ``app``, or write ``with app.app_context():`` around the call.
+        ``timeout`` is in seconds, by default the setting ``TIMEOUT``.
         """
         state = self._state(app)
         if readonly:
@@ -139,15 +139,15 @@ class MySQLPool:
     def transaction(
         self, bind: str = "default", *, app: Flask | None = None
     ) -> AbstractContextManager[PooledConnection]:
-        """All of a block or nothing, on the connection that :meth:`get_db` gives.
+        """Begin a transaction block, on the connection that :meth:`get_db` returns.
 
-        Commits at the end; rolls back after any exception. Inside of another such
-        block it is a savepoint. With ``app``, it works outside of contexts, too, and
-        has a connection of its own.
+        Commits at the end of the ``with`` statement; rolls back after any exception.
+        Inside another such block it is a savepoint. With ``app``, it works outside
+        contexts, too, and has a separate connection.
 
-        Raises :exc:`~flask_mysqlpool.TransactionError` where a transaction is open
-        already that has changed or locked something and is no such block, and for
-        whatever would end this one early: ``commit()``, ``rollback()``, DDL.
+        Raises :exc:`~flask_mysqlpool.TransactionError` if an open transaction that is
+        not such a block has changed or locked something, and for everything that would
+        end the block early: ``commit()``, ``rollback()``, DDL. Raises
         :exc:`~flask_mysqlpool.CommitUnknown` if the connection is lost between the
         COMMIT and its answer.
         """
@@ -161,32 +161,32 @@ class MySQLPool:
         retries: int = 3,
         bind: str = "default",
     ) -> T:
-        """Call ``function(connection, *args)`` in a transaction; what it returns.
+        """Call ``function(connection, *args)`` in a transaction, and return its result.
 
-        All of the function is called again, after a short pause, if the transaction
-        was rolled back by a deadlock or a lock wait timeout, or if the connection was
-        lost before COMMIT was sent; at most ``retries`` times. So it should have no
-        other effects than on the database.
+        The whole function is called again, after a short pause, if the transaction was
+        rolled back by a deadlock or a lock wait timeout, or if the connection was lost
+        before COMMIT was sent; at most ``retries`` times. So it should have no effects
+        outside the database.
 
-        Raises what the last call raised. After a COMMIT of unknown outcome nothing is
-        called again: that is a :exc:`~flask_mysqlpool.CommitUnknown`.
+        Raises what the last call raised. After a COMMIT of unknown outcome, it is not
+        called again, and :exc:`~flask_mysqlpool.CommitUnknown` is raised.
         """
         connection = self.get_db(bind)
         return run_in_transaction(connection, function, *args, retries=retries)
 
     def auto_close_db(self, function: F) -> F:
-        """Decorate a function: what it takes by :meth:`get_db` is returned at its end.
+        """Decorate a function: return the connections of its :meth:`get_db` at its end.
 
-        However it ends; what was taken before the call stays. For threads, daemons and
-        jobs: where no application context is active, the function gets one, of the
-        only app that this object was initialised for. Coroutine functions, too.
+        This is for threads, daemons and jobs, also for coroutine functions. Connections
+        that were checked out before the call stay. Without an active application
+        context, the function gets one of the only app that has this extension object.
         """
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(
             function
         ):
             raise TypeError(
                 "auto_close_db cannot tell when a generator ends; use"
-                " 'with db.connection() as conn:' inside of it"
+                " 'with db.connection() as conn:' inside it"
             )
         if inspect.iscoroutinefunction(function):
 
@@ -220,35 +220,35 @@ class MySQLPool:
             yield
 
     def pool(self, bind: str = "default") -> Pool:
-        """The pool of the current app for this bind."""
+        """Return the current app's pool for this bind."""
         return self._state().pool(bind)
 
     @property
     def pools(self) -> dict[str, Pool]:
-        """All pools of the current app, by the names of their binds."""
+        """The pools of the current app, by bind."""
         state = self._state()
         return {bind: state.pool(bind) for bind in state.config.pools}
 
     def stats(self, bind: str = "default") -> PoolStats:
-        """What this process's pool looks like now."""
+        """Return a snapshot of this process's pool."""
         return self.pool(bind).stats()
 
     def health(self, bind: str | None = None) -> Health:
-        """Whether this process's pools can serve: at once, from their counters.
+        """Tell whether this process's pools can serve, from their counters.
 
-        Takes no connection, so it tells a pool that is saturated from a database that
-        is down, and is as quick then as ever. For readiness checks.
+        It is for readiness checks. It takes no connection, so it returns at once, and
+        tells a saturated pool from a database that is down.
         """
         chosen = self.pools if bind is None else {bind: self.pool(bind)}
         return examine(chosen)
 
     def reset(self, bind: str | None = None) -> None:
-        """Replace this process's connections: idle ones now, others as they return."""
+        """Replace this process's connections: idle ones now, others when returned."""
         for pool in self._chosen(bind):
             pool.reset()
 
     def close_pool(self, bind: str | None = None) -> None:
-        """Close this process's connections. The next checkout opens a pool anew."""
+        """Close this process's pools. The next checkout creates a new pool."""
         state = self._state()
         for pool in self._chosen(bind):
             state.forget(pool)
@@ -280,27 +280,27 @@ def _only_state() -> State:
 
 
 def get_db(bind: str = "default", *, readonly: bool = False) -> PooledConnection:
-    """:meth:`MySQLPool.get_db` of the current app's only :class:`MySQLPool`."""
+    """Call :meth:`MySQLPool.get_db` of the current app's only :class:`MySQLPool`."""
     state = _only_state()
     return state.get_db(state.reader(bind) if readonly else bind)
 
 
 def close_db(bind: str | None = None) -> None:
-    """:meth:`MySQLPool.close_db` of the current app's only :class:`MySQLPool`."""
+    """Call :meth:`MySQLPool.close_db` of the current app's only :class:`MySQLPool`."""
     _only_state().close_db(bind)
 
 
 def get_recorded_queries() -> list[RecordedQuery]:
-    """What the current request, or application context, has executed so far.
+    """Return the statements of the current request, or application context, so far.
 
-    Empty unless ``MYSQLPOOL_RECORD_QUERIES`` is set. :exc:`RuntimeError` without an
-    application context.
+    The list is empty unless ``MYSQLPOOL_RECORD_QUERIES`` is set. Raises
+    :exc:`RuntimeError` without an application context.
     """
     return list(app_context().g.__dict__.get(QUERIES_IN_G, ()))
 
 
 def _unavailable(error: PoolTimeout | PoolFull) -> Any:
-    """Answer 503, unless the app handles a more general error by itself."""
+    """Answer 503, unless the app has a handler for a more general error."""
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     handlers = app.error_handler_spec[None][None]
     for parent in _ancestors(type(error)):

@@ -1,1 +1,1 @@
-"""The pools in the tools that you have already; each needs an extra of its own."""
+"""Metrics for Prometheus and OpenTelemetry; each needs an extra of its own."""

@@ -1,14 +1,14 @@
 """The metrics ``db.client.connection.*`` of OpenTelemetry's semantic conventions.
 
-Needs the extra ``otel``. Once for each process, after ``init_app``; under a server that
-forks, in the workers::
+They need the extra ``otel``. Call it once in each process, after ``init_app``; with a
+server that forks, in the workers::
 
     from flask_mysqlpool.metrics.opentelemetry import instrument
 
     instrument(app)
 
-A histogram of OpenTelemetry takes longer to record a value than a checkout takes, so
-durations are noted and recorded when the metrics are collected.
+An OpenTelemetry histogram takes longer to record a value than a checkout takes: so
+durations are queued, and recorded when the metrics are collected.
 """
 
 from __future__ import annotations
@@ -34,48 +34,54 @@ from ..pool.stats import BOUNDS, Observer, PoolStats
 PREFIX = "db.client.connection."
 POOL, STATE = PREFIX + "pool.name", PREFIX + "state"
 
-#: Durations that are kept until they are collected; then the oldest go.
+#: Length of the queue of durations; beyond that, the oldest are dropped.
 KEPT = 100_000
 
-#: What is one figure of :class:`~.stats.PoolStats`, which the last column names.
+#: Gauges of one value each: the last column is its field of :class:`~.stats.PoolStats`.
 _GAUGES = (
     ("max", "{connection}", "MAX_SIZE.", "max_size"),
-    ("idle.max", "{connection}", "As many may be idle.", "max_size"),
+    ("idle.max", "{connection}", "MAX_SIZE: all may be idle.", "max_size"),
     ("idle.min", "{connection}", "MIN_SIZE.", "min_size"),
-    ("pending_requests", "{request}", "Checkouts that wait.", "waiting"),
+    ("pending_requests", "{request}", "Waiting checkouts.", "waiting"),
 )
 
 _STATES = {"idle": attrgetter("idle"), "used": attrgetter("in_use")}
 
-_Noted = deque[tuple[str, float]]
+_Queue = deque[tuple[str, float]]
 _Observations = Iterator[Observation]
 _Callback = Callable[[CallbackOptions], _Observations]
 
 
-class _Noting(Observer):
-    """Notes durations, for histograms that are told when the metrics are collected."""
+class _DurationObserver(Observer):
+    """Queues durations, which histograms record when the metrics are collected."""
 
     def __init__(self, meter: Meter) -> None:
-        self._noted: list[tuple[Histogram, _Noted]] = []
-        self._created = self._histogram(meter, "create_time", "Time to open one.")
-        self._waited = self._histogram(meter, "wait_time", "Time to get one.")
-        self._used = self._histogram(meter, "use_time", "Time until it is returned.")
+        self._queues: list[tuple[Histogram, _Queue]] = []
+        self._created = self._histogram(
+            meter, "create_time", "Time to open a connection."
+        )
+        self._waited = self._histogram(
+            meter, "wait_time", "Time to obtain a connection."
+        )
+        self._used = self._histogram(
+            meter, "use_time", "Time until a connection is returned."
+        )
 
-    def _histogram(self, meter: Meter, name: str, what: str) -> _Noted:
-        noted: _Noted = deque(maxlen=KEPT)
+    def _histogram(self, meter: Meter, name: str, what: str) -> _Queue:
+        queue: _Queue = deque(maxlen=KEPT)
         histogram = meter.create_histogram(
             PREFIX + name,
             unit="s",
             description=what,
             explicit_bucket_boundaries_advisory=BOUNDS,
         )
-        self._noted.append((histogram, noted))
-        return noted
+        self._queues.append((histogram, queue))
+        return queue
 
     def record(self) -> None:
-        for histogram, noted in self._noted:
-            while noted:
-                name, seconds = noted.popleft()
+        for histogram, queue in self._queues:
+            while queue:
+                name, seconds = queue.popleft()
                 histogram.record(seconds, {POOL: name})
 
     def created(self, pool: Any, thread_id: int, seconds: float) -> None:
@@ -88,17 +94,17 @@ class _Noting(Observer):
         self._used.append((pool.name, used))
 
 
-class _Figures:
-    """What is known of some pools, as callbacks of a meter want it.
+class _Values:
+    """Callbacks that observe values of pools.
 
-    What pools of one name have is added up: a series is observed once.
+    Values of pools with one name are added up, because a series is observed once.
     """
 
     def __init__(self, states: Collection[Any]) -> None:
         self._states = states
 
     def value(self, get: Callable[[PoolStats], int]) -> _Callback:
-        """One figure of each pool."""
+        """Observe one value of each pool."""
 
         def observe(_: CallbackOptions) -> _Observations:
             for name, number in _sums(self._stats(), get):
@@ -106,12 +112,12 @@ class _Figures:
 
         return observe
 
-    def count(self, settle: Callable[[], None]) -> _Callback:
-        """Connections by state."""
+    def count(self, record: Callable[[], None]) -> _Callback:
+        """Observe connections by state."""
 
         def observe(_: CallbackOptions) -> _Observations:
-            # Collected together, so that histograms are no older than the rest.
-            settle()
+            # Record first, so that histograms are as recent as the other metrics.
+            record()
             found = self._stats()
             for state, get in _STATES.items():
                 for name, number in _sums(found, get):
@@ -134,9 +140,10 @@ def _sums(
 
 
 def instrument(app: Flask, meter_provider: MeterProvider | None = None) -> None:
-    """Emit metrics for all pools of this app, by the global meter provider or this one.
+    """Emit metrics for all pools of an app.
 
-    :exc:`RuntimeError` if the app has no pool.
+    ``meter_provider`` is by default the global one. Raises :exc:`RuntimeError` if the
+    app has no pool.
     """
     states = app.extensions.get("mysqlpool")
     if not states:
@@ -145,22 +152,22 @@ def instrument(app: Flask, meter_provider: MeterProvider | None = None) -> None:
             " MySQLPool(app) or init_app(app)"
         )
     meter = get_meter("flask_mysqlpool", meter_provider=meter_provider)
-    noting = _Noting(meter)
+    durations = _DurationObserver(meter)
     for state in states.values():
-        state.observe(noting)
-    figures = _Figures(states.values())
+        state.observe(durations)
+    values = _Values(states.values())
     gauge = meter.create_observable_up_down_counter
     gauge(
         PREFIX + "count",
-        [figures.count(noting.record)],
+        [values.count(durations.record)],
         "{connection}",
         "Open connections by state.",
     )
     for name, unit, what, of in _GAUGES:
-        gauge(PREFIX + name, [figures.value(attrgetter(of))], unit, what)
+        gauge(PREFIX + name, [values.value(attrgetter(of))], unit, what)
     meter.create_observable_counter(
         PREFIX + "timeouts",
-        [figures.value(attrgetter("timeouts"))],
+        [values.value(attrgetter("timeouts"))],
         "{timeout}",
-        "Checkouts that were given up.",
+        "Checkouts that timed out.",
     )

@@ -1,6 +1,6 @@
-"""A collector for ``prometheus_client``: one scrape of any worker counts all of them.
+"""A collector for ``prometheus_client``: a scrape of any worker covers all workers.
 
-Needs the extra ``prometheus``::
+It needs the extra ``prometheus``::
 
     from flask_mysqlpool.metrics.prometheus import PoolCollector
     from prometheus_client import CollectorRegistry, generate_latest
@@ -12,12 +12,12 @@ Needs the extra ``prometheus``::
     def metrics():
         return generate_latest(registry)
 
-The numbers come from what all workers publish, so it does not need that library's
-multiprocess mode, and does not mind it. What a worker has counted that is dead stays
-counted. Where nothing is published (``STATUS_DIR`` False), they are those of the worker
-that is asked. A part of the sums would look as if counters had begun anew: so the
-scrape fails where the folder cannot be read; and while the file of a worker cannot,
-nothing is told but ``mysqlpool_readable 0``.
+The values are sums over what all workers publish: the library's multiprocess mode is
+neither needed nor in the way. Counters of exited workers are included, so that counters
+never decrease. With ``STATUS_DIR`` False, the values are those of the worker that
+answers. Incomplete sums would look like counters that were reset: so the scrape fails
+if the directory cannot be read, and reports only ``mysqlpool_readable 0`` while the
+file of a worker cannot.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ..workers.exited import Counts, total
 from ..workers.exited import counts as counted_by
 from ..workers.fleet import Fleet, Worker
 
-#: Characters of a label.
+#: Maximum number of characters of a label.
 _LABEL = 100
 
 _STATES = "idle", "in_use", "connecting"
@@ -54,15 +54,15 @@ class _Hidden(Exception):
 
 
 class PoolCollector(Collector):
-    """Gives the metrics of all pools of an app; for a registry.
+    """Collects the metrics of all pools of an app, for a registry.
 
     ``mysqlpool_connections{pool,state}``, ``mysqlpool_connections_max``,
     ``mysqlpool_waiting``, ``mysqlpool_workers``; ``mysqlpool_checkouts_total``,
     ``mysqlpool_timeouts_total``, ``mysqlpool_opened_total``,
     ``mysqlpool_discarded_total{reason}``; and the histograms
     ``mysqlpool_wait_seconds``, ``mysqlpool_use_seconds`` and
-    ``mysqlpool_create_seconds``. ``pool`` is the pool's ``NAME``; what pools of one
-    name have is added up. ``mysqlpool_paused{pool}`` is 1 during a pause, and
+    ``mysqlpool_create_seconds``. ``pool`` is the pool's ``NAME``; values of pools with
+    one name are added up. ``mysqlpool_paused{pool}`` is 1 during a pause, and
     ``mysqlpool_readable`` 0 while a worker cannot be read.
     """
 
@@ -70,12 +70,12 @@ class PoolCollector(Collector):
         self._app = app
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: to be registered is no reason to look."""
+        """Return nothing, so that registering reads no files."""
         return []
 
     def collect(self) -> Iterator[Metric]:
         readable = GaugeMetricFamily(
-            "mysqlpool_readable", "Whether all that workers publish can be read."
+            "mysqlpool_readable", "Whether the status of all workers can be read."
         )
         try:
             pools = self._pools()
@@ -97,19 +97,19 @@ class PoolCollector(Collector):
 
         connections = gauge("connections", "Connections by state.", "state")
         discarded = counter("discarded", "Connections closed by reason.", "reason")
-        most = gauge("connections_max", "The most connections that there may be.")
-        waiting = gauge("waiting", "Checkouts that wait for a connection.")
+        most = gauge("connections_max", "Maximum number of connections.")
+        waiting = gauge("waiting", "Waiting checkouts.")
         workers = gauge("workers", "Processes that use the pool.")
         paused = gauge("paused", "Whether checkouts wait for the end of a pause.")
         counters = {
-            "checkouts": counter("checkouts", "Connections handed out."),
-            "timeouts": counter("timeouts", "Checkouts that were given up."),
+            "checkouts": counter("checkouts", "Connections checked out."),
+            "timeouts": counter("timeouts", "Checkouts that timed out."),
             "opened": counter("opened", "Connections opened."),
         }
         histograms = {
             "wait": _histogram("wait", "Time until a checkout has its connection."),
             "use": _histogram("use", "Time until a connection is returned."),
-            "create": _histogram("create", "Time that a connect takes."),
+            "create": _histogram("create", "Time to open a connection."),
         }
         for name, (most_of_all, is_paused, live, counts) in pools.items():
             for state in _STATES:
@@ -133,13 +133,14 @@ class PoolCollector(Collector):
         yield from histograms.values()
 
     def _pools(self) -> dict[str, _Pool]:
-        """Each name of pools, with what all have.
+        """Return the sums of the pools of each name.
 
-        :exc:`OSError` if the folder cannot be read, ``_Hidden`` if a worker cannot.
+        Raises :exc:`OSError` if the directory cannot be read, ``_Hidden`` if the file
+        of a worker cannot.
         """
         pools: dict[str, _Pool] = {}
         for state in self._app.extensions["mysqlpool"].values():
-            by_bind, counts, paused = _look(state, self._app.name)
+            by_bind, counts, paused = _read(state, self._app.name)
             for bind, config in state.published().items():
                 live = by_bind.get(bind, [])
                 most = config.max_size * len(live)
@@ -156,11 +157,11 @@ class PoolCollector(Collector):
         return pools
 
 
-#: The most connections, whether they are paused, live workers, all counts.
+#: Maximum number of connections, whether paused, live workers, counters.
 _Pool = tuple[int, bool, list[Worker], Counts]
 
 
-def _look(
+def _read(
     state: Any, app: str
 ) -> tuple[dict[str, list[Worker]], Mapping[str, Counts], set[str]]:
     if state.status_dir is not None and os.name != "nt":
