@@ -24,7 +24,7 @@ from typing import Any
 from pymysql.err import MySQLError, OperationalError
 
 from flask_mysqlpool import PoolConfig
-from flask_mysqlpool.pool.driver.connector import NOWHERE, Connector
+from flask_mysqlpool.pool.driver.connector import SAME_ON_ALL_HOSTS, Connector
 
 SECRET = "S3cret of the test"
 SALT = bytes(range(65, 85))
@@ -351,7 +351,7 @@ def search(dice: random.Random, tls: Any, honest_port: int) -> tuple[str | None,
         return f"the password is in {found}", outcome
     if tls is None and SECRET.encode() in liar.seen:
         return "the password went out in clear", outcome
-    if at < packets and listed is not None and listed.args[0] not in NOWHERE:
+    if at < packets and listed is not None and listed.args[0] not in SAME_ON_ALL_HOSTS:
         return f"the next host was not tried after {listed!r}", outcome
     return None, outcome
 

@@ -413,7 +413,7 @@ class PooledConnection(_Face):
                 raise
             if not isinstance(failure, MySQLError):
                 raise
-        certain = not (con.is_marked or con.has_committed)
+        certain = not (con.pending_check or con.has_committed)
         con.leave_block()
         self._detach()
         return certain

@@ -1,4 +1,4 @@
-"""Opens connections as the settings say."""
+"""Open connections according to the settings."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .sockets import longest
 from .tls import Certificates
 from .transport import LOST, without_traceback
 
-#: Login errors that hold for every host: the account, the database, this side's set-up.
-NOWHERE = frozenset(
+#: Login errors that every host would give: account, database, or client set-up.
+SAME_ON_ALL_HOSTS = frozenset(
     {
         *(ER.ACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, ER.BAD_DB_ERROR),
         *(1698, 1862),  # no password, or an expired one
-        # An account that is locked (MySQL, MariaDB), or was after wrong passwords.
+        # An account that is locked (MySQL, MariaDB), or locked after wrong passwords.
         *(3118, 4151, 3955),
         CR.CR_AUTH_PLUGIN_CANNOT_LOAD,
     }
 )
 
-#: Answers to the set-up of a session that are about the server, not the statement.
-DIRTY_SCHEMA = (
+#: Errors of the set-up that concern this host; another host may accept the session.
+HOST_ERRORS = (
     LOST
     | NOT_READY
     | {
@@ -48,12 +48,12 @@ monotonic = time.monotonic
 
 
 def program_name(pool: str) -> str:
-    """What the server is told of a connection: the pool, this host, this process."""
+    """Return the name sent to the server: the pool, this host, this process."""
     return f"{pool} {socket.gethostname()} {os.getpid()}"
 
 
 class Secret:
-    """The password of one connect, in a form that no representation shows."""
+    """The password of one connect, in an object whose ``repr()`` does not show it."""
 
     __slots__ = ("value",)
 
@@ -62,12 +62,13 @@ class Secret:
             self.value = password or b""
             return
         try:
-            # PyMySQL would take text for Latin-1, and the server takes it for UTF-8.
-            # What of the environment is not UTF-8 becomes the bytes again that it was.
+            # PyMySQL would encode text as Latin-1; the server expects UTF-8. Bytes of
+            # the environment that are not UTF-8 are restored.
             self.value = str.encode(password, errors="surrogateescape")  # type: ignore[arg-type]
             return
         except (TypeError, UnicodeEncodeError):
-            # The error holds the password, and so does the variable.
+            # The traceback must not contain the password, neither in the error nor in
+            # a variable.
             password = type(password).__name__
         raise OperationalError(
             CR.CR_UNKNOWN_ERROR,
@@ -76,9 +77,9 @@ class Secret:
 
 
 class InClear:
-    """Refuses to show the password to a server that may be another one.
+    """Refuses to send the password in clear text to a server that is not verified.
 
-    PyMySQL makes one when the server asks for a plug-in that needs it in clear text.
+    PyMySQL instantiates it if the server asks for such a plug-in.
     """
 
     def __init__(self, raw: object) -> None:
@@ -88,7 +89,8 @@ class InClear:
 class HashedOnly(bytes):
     """A password that PyMySQL may hash, but not send to a server without TLS.
 
-    Whatever sends it, encrypted with a key of the server's or not, appends a zero.
+    PyMySQL appends a zero byte before it sends a password, in clear text or encrypted
+    with the server's key. That calls :meth:`__add__`.
     """
 
     _raw: Callable[[], Any]
@@ -115,18 +117,19 @@ def _unverified(how: str) -> OperationalError:
 
 
 def _ask(source: Callable[[], object]) -> object:
+    """Call the ``PASSWORD`` function."""
     try:
         password = source()
     except BaseException as error:
         if is_exit(error):
             raise
-        # Its text may hold anything.
+        # The text of the error may contain the password.
         text = f"PASSWORD cannot be asked for: it raised {kind(error)}"
         failure = OperationalError(CR.CR_UNKNOWN_ERROR, text)
         failure.__cause__ = without_traceback(error)
     else:
         if inspect.iscoroutine(password):
-            password.close()  # which Python would say was never awaited
+            password.close()  # or Python warns that it was never awaited
         if password is not None:
             return password
         text = "PASSWORD returned None, and no password is an empty text"
@@ -134,26 +137,26 @@ def _ask(source: Callable[[], object]) -> object:
     raise failure
 
 
-#: Plug-ins that send the password as it is.
+#: Plug-ins that send the password in clear text.
 IN_CLEAR = dict.fromkeys(("mysql_clear_password", "dialog"), InClear)
 
 
 class Connector:
-    """Opens connections as one :class:`PoolConfig` says."""
+    """Opens connections according to one :class:`PoolConfig`."""
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
         self.hosts = Hosts(config.places, in_random_order=config.host_order == "random")
         self._certificates = Certificates(config)
-        #: Where a login makes nothing unusual of its session.
+        #: Hosts whose logins set nothing unusual; see :mod:`.login`.
         self._usual: set[Place] = set()
 
     def connect(self, deadline: float) -> Session:
-        """Open a connection and set its session up, all before the deadline.
+        """Open a connection and set up its session, by the deadline.
 
-        Of several hosts, each is tried within its share of the time, until one will
-        do. Raises what PyMySQL raises (2003 unreachable, 1045 refused, 1049 unknown
-        database, …). A deadline that passes on the way is a 2003 or a 2013.
+        Try several hosts in turn, each within its share of the time, until one is
+        suitable. Raises PyMySQL's errors: 2003 unreachable, 1045 refused, 1049 unknown
+        database, …; 2003 or 2013 if the deadline passes.
         """
         try:
             return self._open(deadline)
@@ -161,7 +164,7 @@ class Connector:
             rotates = callable(self.config.password)
             if error.args[0] != ER.ACCESS_DENIED_ERROR or not rotates:
                 raise
-        # It may have been changed between being given out and being used.
+        # The password may have been rotated since the function returned it.
         return self._open(deadline)
 
     def _open(self, deadline: float) -> Session:
@@ -173,7 +176,7 @@ class Connector:
         return self._search(secret, deadline)
 
     def _secret(self) -> Secret:
-        # No variable here may hold it.
+        # No variable may contain the password: a traceback shows variables.
         if callable(self.config.password):
             return Secret(_ask(self.config.password))
         return Secret(self.config.password)
@@ -209,7 +212,7 @@ class Connector:
         deadline: float,
         refusals: list[tuple[Place, OperationalError]],
     ) -> Session | None:
-        """None, with the refusal noted, if another host may do."""
+        """Connect to one host; None, after noting the error, if another may succeed."""
         connection = self._make(place, secret, deadline)
         try:
             self._opened(connection, place, deadline)
@@ -223,11 +226,11 @@ class Connector:
         return connection
 
     def _opened(self, connection: Session, place: Place, deadline: float) -> Session:
-        """Open it.
+        """Open a connection that :meth:`_make` has returned.
 
-        Whatever goes wrong before the login, and whatever is no error of the server's,
-        is raised as an :exc:`~pymysql.err.OperationalError` with a number. It is raised
-        here, where no frame of the driver's is left: their variables hold the password.
+        An error before the login, or one that the server did not report, is raised as
+        an :exc:`~pymysql.err.OperationalError` with a number. It is raised outside
+        the driver's frames, because their variables contain the password.
         """
         try:
             connection.open(deadline, thorough=place not in self._usual)
@@ -244,15 +247,16 @@ class Connector:
         raise failure
 
     def _may_do_elsewhere(self, error: OperationalError, logged_in: bool) -> bool:
+        """Return whether another host may succeed where this one failed."""
         number = error.args[0]
         if number == ER.ACCESS_DENIED_ERROR:
-            # Accounts reach replicas later than the primary.
+            # A rotated password reaches replicas later than the primary.
             return callable(self.config.password)
         if not logged_in:
-            return number not in NOWHERE
-        # Proxies have numbers of their own, or say what they were told as clients.
+            return number not in SAME_ON_ALL_HOSTS
+        # Proxies have their own numbers, or pass on the errors of a client library.
         of_a_proxy = 2000 <= number < 3000 or 9000 <= number < 10000
-        return of_a_proxy or number in DIRTY_SCHEMA
+        return of_a_proxy or number in HOST_ERRORS
 
     def _note(self, place: Place, error: OperationalError) -> None:
         if isinstance(error, AnotherRole):
@@ -261,7 +265,7 @@ class Connector:
             self.hosts.failed(place)
 
     def _make(self, place: Place, secret: Secret, deadline: float) -> Session:
-        """A connection that is still to be opened."""
+        """Make a connection that is not open yet."""
         failure: OperationalError | None = None
         try:
             connection = Session(self.config, self._arguments(place))
@@ -272,7 +276,7 @@ class Connector:
         if failure is not None:
             raise failure
         raw = connection.raw
-        # Not among the arguments, which are variables of many frames.
+        # Not among the arguments, which are variables of the driver's frames.
         raw.password = secret.value or raw.password
         config = self.config
         is_verified = config.ssl_mode in ("VERIFY_CA", "VERIFY_IDENTITY")
@@ -300,8 +304,8 @@ class Connector:
             "write_timeout": longest(config.write_timeout),
             "program_name": program_name(config.name),
             **config.connect_args,
-            # PyMySQL would spend a round trip each on what `setup` does in one,
-            # and build a TLS context for every connection.
+            # The set-up sends all in one round trip, where PyMySQL takes one for each;
+            # and one TLS context serves all connections.
             "autocommit": None,
             "ssl_disabled": True,
             "defer_connect": True,
@@ -314,7 +318,7 @@ class Connector:
 
 
 def _failure(connection: Session, error: Exception) -> MySQLError:
-    """What is raised instead of an error that came up while connecting."""
+    """Return the error to raise for one that occurred while connecting."""
     known = isinstance(error, MySQLError) and not isinstance(error, InternalError)
     kind: type[MySQLError] = OperationalError
     cause: BaseException | None = error
@@ -327,7 +331,7 @@ def _failure(connection: Session, error: Exception) -> MySQLError:
         if number == CR.CR_AUTH_PLUGIN_ERR and isinstance(cause, TypeError):
             text = "the plug-in of auth_plugin_map did not answer with bytes"
     elif isinstance(error, (RuntimeError, AttributeError)):
-        # A package that is missing, or a plug-in (mysql_old_password) in the driver.
+        # A missing package, or a plug-in that the driver lacks (mysql_old_password).
         number, text = CR.CR_AUTH_PLUGIN_CANNOT_LOAD, str(error)
     elif isinstance(error, UnicodeEncodeError):
         number = CR.CR_UNKNOWN_ERROR
@@ -349,13 +353,13 @@ def _failure(connection: Session, error: Exception) -> MySQLError:
 
 
 def _none_will_do(refusals: list[tuple[Place, OperationalError]]) -> OperationalError:
-    """One error for all hosts; of a kind that is worth waiting for, if one is."""
+    """Return one error for all hosts; an AnotherRole if waiting may help."""
     passing = any(
         isinstance(error, AnotherRole) or error.args[0] in NOT_READY
         for _, error in refusals
     )
     kind = AnotherRole if passing else OperationalError
-    # A password that is refused may be a new one by now; so that is what is raised.
+    # A refused password may have been rotated, so that error takes precedence.
     denied = [e for _, e in refusals if e.args[0] == ER.ACCESS_DENIED_ERROR]
     last = (denied or [refusals[-1][1]])[-1]
     said = "; ".join(f"{place}: {plain(error.args[1])}" for place, error in refusals)

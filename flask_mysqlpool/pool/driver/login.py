@@ -1,9 +1,9 @@
-"""What a login makes of its session, so that a cleaned session has it, too.
+"""The session variables that a login sets, and how to restore them after a reset.
 
-``COM_RESET_CONNECTION`` sets every session variable to its global value. A login does
-more: it runs ``init_connect``, applies limits of the account, and obeys flags of the
-client. So each new connection is asked before its set-up which of its variables differ
-from the global ones; after a reset these are set again.
+``COM_RESET_CONNECTION`` sets each session variable to its global value. A login does
+more: it runs ``init_connect``, applies limits of the account, and applies flags of the
+client. So each new connection is asked, before its set-up, which variables differ from
+the global ones; after a reset these are set again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pymysql.err import MySQLError
 #: The rows of an answer.
 Rows = Sequence[Mapping[str, str | None]]
 
-#: The active role, in hexadecimal: its name may be in another character set.
+#: The active role, in hexadecimal, because its name may be in another character set.
 _ROLE = b"SELECT HEX(CURRENT_ROLE()) AS role"
-#: Whether the account has roles. MySQL may refuse to say so.
+#: Whether the account has roles. MySQL may refuse this query.
 _ROLES = (
     b"SELECT EXISTS (SELECT 1 FROM information_schema.APPLICABLE_ROLES) AS any_role"
 )
 
-# Values of more than 2,048 characters, MySQL's of more than 1,024, are shown cut.
+# Values longer than 2,048 characters, in MySQL longer than 1,024, are truncated.
 _MARIADB = """
     SELECT VARIABLE_NAME AS name, HEX(IF(VARIABLE_NAME = 'init_connect',
         @@global.init_connect, SESSION_VALUE)) AS value,
@@ -40,30 +40,30 @@ _MYSQL = """
     WHERE (NOT own.VARIABLE_VALUE <=> shared.VARIABLE_VALUE
         OR own.VARIABLE_NAME = 'init_connect')"""
 
-#: What a login may change without ``init_connect``: a flag of the client does, or a
-#: limit of the account, or the database. Asked for alone, they cost a fifth.
+#: Variables that a login may set without ``init_connect``: by a flag of the client, a
+#: limit of the account, or the database. To ask for these alone takes a fifth as long.
 _USUAL = frozenset(
     {"sql_mode", "wait_timeout", "max_statement_time", "collation_database"}
 )
 _ONLY_USUAL = f" AND VARIABLE_NAME IN {('init_connect', *sorted(_USUAL))}"
 
-#: The character sets of the database: selecting it again restores them.
+#: Variables that are restored by selecting the database again.
 _OF_THE_DATABASE = frozenset({"character_set_database", "collation_database"})
-#: Not set again: what the set-up sets, what cannot be set, and what changes meanwhile.
+#: Variables not to set again: set by the set-up, read-only, or changing at any time.
 _NOT_SET = _OF_THE_DATABASE | {
     *("autocommit", "character_set_client", "character_set_connection"),
     *("character_set_results", "collation_connection", "max_user_connections"),
     *("gtid_executed", "gtid_purged", "gtid_owned"),
 }
 
-#: Empties MariaDB's profiles, which survive a reset: they go when a statement that is
-#: profiled ends with no room for any.
+#: Empties MariaDB's list of profiles, which survives a reset: the list is cut when a
+#: profiled statement ends, here to the size 0.
 NO_PROFILES = (
     b"BEGIN NOT ATOMIC SET profiling_history_size = 0, profiling = 1; DO 1;"
     b" SET profiling = 0, profiling_history_size = DEFAULT; END"
 )
 
-#: Empties MariaDB's list of warnings, as a statement does that uses a table.
+#: Empties MariaDB's list of warnings, as each statement with a table does.
 NO_WARNINGS = b"SELECT 1 FROM (SELECT 1) AS nothing WHERE FALSE"
 
 _LITERALS = re.compile(r"'(?:[^'\\]|'')*'|\"(?:[^\"\\]|\"\")*\"")
@@ -71,7 +71,7 @@ _MORE_THAN_VARIABLES = re.compile(
     r"(?<!@)@(?!@)|[\\#]|--|/\*|\bselect\b|@@\s*`?(?:transaction|tx)_", re.IGNORECASE
 )
 _BEFORE_PARENTHESIS = re.compile(r"([^\s,=(]*)\s*\(")
-#: Functions that leave nothing; and no function, just a parenthesis.
+#: Functions without side effects; the empty name is a mere parenthesis.
 _HARMLESS = frozenset(
     (
         "",
@@ -91,19 +91,19 @@ _SETS = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-#: From which length on a value may be cut.
+#: Length from which on a value may be truncated.
 _CUT = 1024
 _PLAIN = re.compile(r"[\w ,.:;=+*/%@$<>()-]*", re.ASCII)
 
 
 def questions(is_mariadb: bool, thorough: bool) -> list[bytes]:
-    """What a new connection is asked; ``thorough`` covers more than the usual."""
+    """Return the queries for a new connection; ``thorough`` asks for all variables."""
     text = (_MARIADB if is_mariadb else _MYSQL) + _ONLY_USUAL * (not thorough)
     return [_ROLE, text.encode(), *[_ROLES][: int(thorough)]]
 
 
 class Login:
-    """What the login of one connection made of its session."""
+    """What one login has set in its session."""
 
     def __init__(
         self,
@@ -111,12 +111,12 @@ class Login:
         differences: Rows | MySQLError = (),
         roles: Rows | MySQLError | None = None,
     ) -> None:
-        """Take the answers to :func:`questions`."""
-        #: Why a reset session cannot be made what this one was; empty if it can.
+        """Evaluate the answers to :func:`questions`."""
+        #: Why a reset session cannot be restored; empty if it can.
         self.obstacle = ""
         if isinstance(role, MySQLError) or isinstance(differences, MySQLError):
             refusal = role if isinstance(role, MySQLError) else differences
-            self.obstacle = f"what its login made of it is not known: {refusal}"
+            self.obstacle = f"what the login has set is not known: {refusal}"
             role = differences = ()
         self._role = _text(role[0]["role"]) if role else None
         thorough = roles is not None
@@ -134,33 +134,33 @@ class Login:
             self.obstacle = "a variable is too long to be read"
         #: Whether the current database must be selected again.
         self.is_of_database = not _OF_THE_DATABASE.isdisjoint(values)
-        #: The variables to be set again.
+        #: The variables to set again.
         self.variables = {
             name: value
             for name, value in values.items()
             if name not in _NOT_SET and name not in alone
         }
         only_usual = self.variables.keys() <= _USUAL
-        #: Whether to set them again may leave a warning, as of a deprecated one.
+        #: Whether setting them may cause a warning, as for a deprecated variable.
         self.may_warn = not only_usual
-        #: Whether the next login at this place needs no thorough question.
+        #: Whether the next login at this host need not be asked for all variables.
         self.is_usual = only_usual and not (
             init_connect or self.obstacle or self.has_roles
         )
 
     def assignments(self) -> bytes:
-        """Give the variables their values again, in the words of a SET statement."""
+        """Return the part of a SET statement that restores the variables."""
         return "".join(
             f", {name} = {_literal(value)}" for name, value in self.variables.items()
         ).encode()
 
     def no_traces(self) -> bytes:
-        """Empty MySQL's optimizer traces, which survive a reset, in such words."""
+        """Return the same for MySQL's optimizer traces, which survive a reset."""
         offset = self.variables.get("optimizer_trace_offset", "DEFAULT")
         return f", optimizer_trace_offset = {offset}".encode()
 
     def role(self, is_mariadb: bool) -> bytes:
-        """Name the role as SET ROLE takes it."""
+        """Return the active role as an argument of SET ROLE."""
         if self._role is None:
             return b"NONE"
         if is_mariadb:
@@ -169,9 +169,9 @@ class Login:
 
 
 def _only_sets_variables(init_connect: str, alone: Collection[str]) -> bool:
-    """Tell whether all that these statements leave shows in the session's variables.
+    """Return whether these statements only set variables that can be restored.
 
-    Variables without a global value do not: what a reset sets them to is not known.
+    Variables without a global value cannot: their value after a reset is unknown.
     """
     text = _LITERALS.sub("''", init_connect)
     return (

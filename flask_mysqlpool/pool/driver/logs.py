@@ -1,4 +1,4 @@
-"""Logging, which is foreign code: an app's handlers and filters may do anything."""
+"""Logging that cannot raise: an app's handlers and filters are foreign code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ QUERIES = "flask_mysqlpool.queries"
 WORKERS = "flask_mysqlpool.workers"
 DEFAULT = "flask_mysqlpool"
 
-#: Characters of a text that are shown.
+#: Maximum characters of a text that are shown.
 MOST = 1000
-#: And of a name.
+#: Maximum characters of a name.
 NAME = 200
 
-#: What is no error but the end of a thread, a process or a request's time.
+#: Exceptions that are no errors: they end a thread, a process or a request.
 _EXITS = KeyboardInterrupt, SystemExit, GeneratorExit
 _ENDING = "greenlet", "gevent", "asyncio"
 
@@ -26,7 +26,7 @@ _name_of = type.__dict__["__name__"].__get__
 
 
 def plain(text: object, most: int = MOST) -> str:
-    """Escape what a terminal, a page or a log would obey, and cut what is too long."""
+    """Escape control characters of a text, and truncate it."""
     try:
         found = str(text)
         cut = found[:most] + "…" * (len(found) > most)
@@ -38,7 +38,7 @@ def plain(text: object, most: int = MOST) -> str:
 
 
 def quoted(text: str) -> str:
-    """Name an endpoint, or a thread, in a sentence."""
+    """Quote the name of an endpoint or a thread for a sentence."""
     return repr(text if len(text) <= NAME else f"{text[:NAME]}…")
 
 
@@ -49,12 +49,12 @@ def _escaped(character: str) -> str:
 
 
 def kind(error: object) -> str:
-    """Name the class of an error whose text may be secret, or of another value."""
+    """Return the name of a value's class, as of an error whose text may be secret."""
     return plain(_name_of(type(error)), 100)
 
 
 def is_exit(error: BaseException) -> bool:
-    """Whether it has to pass, as it is not about what was tried."""
+    """Return whether an exception must propagate, because it ends a thread or task."""
     classes = type(error).__mro__
     if any(cls in _EXITS for cls in classes):
         return True
@@ -64,7 +64,7 @@ def is_exit(error: BaseException) -> bool:
 
 
 class _Plain:
-    """Text of others in a log line, which it can neither end nor forge."""
+    """A foreign text in a log line, which it can neither end nor forge."""
 
     def __init__(self, value: object) -> None:
         self._value = value
@@ -92,7 +92,7 @@ def _record(
     args: Iterable[object],
     error: BaseException | None,
 ) -> logging.LogRecord:
-    """Make what the caller of :func:`log` says into a record."""
+    """Make a record for the caller of :func:`log`."""
     caller = sys._getframe(2)
     code = caller.f_code
     record = logger.makeRecord(
@@ -124,12 +124,12 @@ def log(
 ) -> None:
     """Log a line, with the traceback of an error if one is given.
 
-    What the arguments hold that a terminal would obey is escaped, and cut in length;
-    so it is in the traceback, unless a formatter makes one of its own.
+    Control characters in the arguments are escaped, and long arguments truncated; the
+    same in the traceback, unless a formatter makes its own.
 
-    Raises no :exc:`Exception`, whatever handlers and filters do; what they raise is
-    shown as :mod:`logging` itself shows it. What is no ``Exception``, such as an
-    interrupt, passes: call this after all that was taken has been given back.
+    An :exc:`Exception` that handlers or filters raise is shown as :mod:`logging` shows
+    it, and not raised. Other exceptions, such as an interrupt, propagate: call this
+    after all resources have been released.
     """
     try:
         if isinstance(logger, str):

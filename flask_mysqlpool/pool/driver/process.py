@@ -1,7 +1,7 @@
-"""Which process this is. A number alone does not tell: it is used again.
+"""Identify this process. Its process id alone does not, because ids are reused.
 
-A child may have its parent's number, in another namespace of them, or that of an
-ancestor that has ended.
+A child may have its parent's id, in another PID namespace, or the id of an ancestor
+that has exited.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from os import getpid
 
-#: Forks between the process that has imported this and this one, times 2**32.
+#: The number of forks since this module was imported, times 2**32.
 _forks = 0
 
 
 def process() -> int:
-    """Return what tells this process from all that it descends from."""
-    # A fork that Python did not see is told by the number.
+    """Return a number that differs from those of all ancestors of this process."""
+    # After a fork that does not run Python's hooks, the process id differs.
     return _forks + getpid()
 
 

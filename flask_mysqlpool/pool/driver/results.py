@@ -1,7 +1,7 @@
-"""Reading what the server answers: PyMySQL's reader, in fewer steps.
+"""Read the server's packets, as PyMySQL does, in fewer steps.
 
-PyMySQL reads a packet by two calls of a method of its own, unpacks its header and joins
-its parts; for almost all packets, two reads of the buffer do.
+PyMySQL reads a packet by two calls of its own method, unpacks the header and joins the
+parts. For almost all packets, two reads of the buffer are enough.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pymysql.protocol import MysqlPacket
 
 
 class ReadingConnection(Connection):
-    """A PyMySQL connection that reads packets at half of the cost.
+    """A PyMySQL connection that reads packets at half the cost.
 
-    Raises what PyMySQL's raises, in the same words.
+    Raises the same errors as PyMySQL's, with the same texts.
     """
 
     _current_timeout: Any
@@ -54,20 +54,20 @@ class ReadingConnection(Connection):
         return packet
 
     def _lost(self, error: BaseException) -> BaseException:
-        """Close the connection; return what to raise for an error of its reader."""
+        """Close the connection; return the error to raise for one of its reader."""
         self._force_close()
         said = "Lost connection to MySQL server during query"
-        if isinstance(error, IndexError):  # the end of what the server sends
+        if isinstance(error, IndexError):  # the server has closed the connection
             return OperationalError(CR.CR_SERVER_LOST, said)
         if isinstance(error, OSError):
             return OperationalError(CR.CR_SERVER_LOST, f"{said} ({error})")
         return error
 
     def _out_of_step(self, number: int) -> Exception:
-        """Close the connection; return what to raise for a packet of another number."""
+        """Close the connection; return the error for a wrong sequence number."""
         self._force_close()
         if number == 0:
-            # MariaDB numbers so the error that it sends when it shuts down.
+            # MariaDB gives this number to the error that it sends when it shuts down.
             return OperationalError(
                 CR.CR_SERVER_LOST, "Lost connection to MySQL server during query"
             )

@@ -1,7 +1,7 @@
-"""One session with the server: its set-up, what was done in it, and its cleaning.
+"""One session with the server: its set-up, its side effects, and its clean-up.
 
-What a statement leaves behind is noted when it is executed. So is what ends the
-transaction of a block, or might have: that is what keeps a block all or nothing.
+The side effects of each statement are recorded when it is executed, as is whether it
+ends, or may end, the transaction of a block. That keeps a block all or nothing.
 """
 
 from __future__ import annotations
@@ -46,32 +46,31 @@ from .statements import (
 )
 from .transport import LOST, Rows, Transport
 
-#: Error numbers of a server that has become a replica; and of other things, such as a
-#: write in one's own READ ONLY transaction: the server is asked before ours move on.
+#: Error numbers of a server that has become a replica. They have other causes, too, as
+#: a write in a READ ONLY transaction, so the server is then asked for its role.
 READ_ONLY = frozenset({1290, 1792, 1836, 1874})
 
-#: And of one that takes no statements for now: a member of a Galera cluster that is on
-#: its way in or out (1047), or a proxy without one that does (ProxySQL's 9001).
+#: Error numbers of a server that accepts no statements at present: a Galera node that
+#: joins or leaves its cluster (1047), a ProxySQL without a usable server (9001).
 NOT_READY = frozenset({1047, 9001})
 
-#: After these the server has most likely rolled back all of the transaction, not just a
-#: statement: a deadlock, a snapshot that is out of date (MariaDB), no room for locks, a
-#: member of a group that disagrees. The number alone proves nothing: a trigger can
-#: signal it.
+#: Error numbers after which the server has usually rolled back the whole transaction: a
+#: deadlock, an outdated snapshot (MariaDB), a full lock table, a conflict in a group
+#: (3101). They prove nothing, because a trigger can signal the same number.
 ROLLED_BACK = frozenset({ER.LOCK_DEADLOCK, ER.CHECKREAD, ER.LOCK_TABLE_FULL, 3101})
 
-#: Not in PyMySQL: makes the session as good as new, at the price of a round trip.
+#: Commands that PyMySQL lacks. This one resets the session.
 COM_RESET_CONNECTION = 0x1F
-#: Nor this: sets an option of the protocol, and is answered by the status.
+#: This one sets an option of the protocol. The answer contains the server's status.
 COM_SET_OPTION = 0x1B
 
-#: A timeout that no socket can have.
+#: A value that differs from every timeout.
 _UNTOUCHED = object()
 
-#: Errors that are about the account, the server's state or another session, whatever
-#: the statement: resources and limits (1021, 1037, 1041, 1203, 1226), a connection or a
-#: server that ends, an interrupted statement (1317, 1969, 3024), locks of others (1205,
-#: 1213, 3101, 3572), a password to be changed (1820, 1862), an account that is locked.
+#: Errors that do not depend on the statement, but on the account, the server or another
+#: session: resources and limits (1021, 1037, 1041, 1203, 1226), a connection or server
+#: that ends, an interrupted statement (1317, 1969, 3024), locks of others (1205, 1213,
+#: 3101, 3572), a password to be changed (1820, 1862), a locked account.
 NOT_OF_A_STATEMENT = (
     NOT_READY
     | ROLLED_BACK
@@ -81,67 +80,64 @@ NOT_OF_A_STATEMENT = (
 )
 
 _IN_TRANSACTION = SERVER_STATUS.SERVER_STATUS_IN_TRANS
-#: What tells a server's role, and whether a member of a Galera cluster is ready. Not
-#: ``SELECT @@…``, which has some proxies keep the connection to one server.
+#: Statements that show a server's role, and whether a Galera node is ready. Not
+#: ``SELECT @@…``, which makes some proxies pin the connection to one server.
 _READ_ONLY_IF = "read_only", "super_read_only", "innodb_read_only"
 _VARIABLES = b"SHOW GLOBAL VARIABLES WHERE Variable_name IN ('%s')" % b"', '".join(
     [*(name.encode() for name in _READ_ONLY_IF), b"wsrep_on", b"version"]
 )
-#: Makes FOUND_ROWS() what it is in a new session.
+#: Resets FOUND_ROWS() to its value in a new session.
 _NOTHING_FOUND = b"SELECT 1 FROM DUAL WHERE FALSE"
 _STATUS = b"SHOW GLOBAL STATUS WHERE Variable_name = 'wsrep_ready'"
 _ABOUT_ROLE = [(COMMAND.COM_QUERY, _VARIABLES), (COMMAND.COM_QUERY, _STATUS)]
 
-#: Seconds that a rollback waits for a server to say whether it was demoted.
+#: Seconds that a rollback waits for a server's answer about its role.
 ROLE_PATIENCE = 1.0
 
-#: What the names of our savepoints begin with, so that none is also a user's.
+#: Prefix of the names of savepoints, to avoid collisions with the user's.
 OWN = f"mysqlpool_{os.urandom(6).hex()}"
 _PROBE = f"SAVEPOINT {OWN}_probe".encode()
 
-#: What ``completion_type`` says of the next transaction is meant for the user's own.
+#: Explicit, because ``completion_type`` is meant for the user's own transactions.
 _COMMIT = b"COMMIT AND NO CHAIN NO RELEASE"
 _ROLLBACK = b"ROLLBACK AND NO CHAIN NO RELEASE"
-#: In ``sql_mode`` ORACLE, BEGIN begins something else.
+#: In ``sql_mode`` ORACLE, BEGIN begins a block of stored code.
 _BEGIN = b"START TRANSACTION"
 
-_INCOMPLETE = "Previous unbuffered result was left incomplete"
-
-#: The number of no transaction: that of a block which cannot go on.
+#: The number of a block that cannot continue; no transaction has it.
 _ENDED = -1
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
 
 
 class AnotherRole(OperationalError):
-    """The server is a primary where a replica is wanted, or the other way round."""
+    """The server's role, primary or replica, is not the one that TARGET requires."""
 
 
 def _query(statement: bytes) -> tuple[int, bytes]:
     return COMMAND.COM_QUERY, statement
 
 
-# What has a server forget the texts of statements, which a reset of the session does
-# not: MariaDB's profiles and MySQL's optimizer traces.
-
-
-#: What of a statement the server repeats, which may be all of it.
+#: The part of a statement that an error message repeats, which may be all of it.
 _NEAR = re.compile(r"near '.*'", re.DOTALL)
 
 
 def _say_whose(error: MySQLError, setting: str) -> None:
-    """Name the setting whose statement the server refuses, if that is the reason."""
+    """Name the setting in an error that its statement has caused."""
     if setting and len(error.args) == 2 and error.args[0] not in NOT_OF_A_STATEMENT:
         text = _NEAR.sub("near '…'", error.args[1])
         error.args = error.args[0], f"{setting}: {text}"
 
 
 def _may_be_in_transaction(status: int) -> bool:
-    """Judge by the server's last OK; with autocommit off, a SELECT gives none."""
+    """Judge by the status of the last OK.
+
+    Without autocommit, a SELECT may have begun one since: its answer contains no OK.
+    """
     return bool(status & _IN_TRANSACTION or not status & _AUTOCOMMIT)
 
 
 class Writes:
-    """Whether a statement was sent that may have changed rows, for one purpose."""
+    """Whether a statement that may have changed rows was sent for one request."""
 
     __slots__ = ("sent",)
 
@@ -150,70 +146,69 @@ class Writes:
 
 
 class Session(Transport):
-    """One session with the server, and what its pool has to remember about it."""
+    """One session with the server, and what its pool records about it."""
 
     def __init__(self, config: PoolConfig, arguments: dict[str, Any]) -> None:
         self.config = config
-        # What its pool remembers of it. Times are in `time.monotonic()` seconds.
+        # Recorded by the pool. Times are in `time.monotonic()` seconds.
         self.opened = self.since = time.monotonic()
         self.expires = float("inf")
         self.generation = 0
-        #: Until when it may be handed out without further questions.
+        #: Until when a checkout need not validate it, except by is_alive().
         self.fresh_until = 0.0
-        #: How often it was handed out, and the thread that has it now.
+        #: The number of checkouts, and the thread of the current one.
         self.uses = 0
         self.holder = 0
-        #: For how long each time: a histogram, made by the pool.
+        #: The durations of the uses: a histogram, made by the pool.
         self.times: Any = None
-        #: Of the handle that vanished without returning it: endpoint and stack.
+        #: Endpoint and stack of the handle that has vanished without a checkin.
         self.dropped_by: tuple[str | None, Any] | None = None
-        #: Why it should go when it comes back, although it works, if it should.
+        #: The reason to close it at the checkin although it works, if there is one.
         self.discard_reason = ""
-        # What is known of the server.
-        #: Whether it was read-only when this was opened, if that was asked.
+        # The state of the server.
+        #: Whether the server was read-only when this was opened, if it was asked.
         self.is_replica = False
-        #: Whether an error may mean that the server is no longer the right one; whether
-        #: it was asked; whether it has confirmed that.
+        #: Whether an error may mean that the server was demoted; whether it was asked
+        #: for its role; whether it has confirmed the demotion.
         self.is_suspect = self._role_asked = self.is_demoted = False
-        #: What to ask how far it is behind.
+        #: The statement that shows a replica's lag.
         self._replication = "SHOW REPLICA STATUS"
-        #: When it was last asked how far it is behind.
+        #: When the lag was last measured.
         self.lag_checked = float("inf")
-        #: Which kind it is of those that :mod:`.statements` knows.
+        #: The kind of server, as :mod:`.statements` distinguishes them.
         self._server = SEVERAL
-        # What is known of the session.
-        #: What its login made of it.
+        # The state of the session.
+        #: What the login has set.
         self.login = Login()
-        #: What its borrower may have left in it.
+        #: What the statements of the current checkout may have left behind.
         self.side_effects = NONE
-        #: Where to note that its borrower may have changed rows.
+        #: Where to record that rows may have been changed.
         self.writes = Writes()
-        #: Rows that the open transaction has changed, and how many were ended so far.
+        #: Rows changed by the open transaction; number of transactions ended so far.
         self.changed = self.transactions = 0
-        #: Whether it may have changed more than the server says: with rows for answer,
-        #: or in stored code.
+        #: Whether it may have changed rows that the server does not report: by a
+        #: statement that returns rows, or in stored code.
         self.may_have_changed = False
-        #: Which of them a block is; None outside of blocks.
+        #: The number of the transaction of a block; None outside blocks.
         self.block: int | None = None
         #: Savepoints of inner blocks, to be set before the next statement that writes.
         self.savepoints_due: list[str] = []
-        #: Whether a statement was sent that may have committed the block by itself, and
-        #: the server has not answered since that it did not.
-        self.is_marked = False
-        #: Whether it is known that something in the block has ended its transaction.
+        #: Whether a statement may have committed the block's transaction, and the
+        #: server was not asked since; see :meth:`_check_probe`.
+        self.pending_check = False
+        #: Whether the block's transaction is known to have been ended by a statement.
         self.has_committed = False
-        #: Whether an error, or stored code, has left open if there is a transaction;
-        #: and whether the server has to be asked before anything else is sent.
-        self.is_unknown = self.ask_first = False
-        #: Whether a COMMIT was sent, and what came of it was not answered.
+        #: Whether it is unknown, after an error or stored code, if a transaction is
+        #: open; and whether the server must be asked before the next statement.
+        self.transaction_unknown = self.check_first = False
+        #: Whether a COMMIT was sent whose outcome is unknown.
         self.commit_unknown = False
         super().__init__(arguments)
 
     def open(self, deadline: float, thorough: bool = True) -> None:
         """Connect and set the session up; see :meth:`Connector.connect`.
 
-        ``thorough`` asks for everything that the login made of the session, not just
-        for the usual.
+        ``thorough`` asks for everything that a login may set, not only for the usual.
         """
         try:
             self.establish(deadline)
@@ -228,7 +223,7 @@ class Session(Transport):
             raise
 
     def _set_up(self, deadline: float, thorough: bool) -> None:
-        """Ask what the login made of the session, and set it up."""
+        """Ask what the login has set, and set up the session."""
         raw, config = self.raw, self.config
         several = raw.client_flag & CLIENT.MULTI_STATEMENTS
         self._server = server_of(raw.server_version) | (SEVERAL if several else 0)
@@ -239,26 +234,26 @@ class Session(Transport):
         if config.reset_session == "transaction" or config.backend == "null":
             questions = []
         about_login = len(questions)
-        # A Galera node outside of its cluster still accepts connections: ask it.
+        # A Galera node outside its cluster still accepts connections: ask it.
         if config.target != "any" or len(config.places) > 1:
             questions += _ABOUT_ROLE
-        # The questions come first: what they leave, as ROW_COUNT(), is gone after the
-        # set-up, which is what the cleaning of a session ends with, too.
+        # The questions come first: the set-up removes their side effects, such as
+        # ROW_COUNT(). A clean-up ends with the same set-up.
         nothing = _query(_NOTHING_FOUND)
         self.write([*questions, nothing, *map(_query, statements)])
         answers = self.read_each(deadline)
         if about_login:
-            # An error of the account comes again, with the set-up.
+            # An error about the account is repeated by the set-up, and raised there.
             self.login = Login(*answers[:about_login])
-        #: What follows a reset.
         if not self._is_mariadb:
             statements[0] += self.login.no_traces()
+        #: The commands that set up the session again after a reset.
         self._setup = [_query(statement) for statement in statements]
         about_role = answers[about_login : len(questions)]
         for answer in about_role:
             if isinstance(answer, MySQLError):
                 raise answer
-        # First whether it is the right server: on others a set-up may fail.
+        # The role first: on a server of another role the set-up may fail.
         self._check_target(about_role)
         settings = ["", *(setting for setting, _ in setup)]
         for answer, setting in zip(answers[len(questions) :], settings, strict=True):
@@ -267,14 +262,14 @@ class Session(Transport):
                 raise answer
 
     def _check_target(self, answers: list[Rows]) -> None:
-        """Whether the server has the role that is wanted, by what it says."""
+        """Raise if the answers show that the server is not ready or of another role."""
         variables = {
             str(row["Variable_name"]): row["Value"] for rows in answers for row in rows
         }
         if variables.get("wsrep_on") == "ON" and variables.get("wsrep_ready") != "ON":
             raise OperationalError(1047, "this node of the cluster is not ready")
         if "MariaDB" in (variables.get("version") or ""):
-            # Without ALL, that is the one connection that has no name.
+            # Without ALL, it shows only the replication connection without a name.
             self._replication = "SHOW ALL SLAVES STATUS"
         self.is_replica = any(
             variables.get(name, "OFF") not in ("OFF", "0") for name in _READ_ONLY_IF
@@ -286,10 +281,10 @@ class Session(Transport):
             raise AnotherRole(CR.CR_CONN_HOST_ERROR, "it is writable, not a replica")
 
     def _statements_for_setup(self) -> list[tuple[str, str]]:
-        """What gives a fresh session the settings of this pool, and which each is.
+        """Return the statements of the set-up, each with the setting that it is for.
 
-        ``INIT_COMMAND`` runs with autocommit on, as in PyMySQL. What it began, or
-        ``SETSESSION``, is committed, so that no transaction is left open.
+        ``INIT_COMMAND`` runs with autocommit on, as in PyMySQL. A final COMMIT ends a
+        transaction begun by ``INIT_COMMAND`` or ``SETSESSION``.
         """
         config, raw = self.config, self.raw
         autocommit = f"autocommit = {int(config.autocommit)}"
@@ -311,7 +306,7 @@ class Session(Transport):
         return statements
 
     def execute(self, statement: str | bytes, unbuffered: bool) -> int:
-        """Execute, and remember what this leaves behind in the session."""
+        """Execute a statement and record its side effects."""
         raw = self.raw
         if isinstance(statement, str):
             statement = statement.encode(raw.encoding)
@@ -319,8 +314,8 @@ class Session(Transport):
             statement = bytes(memoryview(statement))
         if raw._result is not None:
             self.read_leftovers()
-        if self.ask_first:
-            self.look()
+        if self.check_first:
+            self.check_status()
         if len(statement) < MEMORABLE:
             left = side_effects(statement, self._server)
         else:
@@ -342,15 +337,16 @@ class Session(Transport):
             self._note_change(affected, more=result.has_next)
             self.may_have_changed |= bool(left & MAY_END)
         elif left & WRITES:
-            self.is_unknown |= bool(left & RUNS_CODE)  # rows tell nothing of it
+            # An answer with rows does not tell what stored code did.
+            self.transaction_unknown |= bool(left & RUNS_CODE)
             self.may_have_changed = True
             if not unbuffered and b"RETURNING" in statement.upper():
                 self.changed += affected
         return affected
 
     def _note_change(self, rows: int, more: bool) -> None:
-        """Note an OK, which tells whether the session is in a transaction now."""
-        self.is_unknown = False
+        """Record an OK, whose status says whether a transaction is open."""
+        self.transaction_unknown = False
         if self.raw.server_status & _IN_TRANSACTION:
             self.changed += rows
             return
@@ -358,13 +354,13 @@ class Session(Transport):
             self.has_committed = True
         self._transaction_ended()
         if more:
-            self.side_effects |= TRANSACTIONS  # perhaps the next statement begins one
+            self.side_effects |= TRANSACTIONS  # a later result may begin one
 
     def read_leftovers(self, wanted: bool = True) -> None:
-        """Read what was not read of the last answer: it stands before the next one.
+        """Read the rest of the last answer, which comes before the next one.
 
-        Raises the error that it may end with, unless it is of a closed cursor, or is
-        not ``wanted``.
+        If it ends with an error, raise that, unless the cursor has been closed or the
+        rest is not ``wanted``.
         """
         raw = self.raw
         result = raw._result
@@ -379,7 +375,7 @@ class Session(Transport):
         while raw._result is not None and raw._result.has_next:
             self._read_on(raw.next_result, wanted)
         if raw._result is not None and raw._result.warning_count:
-            # Of rows that were read one by one: it came after the last of them.
+            # The number of warnings of an unbuffered result comes after the last row.
             self.side_effects |= SESSION
 
     def _read_on(self, read: Callable[[], Any], wanted: bool) -> None:
@@ -393,30 +389,30 @@ class Session(Transport):
 
     @property
     def has_uncommitted_writes(self) -> bool:
-        """Whether a transaction may be open that may have changed rows."""
+        """Whether an open transaction may have changed rows."""
         changed = self.may_have_changed or self.changed > 0
         return changed and _may_be_in_transaction(self.raw.server_status)
 
     def is_in_transaction(self) -> bool:
-        """Whether a transaction is open that has done more than to read."""
-        if self.is_unknown and self.side_effects & TRANSACTION:
-            self.look()
+        """Return whether a transaction is open that has done more than read."""
+        if self.transaction_unknown and self.side_effects & TRANSACTION:
+            self.check_status()
         return bool(
             self.side_effects & TRANSACTION
             and _may_be_in_transaction(self.raw.server_status)
         )
 
-    def look(self) -> None:
+    def check_status(self) -> None:
         """Ask the server whether a transaction is open."""
         self.attempt(self._ask_status)
-        self.is_unknown = self.ask_first = False
+        self.transaction_unknown = self.check_first = False
         if not self.raw.server_status & _IN_TRANSACTION:
             self._transaction_ended()
 
     def _ask_status(self) -> None:
-        """Have the server say its status, by an option that is set to what it is.
+        """Get the server's status, by setting an option to its current value.
 
-        A ping would change what ``ROW_COUNT()`` says after an error.
+        A ping would change ``ROW_COUNT()`` after an error.
         """
         raw = self.raw
         multi = raw.client_flag & CLIENT.MULTI_STATEMENTS
@@ -432,7 +428,7 @@ class Session(Transport):
             raw.server_status = answer(packet).server_status
 
     def begin(self) -> None:
-        """Begin a transaction, which commits the one that is open."""
+        """Begin a transaction, which commits an open one."""
         self.read_leftovers()
         self.side_effects |= TRANSACTION
         self.attempt(self._tell, _BEGIN)
@@ -440,7 +436,7 @@ class Session(Transport):
         self.side_effects |= TRANSACTION
 
     def commit(self, statement: bytes = b"COMMIT") -> None:
-        """Commit; what is known to be lost before is a 2006, and nothing was sent."""
+        """Commit; raise a 2006, without sending anything, if the server has gone."""
         self.read_leftovers()
         if not self.is_alive():
             self.attempt(_gone)
@@ -448,44 +444,46 @@ class Session(Transport):
         try:
             self.attempt(self._tell, statement)
         except MySQLError as error:
-            # A node of a Galera cluster that loses the others on the way says so, and
-            # they may have got it all the same.
+            # A Galera node that loses the others during the commit reports this error,
+            # although they may have committed.
             lost_by_server = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
             self.commit_unknown = self.lost is not None or lost_by_server
             raise
         self.commit_unknown = False
-        self._has_ended_it()
+        self._end_transaction()
 
     def rollback(self, statement: bytes = b"ROLLBACK") -> None:
-        """Roll back, whatever is left to read."""
+        """Roll back, after discarding results that were not read."""
         self.read_leftovers(wanted=False)
         self.attempt(self._tell, statement)
-        self._has_ended_it()
+        self._end_transaction()
 
     def _tell(self, statement: bytes) -> None:
-        """Execute a statement of ours, which the server answers by an OK."""
+        """Execute a statement that the server answers with an OK."""
         self.raw._execute_command(COMMAND.COM_QUERY, statement)
         self.raw._read_ok_packet()
 
-    def _has_ended_it(self) -> None:
+    def _end_transaction(self) -> None:
+        """Record the end of a transaction by COMMIT or ROLLBACK."""
         self._transaction_ended()
         if self.raw.server_status & _IN_TRANSACTION:
-            self.side_effects |= SNAPSHOT  # completion_type has begun another one
+            self.side_effects |= SNAPSHOT  # completion_type has begun another
 
     def _transaction_ended(self) -> None:
+        """Record that no transaction is open."""
         self.forget_changes()
         self.transactions += 1
-        self.is_unknown = self.ask_first = False
+        self.transaction_unknown = self.check_first = False
 
     def forget_changes(self) -> None:
-        """Take nothing to be uncommitted any more."""
+        """Forget the uncommitted changes."""
         self.side_effects &= ~TRANSACTIONS
         self.changed, self.may_have_changed = 0, False
 
     # Blocks
 
     def begin_block(self) -> None:
-        """Begin a transaction, and refuse from now on what would end it early."""
+        """Begin a transaction; refuse statements that would end it early."""
         self.refuse_open_transaction()
         self.commit_unknown = False
         self.block = _ENDED  # until it has begun
@@ -497,24 +495,24 @@ class Session(Transport):
         self.block = self.transactions
 
     def refuse_open_transaction(self) -> None:
-        """Refuse to begin a block where that would commit what was done before."""
+        """Refuse to begin a block if that would commit earlier changes."""
         self.read_leftovers()
         if self.is_in_transaction():
             raise TransactionError(
-                "a transaction is open already: a BEGIN, or without AUTOCOMMIT a"
-                " statement that changed or locked something, has begun it; commit() or"
-                " rollback() it first, or begin it with transaction(), which may be"
-                " nested"
+                "a transaction is open already, begun by BEGIN or, without AUTOCOMMIT,"
+                " by a statement that changed or locked rows; commit() or rollback() it"
+                " first, or begin it with transaction(), which can be nested"
             )
 
     def _prepare_in_block(self, left: int) -> None:
-        """Refuse what would end the block's transaction; mark what might.
+        """Refuse a statement that would end the transaction; guard one that may end it.
 
-        Nothing is sent before a mere read, which may ask about the statement before.
+        Send nothing before a mere read, which may ask about the statement before it, as
+        ``SELECT ROW_COUNT()`` does.
         """
         changes = left & (TRANSACTION | WRITES | MAY_END)
-        if self.is_marked and changes:
-            self._settle()
+        if self.pending_check and changes:
+            self._check_probe()
         if self.block != self.transactions:
             raise TransactionError(
                 "the transaction of this block has been ended, by a deadlock or by a"
@@ -531,21 +529,21 @@ class Session(Transport):
             del self.savepoints_due[0]
         if left & MAY_END:
             self.attempt(self._tell, _PROBE)
-            self.is_marked = True
+            self.pending_check = True
 
     def block_is_open(self) -> bool:
-        """Whether the block's transaction still is; asks the server where it must."""
+        """Return whether the block's transaction is open; ask the server if unknown."""
         self.read_leftovers()
-        if self.ask_first:
-            self.look()
-        if self.is_marked:
-            self._settle()
+        if self.check_first:
+            self.check_status()
+        if self.pending_check:
+            self._check_probe()
         return self.block == self.transactions
 
-    def _settle(self) -> None:
-        """Find out whether the transaction outlived a statement that may have ended it.
+    def _check_probe(self) -> None:
+        """Find out whether a statement has ended the transaction.
 
-        A savepoint from before a procedure is gone, if that has committed.
+        The savepoint set before the statement is gone if the statement has committed.
         """
         try:
             self.attempt(self._tell, _PROBE.replace(b"SAVEPOINT", b"RELEASE SAVEPOINT"))
@@ -554,23 +552,24 @@ class Session(Transport):
                 raise
             self.has_committed = True
             self._transaction_ended()
-        self.is_marked = False
+        self.pending_check = False
 
     def begin_savepoint(self, name: str) -> None:
         """Begin an inner block; its savepoint is set before its first change."""
         self.savepoints_due.append(name)
 
     def end_savepoint(self, name: str) -> bool:
-        """End an inner block: what it has done is the outer one's.
+        """End an inner block, whose changes become the outer block's.
 
-        False if the transaction is known to be over; doubts are the outer one's, too.
+        False if the transaction is known to have ended; a pending check is left to the
+        outer block.
         """
         if name in self.savepoints_due:
             self.savepoints_due.remove(name)
         return self.block == self.transactions
 
     def undo_savepoint(self, name: str) -> None:
-        """Undo an inner block, if it has done anything and the transaction is open."""
+        """Undo an inner block, if it has made changes and the transaction is open."""
         if name in self.savepoints_due:
             self.savepoints_due.remove(name)
             return
@@ -579,36 +578,36 @@ class Session(Transport):
             self.attempt(self._tell, f"ROLLBACK TO SAVEPOINT {name}".encode())
 
     def commit_block(self) -> None:
-        """Commit, and let commit() and rollback() through again."""
+        """Commit, and allow commit() and rollback() again."""
         self.commit(_COMMIT)
         self.leave_block()
 
     def undo_block(self) -> bool:
-        """Roll back; whether it is certain that nothing was committed before."""
+        """Roll back; return whether it is certain that nothing was committed before."""
         self.read_leftovers(wanted=False)
-        if self.is_marked:
-            self._settle()
+        if self.pending_check:
+            self._check_probe()
         certain = not self.has_committed
         self.rollback(_ROLLBACK)
         self.leave_block()
         return certain
 
     def leave_block(self, fails: bool = False) -> None:
-        """Be in no block any more; or in one that ``fails``, whatever it does."""
-        self.is_marked = self.has_committed = False
+        """End the block; with ``fails``, enter one in which every statement raises."""
+        self.pending_check = self.has_committed = False
         self.savepoints_due.clear()
         self.block = _ENDED if fails else None
 
     def command(self, name: str, *args: Any) -> Any:
-        """Call a method of PyMySQL that talks to the server, likewise.
+        """Call a method of PyMySQL that talks to the server; record its side effects.
 
-        What it refuses, or warns of, before anything is sent is no loss.
+        An error raised before anything was sent does not lose the connection.
         """
         raw = self.raw
         if name != "next_result":
             self.read_leftovers()
         self.side_effects |= SIDE_EFFECTS_OF.get(name, NONE)
-        # PyMySQL compares this before it writes or reads, and sets it then.
+        # PyMySQL sets this before it writes or reads, so a change shows that it did.
         raw._current_timeout = _UNTOUCHED
         try:
             result = getattr(raw, name)(*args)
@@ -623,11 +622,12 @@ class Session(Transport):
         return result
 
     def reported(self, error: MySQLError, code: Any) -> None:
-        self.is_unknown = True
-        self.ask_first = self.block is not None or code in ROLLED_BACK
+        """Record what an error of the server may mean for transaction and role."""
+        self.transaction_unknown = True
+        self.check_first = self.block is not None or code in ROLLED_BACK
         if code in READ_ONLY or code in NOT_READY:
             self.is_suspect = True
-        self.side_effects |= SESSION  # SHOW WARNINGS, which the next should not see
+        self.side_effects |= SESSION  # SHOW WARNINGS would show the error to the next
 
     def ask_role(self) -> bool:
         """Ask the server for its role, without waiting for the answer."""
@@ -635,7 +635,7 @@ class Session(Transport):
         return self._role_asked
 
     def read_each(self, deadline: float) -> list[Any]:
-        """Read the answers; raise if one to :meth:`ask_role` confirms the suspicion."""
+        """Read the answers; raise if those to :meth:`ask_role` show a demotion."""
         answers = super().read_each(deadline)
         if self._role_asked:
             self.is_suspect = self._role_asked = False
@@ -648,7 +648,7 @@ class Session(Transport):
         return answers
 
     def _judge_role(self, answers: list[Any]) -> None:
-        """Raise if the server says that it is not, or no longer, the right one."""
+        """Raise if these answers show that the server was demoted or is not ready."""
         was_replica = self.is_replica
         try:
             for answer in answers:
@@ -660,22 +660,22 @@ class Session(Transport):
             self.is_demoted = another or error.args[0] in NOT_READY
             raise
         if self.config.target == "any" and self.is_replica and not was_replica:
-            # Behind a name or an address that moves, another connect may find another.
+            # With a host name or address that moves, a connect may find the primary.
             raise AnotherRole(CR.CR_CONN_HOST_ERROR, "it has become read-only")
 
     def confirm_demotion(self) -> bool:
-        """Whether the server is no longer the right one; asks if an error says so."""
+        """Return whether the server was demoted; ask it if an error may mean so."""
         if self.is_suspect and self.lost is None:
-            with suppress(MySQLError):  # judged already
+            with suppress(MySQLError):  # is_demoted tells
                 self.ask_role()
                 self.read_answers(time.monotonic() + ROLE_PATIENCE)
         return self.is_demoted
 
     def check_lag(self, deadline: float) -> None:
-        """Make sure that the replica is not further behind than ``MAX_LAG``.
+        """Raise :exc:`AnotherRole` if the replica's lag is above ``MAX_LAG``.
 
-        With several sources each counts. Raises :exc:`AnotherRole` if it is further
-        behind one, or if one of them is not replicated from.
+        With several sources the largest lag counts. A source whose replication is
+        stopped is an error, too.
         """
         status = self.ask(self._replication, deadline)
         self.lag_checked = time.monotonic()
@@ -692,9 +692,9 @@ class Session(Transport):
             raise AnotherRole(CR.CR_CONN_HOST_ERROR, text)
 
     def reset_session(self) -> bool:
-        """Make the session fit for the next borrower, without waiting.
+        """Send the commands that clean the session, without waiting for the answers.
 
-        False if that is not certain to succeed; it must then be discarded.
+        False if they are not certain to succeed; the session must then be discarded.
         """
         raw = self.raw
         result = raw._result
@@ -704,13 +704,13 @@ class Session(Transport):
             if result.warning_count:
                 self.side_effects |= SESSION
             if result.has_next:
-                # The rest of a procedure's answer stands before those to the clean-up.
+                # The rest of a procedure's answer comes before those to the clean-up.
                 self.unread = True
             else:
                 raw._result = None
         left, self.side_effects = self.side_effects, NONE
-        unknown, self.is_unknown = self.is_unknown, False
-        self.changed, self.may_have_changed, self.ask_first = 0, False, False
+        unknown, self.transaction_unknown = self.transaction_unknown, False
+        self.changed, self.may_have_changed, self.check_first = 0, False, False
         if self.block is not None:
             self.leave_block()
         raw._affected_rows = 0
@@ -730,18 +730,18 @@ class Session(Transport):
             return True
         if left & UNCLEANABLE or self.login.obstacle:
             return False
-        return self._start_over(left)
+        return self._reset_all(left)
 
-    def _start_over(self, left: int) -> bool:
-        """Reset all that the server forgets when told to, and set up what it forgot.
+    def _reset_all(self, left: int) -> bool:
+        """Reset the session, and repeat the set-up.
 
-        It does not forget where the session went: the database and the role.
+        A reset does not restore the database and the role, so these are set explicitly.
         """
         raw, login = self.raw, self.login
         raw.charset, raw.encoding, raw.collation = self._charset
         raw.autocommit_mode = self.config.autocommit
         if left & DIRTY_SCHEMA and self.config.database is None:
-            # There is no command to go back to having none.
+            # No command deselects the database.
             return False
         where = []
         if left & DIRTY_SCHEMA or login.is_of_database:
@@ -757,9 +757,9 @@ class Session(Transport):
             where[:0] = again
         first = []
         if left & MAY_END and self._is_mariadb:
-            # Nothing less than a procedure or EXECUTE will have switched them on.
+            # Only stored code or EXECUTE can have switched on profiling unseen.
             where.append(_query(NO_PROFILES))
-            # Fails after XA PREPARE, which a reset hides, but does not undo.
+            # Fails after XA PREPARE, which a reset hides without undoing it.
             first.append(_query(_ROLLBACK))
         return self.write([*first, (COM_RESET_CONNECTION, b""), *where, *self._setup])
 

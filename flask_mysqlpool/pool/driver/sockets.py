@@ -1,4 +1,4 @@
-"""The network, with an end: sockets opened and read no later than a deadline."""
+"""Name look-ups, connects and reads that end by a deadline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pymysql.err import MySQLError, OperationalError
 
 from .process import process
 
-#: The most look-ups at once, those included that were given up and still hang.
+#: Maximum number of look-ups at once, including timed-out ones that still hang.
 MOST = 16
 
 _Addresses = list[tuple[Any, ...]]
@@ -56,14 +56,14 @@ class _Process:
         self.under_way: dict[tuple[str, int], _LookUp] = {}
 
 
-#: By process: a fork copies neither threads nor locks that work.
+#: By process, because threads and locks do not survive a fork.
 _processes: dict[int, _Process] = {}
 
 
 def addresses(host: str, port: int, deadline: float) -> _Addresses:
-    """What ``socket.getaddrinfo`` says, by the deadline.
+    """Call ``socket.getaddrinfo``, and raise TimeoutError at the deadline.
 
-    Raises what it raises, and TimeoutError. An IP address takes no look-up.
+    An IP address needs no look-up.
     """
     for family in socket.AF_INET, socket.AF_INET6:
         try:
@@ -90,7 +90,7 @@ def addresses(host: str, port: int, deadline: float) -> _Addresses:
     if not done:
         raise TimeoutError("timed out: the look-up of the name hangs")
     if look_up.error is not None:
-        # Others may be raising it, too.
+        # A new object, because other threads may raise the same error.
         raise type(look_up.error)(*look_up.error.args)
     return look_up.addresses
 
@@ -99,12 +99,12 @@ def _left(deadline: float) -> float:
     return min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
 
 
-#: The system's poll(), called without giving up the GIL.
+#: The system's poll(), called without releasing the GIL.
 _POLL = getattr(ctypes.PyDLL(None), "poll", None) if os.name == "posix" else None
 
 
 def connect_socket(raw: Any, deadline: float) -> socket.socket:
-    """Open the socket: all addresses of the name are tried within the deadline."""
+    """Open the socket: try all addresses of the host name by the deadline."""
     if raw.unix_socket:
         raw.host_info, raw._secure = "Localhost via UNIX socket", True
         return _connected(
@@ -151,15 +151,13 @@ def _connected(
 
 @contextmanager
 def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[None]:
-    """Let PyMySQL read and write no later than the deadline, for a purpose of ours.
+    """Have PyMySQL read and write by the deadline, without the user's conversions.
 
-    The conversions of the user do not apply meanwhile.
+    A packet that claims to be larger than ``largest`` bytes is an error.
 
-    A packet that claims to be larger than ``largest`` bytes is an error at once.
-
-    Its own timeouts cover single reads only, so a server that sends a byte now
-    and then could go on for ever. An attribute of the instance shadows the
-    method, because the many reads that need no deadline must not pay for one.
+    PyMySQL's timeouts apply to single reads, so a server that sends single bytes could
+    go on indefinitely. An attribute of the instance shadows the method, so reads
+    without a deadline cost nothing extra.
     """
 
     def read_bytes(wanted: int) -> bytes:
@@ -169,7 +167,7 @@ def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[Non
         while len(data) < wanted:
             raw._write_timeout = raw._current_timeout = left = time_left(deadline)
             raw._sock.settimeout(left)
-            # read1() alone would ask the socket for no more than it was asked for.
+            # read1() alone would read no more than these bytes from the socket.
             raw._rfile.peek(1)
             chunk = raw._rfile.read1(wanted - len(data))
             if not chunk:
@@ -191,7 +189,7 @@ def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[Non
             CR.CR_SERVER_LOST, f"Lost connection to MySQL server ({error})"
         ) from error
     except MySQLError:
-        # Either the server's answer, or PyMySQL has closed the socket already.
+        # Reported by the server, or PyMySQL has closed the socket already.
         raise
     except BaseException:
         raw._force_close()
@@ -208,12 +206,15 @@ LONGEST_WAIT = 2e6
 
 
 def longest(seconds: float | None) -> float | None:
-    """Return a timeout that a socket takes, for one that the settings take."""
+    """Limit a timeout of the settings to one that a socket accepts."""
     return None if seconds is None else min(seconds, LONGEST_WAIT)
 
 
 def time_left(deadline: float) -> float:
-    """Seconds until the deadline, as many as a socket takes; a TimeoutError if none."""
+    """Return the seconds until the deadline, as a socket's timeout.
+
+    Raises TimeoutError if it has passed.
+    """
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")
@@ -244,10 +245,10 @@ class _PollFD(ctypes.Structure):
 
 
 def readable_now(sock: socket.socket) -> Callable[[], Any]:
-    """A function that says whether there is something to read, and keeps the GIL.
+    """Make a function that returns whether there is something to read.
 
-    ``select.poll`` lets another thread have it for the half microsecond that this
-    takes. Where many want it, getting it back takes a hundred times as long.
+    It keeps the GIL. ``select.poll`` releases it for the half microsecond that the call
+    takes; with many threads, getting it back takes a hundred times as long.
     """
     if _POLL is None:
         look = partial(wait_readable(sock), 0)

@@ -1,10 +1,10 @@
-"""What a statement leaves behind in its session, judged by its text.
+"""The side effects of a statement on its session, judged by its text.
 
-A miss would show one user's session to the next, or commit what should not be. So only
-what is known to be harmless counts as such: a ``SELECT`` or ``SHOW`` with nothing in it
-but tables, columns, constants and functions of the server's own. Everything else is
-taken for the worst that it might be. The one thing that no text shows is a stored
-function in a view; ``RESET_SESSION = "always"`` is for those.
+A side effect that is overlooked would leak one user's session to the next, or commit
+too early. So only a ``SELECT`` or ``SHOW`` of tables, columns, constants and built-in
+functions counts as harmless, and each other statement as the worst that it might be.
+The text does not show a stored function in a view; for those, there is
+``RESET_SESSION = "always"``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-#: Longer texts are not read: what follows a comment or a quote in them is unknown.
+#: Maximum length of a text that is split into tokens; longer ones are unknown.
 LONGEST = 200_000
 
-#: A byte that half of a letter can begin with, and those that it can end with, in the
-#: character sets in which a quote or a backslash may be the second half of a letter:
-#: gbk and gb18030, big5, sjis and cp932. In all others, none.
+#: The first and the second bytes of two-byte characters, in the character sets whose
+#: second byte may be a quote or a backslash: gbk and gb18030, big5, sjis and cp932.
+#: Empty for all others.
 _HALVES = (
     (b"", b""),
     (rb"\x81-\xfe", rb"\x40-\x7e\x80-\xfe"),
@@ -26,8 +26,8 @@ _HALVES = (
 )
 _AMBIGUOUS_LETTER = re.compile(rb"[\x81-\xfe][\\`]")
 _VERSIONED = re.compile(rb"/\*m?!\d{0,6}|\*/")
-#: What is read differently in more ways than are tried: versions with a name right
-#: after them, names in hints, a comment or two signs by the character set.
+#: Texts with more readings than are tried: a version followed directly by a name, names
+#: in hints, and ``--`` that is a comment or not, depending on the character set.
 _UNREADABLE = re.compile(rb"/\*m?!\d{6}[\w$\x80-\xff]|--[\x7f-\xff]")
 _QUOTE_IN_HINT = re.compile(rb"/\*\+[^*]*['\"`]")
 
@@ -36,7 +36,7 @@ _QUOTE_IN_HINT = re.compile(rb"/\*\+[^*]*['\"`]")
 def _lexer(
     escapes: bool, escapes_in_names: bool, halves: int, versioned: bool
 ) -> re.Pattern[bytes]:
-    """Match what is not code: comments, strings, names in quotes; and whole letters."""
+    """Match tokens that are not code: comments, strings, quoted names, characters."""
     first, second = _HALVES[halves]
 
     def quoted(quote: bytes, escape: bool) -> bytes:
@@ -59,13 +59,13 @@ def _lexer(
     ]
     if first:
         alternatives.append(b"(?<=[%s])[%s]" % (first, second))
-    # That all begins with one of a few bytes makes it several times as fast.
+    # Several times faster, because each token begins with one of a few bytes.
     start = rb"[-'\"`#/" + first + b"]"
     return re.compile(start + b"(?:" + b"|".join(alternatives) + b")", re.DOTALL)
 
 
 def _left_of(token: re.Match[bytes]) -> bytes:
-    """Return what stands for a token that the lexer has matched."""
+    """Return the replacement of a token that the lexer has matched."""
     if token.lastgroup is not None:
         return b"\0"
     text = token[0]
@@ -76,11 +76,11 @@ def _left_of(token: re.Match[bytes]) -> bytes:
 
 
 def readings(statement: bytes) -> tuple[set[bytes], bool]:
-    """Return the code of a statement in each reading, and whether that is all of them.
+    """Return the code of a statement in each reading, and whether these are all.
 
-    It is in lower case; a string or a quoted name is a pair of quotes there, a comment
-    is a space. A reading in which a quote is not closed is none, but for the statements
-    in front of it.
+    The code is in lower case; strings and quoted names are reduced to a pair of quotes,
+    comments to a space. Of a reading with an unclosed quote, only the statements before
+    the one with that quote are returned.
     """
     codes, complete = _lexed(statement)
     return {_closed(code) for code in codes}, complete
@@ -106,7 +106,7 @@ def _lexed(statement: bytes) -> tuple[set[bytes], bool]:
 
 
 def _ways_to_read(text: bytes) -> list[tuple[bool, bool, int]]:
-    """Return what is to be tried of escapes, of those in names, and of letters."""
+    """Return the readings to try: escapes, escapes in names, character sets."""
     if b"\\" not in text:
         quotings = [(True, True)]
     elif b'"' not in text:
@@ -118,7 +118,7 @@ def _ways_to_read(text: bytes) -> list[tuple[bool, bool, int]]:
 
 
 def _closed(code: bytes) -> bytes:
-    """Return what a server may execute before it finds that a quote is not closed."""
+    """Return the statements that a server may execute before an unclosed quote."""
     before, is_open, _ = code.partition(b"\0")
     return before.rpartition(b";")[0] if is_open else code
 
@@ -126,7 +126,7 @@ def _closed(code: bytes) -> bytes:
 def bare(statement: str | bytes) -> bytes:
     """Return a short statement in lower case, without comments, with single spaces.
 
-    Empty for one that is longer, or that has more than one reading.
+    Empty for a long statement, or one with more than one reading.
     """
     if isinstance(statement, str):
         statement = statement.encode("utf-8", "replace")
@@ -137,41 +137,41 @@ def bare(statement: str | bytes) -> bytes:
     return b"" if b"\0" in code else b" ".join(code.split()).rstrip(b" ;")
 
 
-#: Nothing.
+#: No side effect.
 NONE = 0
-#: At most a snapshot: a transaction that was opened by reading, and only read.
+#: At most a snapshot: a transaction begun by a read, which only reads.
 SNAPSHOT = 1
-#: A transaction that was begun by a statement of its own, or that may hold locks.
+#: A transaction begun explicitly, or one that may hold locks.
 TRANSACTION = 2
 #: Variables, temporary tables, locks, prepared statements, LAST_INSERT_ID(), …
 SESSION = 4
-#: Perhaps another current database, which resetting the session leaves.
+#: Possibly another current database, which a reset of the session does not restore.
 DIRTY_SCHEMA = 8
-#: Something that is not certain to be undone by anything.
+#: A side effect that nothing is certain to undo.
 UNCLEANABLE = 16
-#: Perhaps changed rows: not known to be a mere read, whether or not it succeeds.
+#: Possibly changed rows, even if it fails: it is not known to be a mere read.
 WRITES = 32
-#: Perhaps anything that stored code can do: functions, triggers, procedures, EXECUTE.
-#: What the text shows of a transaction is then not all that happened to it. Neither
-#: MariaDB's profiles nor MySQL's optimizer traces end with the reset of a session.
+#: Possibly any effect of stored code: functions, triggers, procedures, EXECUTE. The
+#: text then does not show all that happens to the transaction. A reset of the session
+#: removes neither MariaDB's profiles nor MySQL's optimizer traces.
 RUNS_CODE = 64
-#: Perhaps another role, which resetting the session leaves; so may RUNS_CODE, if the
-#: account has roles.
+#: Possibly another role, which a reset of the session does not restore. RUNS_CODE may
+#: have this effect, too, if the account has roles.
 ROLE = 128
 #: Known to end the transaction, or to begin another.
 ENDS = 256
 #: Not known to leave the transaction open.
 MAY_END = 512
 
-#: What a ROLLBACK ends, and what only a reset of the session does away with.
+#: Side effects undone by a ROLLBACK, and those that need at least a reset.
 TRANSACTIONS = SNAPSHOT | TRANSACTION
 BEYOND_ROLLBACK = SESSION | DIRTY_SCHEMA | ROLE | UNCLEANABLE
-#: What a statement may do that changes rows, or calls a function that is not known.
+#: Side effects of a statement that changes rows or calls an unknown function.
 CHANGES = TRANSACTION | SESSION | WRITES | RUNS_CODE
-#: What an unknown statement may do.
+#: Side effects of an unknown statement.
 ANYTHING = CHANGES | DIRTY_SCHEMA | ROLE | MAY_END
 
-#: What the methods of PyMySQL that talk to the server leave behind.
+#: Side effects of the methods of PyMySQL that talk to the server.
 SIDE_EFFECTS_OF = {
     "select_db": SESSION | DIRTY_SCHEMA,
     "autocommit": SESSION,
@@ -179,7 +179,7 @@ SIDE_EFFECTS_OF = {
     "set_charset": SESSION,
 }
 
-# Servers, as far as their functions differ; and whether the client may send several
+# Kinds of servers whose functions differ; and a flag for clients that may send several
 # statements at once.
 ANY, MARIADB, MYSQL, MYSQL_8 = range(4)
 SEVERAL = 4
@@ -207,7 +207,7 @@ _HEADS = re.compile(
     rb"|load (?:data|xml)|create(?: or replace)? temporary table"
     rb"|drop temporary table)\b)"
     rb"|(?P<signals>(?:signal|resignal|get (?:current |stacked )?diagnostics)\b)"
-    rb"|(?P<indelible>(?:xa|backup|binlog|flush|lock instance)\b)"
+    rb"|(?P<uncleanable>(?:xa|backup|binlog|flush|lock instance)\b)"
     rb"|(?P<moves>use\b)"
     rb"|(?P<prepares>(?:prepare|deallocate prepare|drop prepare)\b)"
     rb"|(?P<savepoint>(?:savepoint|release savepoint"
@@ -220,7 +220,7 @@ _HEADS = re.compile(
 )
 _LEFT_BY = {
     "changes": CHANGES,
-    "indelible": ANYTHING | ENDS | UNCLEANABLE,
+    "uncleanable": ANYTHING | ENDS | UNCLEANABLE,
     "signals": SNAPSHOT | SESSION,
     "moves": SNAPSHOT | SESSION | DIRTY_SCHEMA,
     "savepoint": TRANSACTION,
@@ -240,18 +240,18 @@ _USER_VARIABLE = re.compile(rb"(?<!@)@(?!@)")
 _LOCKING = re.compile(rb"\bfor[^\w]+(?:update|share)\b|\bin[^\w]+share\b")
 _SEQUENCE = re.compile(rb"value[^\w]+for\b")
 _SETS_INSERT_ID = re.compile(rb"last_insert_id\s*\(\s*[^\s)]")
-# What cannot be part of a name, quoted or qualified, becomes a comma. Not all of it:
-# in some character sets, what looks like a bracket may be half of a letter.
+# Characters that cannot be part of a name, quoted or qualified, become a comma. Square
+# and curly brackets are left: in some character sets they may be half of a character.
 _PUNCTUATION = bytes.maketrans(b"!%&')*+-/:;<=>?", b"," * 15)
-# Names before a bracket that are not called: after a bracket or a string, where no
-# operator is, after AS, and where a WITH names its columns.
+# Names before a bracket that are not calls: aliases, after a bracket, a string or AS;
+# and the columns of a WITH.
 _NOT_CALLED = re.compile(
     rb"(?:(?<=[)']) ?|\bas )[\w$`\"]+ ?(?=\()"
     rb"|\b[\w$`\"]+ ?\([\w$`\", ]*\) ?(?=as ?\()"
 )
 
-# Words before a bracket that call nothing, or nothing that leaves a trace: none of them
-# can be the name of a stored function, on any server that is supported.
+# Words before a bracket that call no function, or one without side effects. On no
+# supported server can they be names of stored functions.
 _HARMLESS = b"""
     all and any as between by case cross distinct div do else except exists for
     from having if in inner intersect interval into is join key index left like
@@ -302,8 +302,8 @@ _HARMLESS = b"""
     utc_date utc_time utc_timestamp uuid uuid_short version week
     weekday weekofyear weight_string yearweek
     """.split()
-# The same, but with a space before the bracket they may be stored functions, unless the
-# SQL mode has IGNORE_SPACE.
+# The same without a space before the bracket. With one, they may be stored functions,
+# unless the SQL mode has IGNORE_SPACE.
 _HARMLESS_IF_ADJACENT = b"""
     adddate bit_and bit_or bit_xor cast count cume_dist curdate curtime date_add
     date_sub dense_rank extract first_value group_concat json_arrayagg json_objectagg
@@ -311,7 +311,7 @@ _HARMLESS_IF_ADJACENT = b"""
     std stddev stddev_pop stddev_samp subdate substr substring sum sysdate system_user
     trim var_pop var_samp variance
     """.split()
-# On one server these are its own functions, on the other they can be stored ones.
+# Built-in functions of one server that can be names of stored functions on another.
 _HARMLESS_ON_MARIADB = b"""
     add_months chr column_check column_create column_exists column_get column_json
     column_list crc32c decode des_decrypt des_encrypt encode encrypt json_compact
@@ -346,19 +346,19 @@ _CALLS_ON = (_CALLS, _MARIADB_CALLS, _MYSQL_CALLS, _MYSQL_8_CALLS)
 _ADJACENT = frozenset(_HARMLESS_IF_ADJACENT)
 
 
-#: The same statement comes again and again, but one of so many bytes hardly ever does.
+#: Statements below this length, in bytes, are cached; longer ones are rarely repeated.
 MEMORABLE = 500
 
 
 def server_of(version: str) -> int:
-    """Return which of the servers above this is, by the version that it tells."""
+    """Return the kind of server, by its version."""
     if "MariaDB" in version:
         return MARIADB
     return MYSQL_8 if version.startswith("8.") else MYSQL
 
 
 def find_side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
-    """What may be left in the session after this statement, as a sum of the above."""
+    """Return the possible side effects of a statement: a union of the flags above."""
     if statement.startswith((b"/*", b"--", b"#")):
         if comments := _LEADING_COMMENTS.match(statement):
             statement = statement[comments.end() :]
@@ -372,15 +372,15 @@ def find_side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
     return _judge_code(statement, server)
 
 
-#: :func:`find_side_effects`, with a memory; for statements that are not too long.
+#: :func:`find_side_effects` with a cache, for statements shorter than MEMORABLE.
 side_effects = lru_cache(maxsize=1000)(find_side_effects)
 
-#: What a statement may do to the transaction that a block is.
+#: The effect of a statement on the transaction of a block.
 REFUSED, DOUBTFUL, HARMLESS = "refused", "doubtful", "harmless"
 
 
 def within_block(statement: bytes, server: int = ANY | SEVERAL) -> str:
-    """Whether it is known to end a transaction, may do so, or cannot."""
+    """Return whether a statement ends the block's transaction, may end it, or not."""
     short = len(statement) < MEMORABLE
     left = (
         side_effects(statement, server)
@@ -393,9 +393,9 @@ def within_block(statement: bytes, server: int = ANY | SEVERAL) -> str:
 
 
 def _only_reads(text: bytes, calls: dict[bytes, int]) -> bool:
-    """Judge a SELECT quickly: what is found, or not, in all of its text is so.
+    """Return whether a SELECT only reads, by a quick search of its whole text.
 
-    Where strings are easily told from code, they are left out.
+    Strings are removed first, if that needs no lexer.
     """
     if b"'"[0] in text and not (b"\\"[0] in text or b'"'[0] in text or b"`"[0] in text):
         text = b"''".join(text.split(b"'")[::2])
@@ -413,7 +413,7 @@ def _is_several(text: bytes) -> bool:
 
 
 def _judge_code(statement: bytes, server: int) -> int:
-    """Judge what is code in a statement, in each of its readings: the worst of all."""
+    """Judge the code of a statement: return the union over all its readings."""
     codes, complete = readings(statement)
     left = NONE if complete else ANYTHING
     calls = _CALLS_ON[server & 3]
@@ -455,7 +455,7 @@ def _without_brackets(code: bytes) -> bytes:
 
 
 def _sets(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
-    """Judge a SET. Names of variables may be in quotes: the whole text has them."""
+    """Judge a SET; quoted names of variables are found in the whole text."""
     left = SNAPSHOT | SESSION
     if code.startswith(b"set statement "):
         ends = _without_brackets(code).find(b" for ")
@@ -475,7 +475,7 @@ def _sets(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
 
 
 def _reads(code: bytes, calls: dict[bytes, int]) -> int:
-    """Judge what a query does besides reading. It is in lower case."""
+    """Judge the side effects of a query, given in lower case."""
     left = NONE
     if b"@"[0] in code and _USER_VARIABLE.search(code):
         left |= SESSION
@@ -495,7 +495,7 @@ def _reads(code: bytes, calls: dict[bytes, int]) -> int:
 
 
 def _called(code: bytes, calls: dict[bytes, int]) -> int:
-    """Judge the names in front of brackets, which may be those of functions."""
+    """Judge the names before brackets, which may be names of functions."""
     left = NONE
     for before in code.translate(_PUNCTUATION).split(b"(")[:-1]:
         text = before.rstrip()

@@ -1,7 +1,7 @@
-"""TLS sockets that fail by their own faults alone.
+"""TLS contexts, and sockets that are not affected by the errors of other sockets.
 
-OpenSSL keeps a queue of errors for each thread, not for each socket. An error that
-another socket has left in it is taken for the result of the next call that has to wait.
+OpenSSL has one queue of errors for each thread, not for each socket. An error of
+another socket in that queue is taken for the result of the next call that would block.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ else:
 
 
 class _IsolatedSocket(_Socket):
-    """Leaves no error in the thread's queue, and ignores what others have left in it.
+    """Leaves no error in the thread's queue, and ignores errors of other sockets.
 
-    It never falls back to plain text, as a closed ``SSLSocket`` does.
+    Never falls back to plain text, as a closed ``SSLSocket`` does.
     """
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
@@ -72,18 +72,18 @@ class _IsolatedSocket(_Socket):
         try:
             return super().getpeername()
         except OSError:
-            # The server has reset it before the handshake, which Python 3.11 lets fail
-            # without closing the socket.
+            # The server has reset the connection before the handshake; Python 3.11
+            # raises without closing the socket.
             self.close()
             raise
 
     def shutdown(self, how: int) -> None:
-        # SSLSocket's would have another thread continue in plain text.
+        # After SSLSocket's own, another thread would continue in plain text.
         socket.socket.shutdown(self, how)
 
 
 def isolate(context: ssl.SSLContext) -> None:
-    """Have the context make sockets that do not share errors."""
+    """Make the context create isolated sockets."""
     base = context.sslsocket_class
     context.sslsocket_class = type("IsolatedSocket", (_IsolatedSocket, base), {})
 
@@ -110,7 +110,7 @@ def _call_again(failure: BaseException, call: Callable[..., Any], *args: Any) ->
 
 
 def _empty_error_queue() -> None:
-    # Python clears the queue when it makes a TLS object; it exports no function for it.
+    # Python exports no function for this, but creating a TLS object clears the queue.
     _spare_context().wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
 
 
@@ -121,7 +121,7 @@ def _spare_context() -> ssl.SSLContext:
     return context
 
 
-#: Seconds for which a renewal may be half done: one file replaced, another not yet.
+#: Seconds in which a renewal may be incomplete, with one file replaced, another not.
 RENEWAL, RENEWAL_STEP = 1.0, 0.02
 
 monotonic = time.monotonic
@@ -129,9 +129,9 @@ _Identity = tuple[int, ...]
 
 
 class Certificates:
-    """Makes the context that ``SSL_MODE`` and the files of ``SSL_…`` ask for.
+    """Makes the context for ``SSL_MODE`` and the files of ``SSL_…``, and caches it.
 
-    Making one costs more than connecting; looking at the files costs microseconds.
+    To make one takes longer than to connect; to check the files takes microseconds.
     """
 
     def __init__(self, config: PoolConfig) -> None:
@@ -139,18 +139,18 @@ class Certificates:
         self._made: tuple[list[_Identity], ssl.SSLContext] | None = None
 
     def context(self, deadline: float) -> ssl.SSLContext:
-        """The context by the files as they are now.
+        """Return the context for the current contents of the files.
 
-        Files that have been replaced, and cannot be read or do not fit together, are
-        looked at again for a while. Raises a 2026 if they are still no good then.
+        If replaced files cannot be read or do not match each other, try again for a
+        while, then raise a 2026.
         """
         give_up = min(deadline, monotonic() + RENEWAL) if self._made else 0.0
         while True:
-            # Before they are read: what changes meanwhile is read by the next connect.
+            # Before reading them: the next connect then sees a change made meanwhile.
             identities = self._identities()
-            # No lock: that could be held at a fork. Two threads may make one each.
+            # No lock, which could be held at a fork: two threads may each make one.
             made = self._made
-            # gevent may have replaced the class meanwhile: with gunicorn --preload.
+            # gevent may have replaced the class meanwhile, with gunicorn --preload.
             if (
                 made is not None
                 and made[0] == identities
@@ -173,7 +173,7 @@ class Certificates:
             time.sleep(RENEWAL_STEP)
 
     def _identities(self) -> list[_Identity]:
-        """What tells each file from one that replaces it, links followed."""
+        """Return what distinguishes each file, after links, from its replacement."""
         config = self._config
         files = [config.ssl_ca, config.ssl_cert, config.ssl_key]
         if self._verifies and config.ssl_ca is None:
@@ -185,23 +185,23 @@ class Certificates:
         return self._config.ssl_mode in ("VERIFY_CA", "VERIFY_IDENTITY")
 
     def _make(self) -> ssl.SSLContext:
-        """A context in which each mode means what it means to ``mysql``."""
+        """Make a context in which each mode means what it means to ``mysql``."""
         config = self._config
         if self._verifies:
             context = ssl.create_default_context(cafile=config.ssl_ca)
-            # The certificates that MySQL makes for itself fail the strict check that
-            # Python 3.13 turned on.
+            # Certificates generated by MySQL fail the strict check, which is on by
+            # default since Python 3.13.
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
             context.check_hostname = config.ssl_mode == "VERIFY_IDENTITY"
         else:
-            # Without the system's authorities, which take 20 ms to load.
+            # Without the system's certificates, which take 20 ms to load.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
             if config.ssl_ca is not None:
                 context.load_verify_locations(config.ssl_ca)
         if config.ssl_cert is not None:
-            # With a password, for OpenSSL would ask the terminal for that of a key.
+            # With a password, or OpenSSL would ask for one on the terminal.
             context.load_cert_chain(config.ssl_cert, config.ssl_key, password="")
         isolate(context)
         return context

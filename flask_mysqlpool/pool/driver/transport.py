@@ -1,7 +1,6 @@
-"""One socket to the server: opened, written, read, found dead and closed, on time.
+"""One socket to the server: open, write, read, check and close it, by deadlines.
 
-This is the network's half of a connection. What the server knows of it, the session, is
-:class:`~.session.PhysicalConnection`'s.
+The state of the session is kept by :class:`~.session.Session`.
 """
 
 from __future__ import annotations
@@ -32,41 +31,41 @@ DRIVER = pymysql
 #: Error numbers after which the server has closed the connection, or will.
 LOST = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2045, 2055, 4031})
 
-#: Seconds that results which a borrower left unread may still take to be read.
+#: Seconds in which results that were left unread at the checkin can still be read.
 MOMENT = 0.05
 
-#: What the server answers to a question: by their names, the columns of each row.
+#: The rows of an answer: the values by the names of the columns.
 Rows = list[dict[str, str | None]]
 
-#: Bytes. What claims to send a longer packet before the login is no such server.
+#: Maximum size, in bytes, of a packet during the login; a longer one is not MySQL's.
 LONGEST_OF_LOGIN = 1 << 20
 
-#: Seconds after which a server that has not answered is taken to be out of reach.
+#: Seconds without an answer after which a server is taken to be unreachable.
 SILENCE = 0.25
 
-#: Seconds that there are in any case for the rest of an answer that has begun.
+#: Minimum seconds to read the rest of an answer that has begun.
 REST = 0.05
 
-#: Where the readers of sockets are told that their sockets are.
+#: The file position that the raw readers of sockets report.
 _ORIGIN = 1 << 40
 
-#: Seconds that a server may take to close a connection after saying that it will.
+#: Seconds in which a server closes a connection after an error that says so.
 CLOSING = 0.1
 
-#: Readers of sockets that belong to a parent process, kept from being finalized.
+#: Readers inherited from a parent process, kept alive because finalizing one may block.
 _INHERITED: list[Any] = []
 
 
 class _NeverRaised(Exception):
-    """Tells SteadyDB which errors to fail over on: none.
+    """The only error on which SteadyDB fails over; it is never raised.
 
-    Its failover executes the statement again, on a new connection and outside
-    the transaction that the first one was in.
+    A failover would execute the statement again, on a new connection and outside its
+    transaction.
     """
 
 
 class NotAnswered(OperationalError):
-    """The server has not answered yet, and has not had the time for it either."""
+    """The deadline has passed before the server had a fair time to answer."""
 
     def __init__(self) -> None:
         super().__init__(CR.CR_SERVER_LOST, "no answer in time")
@@ -75,33 +74,32 @@ class NotAnswered(OperationalError):
 class Transport(SteadyDBConnection):  # type: ignore[misc]
     """A PyMySQL connection of this process, and whether it can still be used.
 
-    A ``SteadyDBConnection`` in kind, so that it is what DBUtils expects; nothing of
-    its failover is left.
+    It is a ``SteadyDBConnection``, as DBUtils expects, without the failover.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        #: Used by nobody but this process.
+        #: The only process that may use it.
         self.pid = process()
-        #: The error that ended the session, once one has, and whether it says that the
-        #: server went away, rather than that we lost patience with it.
+        #: The error that ended the session, if one has; and whether the server has
+        #: closed the connection, rather than failed to answer in time.
         self.lost: BaseException | None = None
         self.is_disconnected = False
-        #: Its place among the connections of this host, if they are counted; kept
-        #: for as long as the socket is open.
+        #: Its reservation among the connections of this host, if these are limited;
+        #: kept until the socket is closed.
         self.slot: object = None
-        #: Whether results that the last borrower left stand before the answers.
+        #: Whether results that were left unread come before the answers.
         self.unread = False
-        #: Commands that were sent and whose answers were not read yet.
+        #: Number of commands sent whose answers have not been read.
         self.unanswered = 0
         #: Whether the server has accepted the account.
         self.is_logged_in = False
-        #: The answers that were read, while others are still to come.
+        #: Answers read so far, while others are still missing.
         self._answers: list[Any] = []
-        #: When something was last written, in `time.monotonic()` seconds.
+        #: When the last command was sent, in `time.monotonic()` seconds.
         self.asked = 0.0
         super().__init__(pymysql, failures=(_NeverRaised,), ping=0, **arguments)
-        # Tracing wraps what pymysql.connect returns in a transparent proxy; it
-        # gets to make the cursors, and the protocol is spoken on the real thing.
+        # Tracing libraries wrap the connection in a proxy, which makes the cursors;
+        # everything else uses the wrapped connection.
         self.raw: Any = getattr(self._con, "__wrapped__", self._con)
         self.traced = self.raw is not self._con
         if type(self.raw) is Connection:
@@ -129,15 +127,15 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         self._socket_is = _identity(raw._sock.fileno())
         self._readable = wait_readable(raw._sock)
         self._has_news = readable_now(raw._sock)
-        # Then the reader's position tells whether its buffer holds unread bytes.
+        # The reader's position is then _ORIGIN minus the unread bytes in its buffer.
         raw._rfile.raw.tell = repeat(_ORIGIN).__next__
         self._position = raw._rfile.tell
 
     def write(self, commands: Sequence[tuple[int, bytes]]) -> bool:
-        """Send commands in one piece, without waiting for room or for answers.
+        """Send commands in one piece, without waiting for buffer space or for answers.
 
-        False if the network would not take them at once, or if the server has sent
-        something unasked; the connection is then of no further use.
+        False if the socket's buffer is full or the server has sent unexpected data; the
+        connection must then be closed.
         """
         if not (self.unanswered or self.unread or self.is_alive()):
             self.failed(
@@ -147,6 +145,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         return self._send(commands)
 
     def _send(self, commands: Sequence[tuple[int, bytes]]) -> bool:
+        """Send commands; False if the socket did not take all bytes at once."""
         raw = self.raw
         data = b"".join(
             struct.pack("<iB", len(payload) + 1, command) + payload
@@ -164,10 +163,10 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         return complete
 
     def read_answers(self, deadline: float) -> list[Rows]:
-        """Read the answers to what :meth:`write` sent: the rows of each.
+        """Read the answers to the commands that :meth:`write` sent: the rows of each.
 
-        Raises the first error among them, after all of them were read; a 2013 if they
-        have not come by the deadline.
+        Read all answers, then raise the first error among them. Raise a 2013 if they do
+        not arrive by the deadline.
         """
         answers = self.read_each(deadline)
         for answer in answers:
@@ -177,10 +176,10 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         return answers
 
     def read_each(self, deadline: float) -> list[Any]:
-        """Read the same answers, with each error of the server in its place.
+        """Read the same answers, and return errors of the server among them.
 
-        Raises :exc:`NotAnswered` if the deadline is so early that the server may still
-        be about to answer: what is missing can then be read later.
+        Raises :exc:`NotAnswered` if the server had less than SILENCE seconds to answer;
+        the missing answers can then be read later.
         """
         if self.unread:
             patience = self.asked + MOMENT
@@ -198,10 +197,10 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         return answers
 
     def _read_answers(self, deadline: float) -> None:
-        """Read those answers that begin to come before the deadline."""
+        """Read the answers that begin to arrive before the deadline."""
         raw = self.raw
-        # The rest of an answer that has begun is a matter of microseconds, if not of
-        # other threads; to stop in the middle would cost the connection.
+        # The rest of an answer usually arrives within microseconds, and to stop in the
+        # middle would cost the connection.
         to_the_end = max(deadline, time.monotonic() + REST)
         with io_deadline(raw, to_the_end):
             while self.unanswered and (
@@ -214,9 +213,9 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         raw._result = None
 
     def _read_the_rest(self, deadline: float) -> None:
-        """Read the results that the last borrower left, in front of the answers.
+        """Read the results that were left unread before the answers.
 
-        Those that have not begun to come by the deadline stay unread.
+        Those that do not begin to arrive by the deadline remain unread.
         """
         raw = self.raw
         with io_deadline(raw, max(deadline, time.monotonic() + REST)):
@@ -231,13 +230,13 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         self.unread, raw._result = False, None
 
     def _is_answer(self, error: MySQLError) -> bool:
-        """Whether the server reported it, and the two are still in step."""
+        """Return whether the server reported this error and the protocol is in step."""
         return self.raw._sock is not None and error.args[0] not in LOST
 
     def _read_ok(self) -> bool:
-        """Read the next packet if it is all here and a plain OK, as almost all are."""
+        """Read the next packet, if it is complete and a plain OK, as most are."""
         raw = self.raw
-        # An OK that has changed no rows: length, number; 0, 0, 0, status, warnings.
+        # A plain OK: length, sequence number, 0, 0 rows, insert id 0, status, warnings.
         packet = raw._rfile.peek()
         size = int.from_bytes(packet[:3], "little")
         if size < 7 or len(packet) < size + 4 or packet[3:7] != b"\1\0\0\0":
@@ -251,6 +250,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         return True
 
     def _read_answer(self) -> Rows | MySQLError:
+        """Read the answer to one command: its rows, or the server's error."""
         raw = self.raw
         raw._next_seq_id = 1
         try:
@@ -272,16 +272,16 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         return [dict(zip(names, row, strict=True)) for row in texts]
 
     def ask(self, question: str, deadline: float) -> Rows:
-        """Ask the server one thing of our own; see :meth:`read_answers`."""
+        """Send one query and return its rows; see :meth:`read_answers`."""
         self.write([(COMMAND.COM_QUERY, question.encode())])
         [rows] = self.read_answers(deadline)
         return rows
 
     def is_alive(self) -> bool:
-        """Whether the server still holds its end open; costs no round trip.
+        """Return whether the server has kept the connection open, without a round trip.
 
-        A server says nothing unasked, so an idle connection with something to read
-        has been closed, killed, timed out, or is out of step.
+        A server sends nothing unasked, so an idle connection with something to read has
+        been closed, killed, timed out, or is out of step.
         """
         return (
             self.raw._sock is not None
@@ -290,13 +290,13 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         )
 
     def is_answered(self) -> bool:
-        """Whether the answers to what was written have begun to come."""
+        """Return whether no answer is missing, or the missing ones begin to arrive."""
         return not self.unanswered or bool(self._has_news())
 
     def ping(self, deadline: float) -> None:
-        """Make the server answer, at the price of a round trip.
+        """Check by a round trip that the server answers.
 
-        Raises a 2013 if it does not do so by the deadline.
+        Raises a 2013 if it does not answer by the deadline.
         """
         self.write([(COMMAND.COM_PING, b"")])
         try:
@@ -304,12 +304,12 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         except NotAnswered:
             raise
         except MySQLError:
-            # That takes the server no time, so it must be out of reach.
+            # A server answers a ping at once, so it must be unreachable.
             self.is_disconnected = True
             raise
 
     def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Call into the driver and judge what comes out of it."""
+        """Call a method of the driver, and judge the error that it may raise."""
         try:
             return call(*args)
         except BaseException as error:
@@ -317,11 +317,10 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
             raise
 
     def failed(self, error: BaseException) -> None:
-        """Judge an error that came out of the driver.
+        """Close the connection after an error of the driver, unless it is in step.
 
-        An error that the server reported leaves the two in step. Anything else (a
-        timeout, an interrupt, a reply that could not be decoded) may have left
-        half a reply unread, and then there is no way back.
+        It is in step after an error reported by the server. Any other error (a timeout,
+        an interrupt, a reply that cannot be decoded) may leave half a reply unread.
         """
         code = error.args[0] if error.args else None
         if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
@@ -330,44 +329,44 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         if self.lost is None:
             told = _tells_of_a_disconnect(error)
             self.is_disconnected = told and self._is_closing()
-            # A traceback would keep alive the frames that it went through, and with
-            # them the handle, which could then never be found to have been dropped.
+            # The traceback would keep its frames alive and with them the handle, whose
+            # finalizer would then never run.
             self.lost = without_traceback(error)
         self.abandon()
 
     def _is_closing(self) -> bool:
-        """Whether the server closes the connection, as its error says.
+        """Return whether the server closes the connection, as its error says.
 
-        A trigger may SIGNAL the same numbers. A server that means it does so at once.
+        A trigger may SIGNAL the same numbers; then the server keeps it open.
         """
         return self.raw._sock is None or bool(self._readable(CLOSING * 1000))
 
     def reported(self, error: MySQLError, code: Any) -> None:
-        """Note an error that the server reported, and that leaves the two in step."""
+        """Note an error reported by the server, after which the protocol is in step."""
 
     def _close(self) -> None:
-        """Say goodbye, without waiting, and close. SteadyDB's close() calls this."""
+        """Send COM_QUIT without waiting, and close; called by SteadyDB's close()."""
         if self.pid == process() and self.raw._sock is not None:
             self._send([(COMMAND.COM_QUIT, b"")])
         self.abandon()
 
     def abandon(self) -> None:
-        """Close this process's end of the socket without a word to the server."""
+        """Close this process's end of the socket without telling the server."""
         raw = self.raw
         result = raw._result
         if result is not None:
-            # Otherwise its finalizer would go on reading.
+            # Otherwise its finalizer would read the remaining rows.
             result.unbuffered_active = False
         if self.pid == process():
             raw._force_close()
         elif raw._sock is not None:
-            # A thread of the parent may have been reading at the fork. Here it will
-            # never end, and closing the buffered reader would wait for it.
+            # A thread of the parent may have held the reader's lock at the fork. In
+            # this process it is never released, and closing the reader would block.
             sock, raw._sock = raw._sock, None
             _INHERITED.append(raw._rfile)
             raw._rfile = None
             number = sock.detach()
-            # The child may have closed all that it inherited, and opened other files.
+            # The child may have closed this descriptor and reused its number.
             with suppress(OSError):
                 if _identity(number) == self._socket_is:
                     os.close(number)
@@ -375,14 +374,14 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         self.slot = None
 
     def interrupt(self) -> None:
-        """End the connection under the thread that is reading from it."""
+        """Shut the socket down, while another thread is reading from it."""
         with suppress(OSError, AttributeError):
             self.raw._sock.shutdown(socket.SHUT_RDWR)
 
     def __del__(self) -> None:
-        """Do nothing: a finalizer may run in a forked child, or under the lock.
+        """No-op: a finalizer may run in a forked child, or under the pool's lock.
 
-        PyMySQL's own closes the descriptor.
+        PyMySQL's own finalizer closes the descriptor.
         """
 
 
@@ -392,7 +391,7 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 
 def without_traceback(error: BaseException) -> BaseException:
-    """A copy that keeps no frame alive, and that may be raised in another thread."""
+    """Copy an error without its traceback, so that another thread can raise it."""
     try:
         return copy.copy(error).with_traceback(None)
     except Exception:
