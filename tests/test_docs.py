@@ -722,14 +722,14 @@ def test_the_sketches_of_the_pages_show_all_their_words(extension: Extension) ->
         assert not set("|+") & set(words)
 
 
-def test_the_table_of_rooms_is_that_of_the_house(extension: Extension) -> None:
+def test_the_table_of_subpackages_is_that_of_test_house(extension: Extension) -> None:
     house = importlib.import_module("test_house")
 
     sources = extension("sources")
-    rooms = sources.rooms()
-    modules = [path for room in rooms for path in sources.modules_of(room)]
+    imports = sources.subpackages()
+    modules = [path for name in imports for path in sources.modules_of(name)]
 
-    assert rooms == house.MAY_IMPORT
+    assert imports == house.MAY_IMPORT
     assert {*modules} == {*house.MODULES} - {house.PACKAGE / "__init__.py"}
     assert [path for path in modules if not sources.sentence(path)] == []
 

@@ -1,11 +1,11 @@
-"""What pages take from elsewhere in the repository, so that it is as it is there.
+"""Directives and a role that copy facts from the repository into pages.
 
-``.. rooms::`` is the table of the package's rooms and modules, each with the first
-sentence of its documentation, and with what ``tests/test_house.py`` lets it import.
-``:measured:`table.row.column``` is a figure of ``_static/benchmarks/results.json``.
-``.. matrix::`` is what ran: ``_static/matrix.json``, which ``tests/matrix.py`` writes.
-``.. bill:: EXTRA`` is what an extra brings, or the package by itself if none is named,
-as the metadata of what is installed has it.
+``.. subpackages::`` lists subpackages and modules, each with the first sentence of its
+docstring, and with the imports that ``tests/test_house.py`` allows.
+``:measured:`table.row.column``` inserts a figure of the benchmarks' ``results.json``.
+``.. matrix::`` lists the test runs of ``_static/matrix.json``, by ``tests/matrix.py``.
+``.. bill:: EXTRA`` lists the dependencies of an extra, or without an argument those of
+the package, from the metadata of the installed distributions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ US = "flask-pymysqlpool"
 def _table(
     page: SphinxDirective, widths: str, rows: Iterable[Sequence[str]]
 ) -> list[nodes.Node]:
-    """A table, the first row of which is its head."""
+    """Return a table whose first row is its head."""
     lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
     for row in rows:
         lines += [f"   {'*' if c == 0 else ' '} - {t}" for c, t in enumerate(row)]
@@ -46,40 +46,40 @@ def _table(
     return table
 
 
-def rooms() -> dict[str, set[str]]:
-    """The rooms of the package, and what each may import."""
+def subpackages() -> dict[str, set[str]]:
+    """Return the subpackages and top-level modules, and what each may import."""
     for node in ast.parse(HOUSE.read_text("utf-8")).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MAY_IMPORT":
             assert node.value is not None
             return dict(ast.literal_eval(node.value))
-    raise ValueError(f"{HOUSE} has no table of rooms")
+    raise ValueError(f"{HOUSE} has no table MAY_IMPORT")
 
 
-def modules_of(room: str) -> list[Path]:
-    """The modules of a room, its package's own first."""
-    place = PACKAGE.joinpath(*room.split("."))
+def modules_of(subpackage: str) -> list[Path]:
+    """Return the modules of a subpackage, its ``__init__`` first."""
+    place = PACKAGE.joinpath(*subpackage.split("."))
     if not place.is_dir():
         return [place.with_suffix(".py")]
     return sorted(place.glob("*.py"), key=lambda path: (path.stem != "__init__", path))
 
 
 def sentence(path: Path) -> str:
-    """The first one of the module's documentation, without roles of Sphinx's."""
+    """Return the first sentence of the module's docstring, without Sphinx's roles."""
     text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
     first = re.match(r"(.+?[.?])(?:\s|$)", " ".join((text or "").split()))
     return re.sub(r":\w+:`[~.]*(\S+?)`", r"``\1``", first[1] if first else "")
 
 
-class Rooms(SphinxDirective):
-    """``.. rooms::``"""
+class Subpackages(SphinxDirective):
+    """``.. subpackages::``"""
 
     def run(self) -> list[nodes.Node]:
         rows = [("Module", "What it is", "May import")]
-        for room, others in rooms().items():
+        for subpackage, others in subpackages().items():
             allowed = ", ".join(map("``{}``".format, sorted(others)))
-            for index, path in enumerate(modules_of(room)):
+            for index, path in enumerate(modules_of(subpackage)):
                 inside = path.relative_to(PACKAGE).with_suffix("").as_posix()
-                name = f"**{room}**" if index == 0 else f"``{inside}``"
+                name = f"**{subpackage}**" if index == 0 else f"``{inside}``"
                 may = "" if index else allowed or "nothing"
                 rows.append((name, sentence(path), may))
                 self.env.note_dependency(str(path))
@@ -94,7 +94,7 @@ def _tables() -> dict[str, Any]:
 
 
 def figure(path: str) -> str:
-    """Such as ``statement.ours.idle_us``, with as many digits as in the table."""
+    """Return a figure, such as ``statement.ours.idle_us``, with the table's digits."""
     table, row, column = path.split(".")
     [digits] = [c["digits"] for c in _tables()[table]["columns"] if c["key"] == column]
     return f"{_tables()[table]['rows'][row][column]:,.{digits}f}"
@@ -108,8 +108,8 @@ class Measured(SphinxRole):
         return [nodes.inline("", figure(self.text), classes=["measured"])], []
 
 
-def what_ran() -> dict[str, dict[str, Any]]:
-    """By environment."""
+def runs() -> dict[str, dict[str, Any]]:
+    """Return the recorded test runs by environment."""
     rows: dict[str, dict[str, Any]] = {}
     if MATRIX.exists():
         rows = json.loads(MATRIX.read_text("utf-8"))
@@ -117,25 +117,25 @@ def what_ran() -> dict[str, dict[str, Any]]:
 
 
 class Matrix(SphinxDirective):
-    """``.. matrix::`` and the columns, as they are called in the file."""
+    """``.. matrix::`` and the names of the columns in the file."""
 
     has_content = True
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(MATRIX))
-        if not what_ran():
-            return [nodes.paragraph("", "Nothing has been written down yet.")]
+        if not runs():
+            return [nodes.paragraph("", "No run has been recorded yet.")]
         keys = " ".join(self.content).split()
         heads = "Environment", *(key[0].upper() + key[1:] for key in keys)
         rows = [
             (f"``{name}``", *(str(row.get(key, "–")) for key in keys))
-            for name, row in what_ran().items()
+            for name, row in runs().items()
         ]
         return _table(self, "auto", [heads, *rows])
 
 
 def licence(about: PackageMetadata) -> str:
-    """In the words of the package itself; some have only a classifier."""
+    """Return the licence that a package declares; some have only a classifier."""
     classifiers = about.get_all("Classifier") or []
     named = [c.rpartition(" :: ")[2] for c in classifiers if c.startswith("License ::")]
     text = about.get("License-Expression") or ", ".join(named) or about.get("License")
@@ -143,7 +143,7 @@ def licence(about: PackageMetadata) -> str:
 
 
 def needed(distribution: str, extra: str = "") -> Iterator[Requirement]:
-    """What a distribution needs here: for an extra, beside what it needs anyway."""
+    """Yield a distribution's requirements here, or those that an extra adds."""
     for text in requires(distribution) or []:
         wanted = Requirement(text)
         always = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
@@ -154,7 +154,7 @@ def needed(distribution: str, extra: str = "") -> Iterator[Requirement]:
 
 
 def bill(extra: str = "") -> dict[str, tuple[str, list[str]]]:
-    """By distribution: the licence, and what needs it, with versions that will do."""
+    """Return licence and parents, with required versions, of each dependency."""
     found: dict[str, tuple[str, list[str]]] = {}
     left = [(US, wanted) for wanted in needed(US, extra)]
     while left:
@@ -181,7 +181,7 @@ class Bill(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_directive("rooms", Rooms)
+    app.add_directive("subpackages", Subpackages)
     app.add_directive("matrix", Matrix)
     app.add_directive("bill", Bill)
     app.add_role("measured", Measured())

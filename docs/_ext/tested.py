@@ -1,6 +1,6 @@
-"""``.. tested-by::``: the tests of a promise, ``module: name of a test``, one a line.
+"""``.. tested-by::`` lists the tests of a promise, as lines ``module: name of a test``.
 
-A test that is not there is an error of the build.
+A missing test fails the build.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TestedBy(SphinxDirective):
         for line in self.content:
             module, _, sentence = line.partition(": ")
             if "_".join(sentence.split()) not in tests(module):
-                raise self.error(f"{module}.py has no test that is called {sentence!r}")
+                raise self.error(f"{module}.py has no test called {sentence!r}")
             self.env.note_dependency(str(TESTS / f"{module}.py"))
             text = nodes.paragraph("", f"{sentence} ")
             text += nodes.literal("", f"{module}.py")
