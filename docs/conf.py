@@ -17,7 +17,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "pallets_sphinx_themes",
     "myst_parser",
-    "sketch",
     "sources",
     "tested",
 ]
