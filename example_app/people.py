@@ -27,7 +27,7 @@ def everybody() -> ResponseReturnValue:
 def first() -> ResponseReturnValue:
     person = database.first_person()
     if person is None:
-        abort(404, "There is nobody in the directory.")
+        abort(404, "The directory is empty.")
     return reply("first.html", person, person=person)
 
 
@@ -55,7 +55,7 @@ def add() -> ResponseReturnValue:
 def delete(person_id: int) -> ResponseReturnValue:
     person = database.remove_person(person_id)
     if person is None:
-        abort(404, f"There is nobody with the number {person_id}.")
+        abort(404, f"No person has the number {person_id}.")
     if request.is_json:
         return jsonify(deleted=person)
     flash(f"{person.name} has been deleted.")

@@ -50,7 +50,7 @@ def plain_environment() -> Iterator[None]:
 
 @pytest.fixture
 def bare_app(mysql_server: LocalServer, plain_environment: None) -> Iterator[Flask]:
-    """The app on a database without the table."""
+    """Yield the app on a database without the table."""
     with mysql_server.connect() as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE IF EXISTS people.person")
     # A server lists connections for a moment after the client has closed them.

@@ -90,7 +90,7 @@ def environment(url: str | None = None) -> Mapping[str, str]:
 
 @contextmanager
 def running(*arguments: str, url: str | None = None) -> Iterator[tuple[str, str]]:
-    """The program; what it printed and the URL it named. SIGTERM ends it."""
+    """Run the program; yield its output and its URL. SIGTERM ends it."""
     process = subprocess.Popen(
         command(*arguments),
         env=environment(url),
@@ -154,7 +154,7 @@ def test_the_program_serves_on_the_database_that_is_given(
 
 
 def failure(*arguments: str, url: str | None = None) -> str:
-    """What the program says when it cannot start."""
+    """Return the error of a program that cannot start."""
     done = subprocess.run(
         command(*arguments),
         env=environment(url),

@@ -1,4 +1,4 @@
-"""The people, each test with the first three, whatever the others have done."""
+"""The pages of people; each test starts with the first three."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MICHAEL = {"id": 3, "first_name": "Michael", "last_name": "Clark"}
 
 @pytest.fixture(scope="module")
 def app(mysql_server: LocalServer) -> Iterator[Flask]:
-    """With the table made once, for the rest is undone."""
+    """Create the table once, as each test is rolled back."""
     app = create_app({"MYSQLPOOL_URL": mysql_server.url, "TESTING": True})
     with app.app_context():
         db.get_db().query("DROP TABLE IF EXISTS person")
@@ -84,20 +84,20 @@ def test_the_format_is_negotiated(
     assert "Accept" in response.vary
 
 
-def test_nobody_is_first_in_an_empty_directory(browser: Browser) -> None:
+def test_an_empty_directory_has_no_first_person(browser: Browser) -> None:
     for person in (1, 2, 3):
         browser.client.post(f"/person/{person}/delete", json={})
     assert browser.client.get("/person/all").get_json() == []
-    assert "There is nobody" in browser.get("/person/all").text
+    assert "The directory is empty" in browser.get("/person/all").text
 
     response = browser.client.get("/person/first")
     assert response.status_code == 404
-    assert response.get_json()["message"] == "There is nobody in the directory."
+    assert response.get_json()["message"] == "The directory is empty."
 
     response = browser.get("/person/first")
     assert response.status_code == 404
     assert response.mimetype == "text/html"
-    assert "There is nobody" in response.text
+    assert "The directory is empty" in response.text
 
 
 def test_a_browser_adds_a_person(browser: Browser) -> None:
@@ -201,7 +201,7 @@ def test_json_deletes_a_person(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("number", [999_999, 0, 10**30])
-def test_nobody_has_an_unknown_number(client: FlaskClient, number: int) -> None:
+def test_an_unknown_number_is_a_404(client: FlaskClient, number: int) -> None:
     response = client.post(f"/person/{number}/delete", json={})
     assert response.status_code == 404
     assert str(number) in response.get_json()["message"]
