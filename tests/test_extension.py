@@ -151,7 +151,7 @@ def test_system_exit_in_a_view_returns_its_connection(make_app: MakeApp) -> None
     assert in_use(app) == 0
 
 
-def test_a_failing_teardown_of_somebody_else_does_not_keep_the_connection(
+def test_a_failing_teardown_of_another_extension_does_not_keep_the_connection(
     make_app: MakeApp,
 ) -> None:
     app = make_app()

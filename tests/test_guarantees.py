@@ -164,7 +164,7 @@ def test_a_return_does_not_wait_for_a_server_that_is_stopped(
 # No I/O under the lock
 
 
-def test_one_hung_connect_delays_nobody_else(
+def test_one_hung_connect_delays_no_other_checkout(
     make_pool: MakePool, proxy: FaultProxy, server: LocalServer
 ) -> None:
     pool = make_pool(**through(proxy, server), MAX_SIZE=3)
