@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import socket
+import struct
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
+import pymysql
 import pytest
 from conftest import MakePool
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymysql import converters
 from pymysql.connections import MAX_PACKET_LEN, Connection
-from pymysql.err import InternalError, OperationalError, ProgrammingError
+from pymysql.constants import CLIENT, FIELD_TYPE
+from pymysql.cursors import Cursor, DictCursor, SSCursor, SSDictCursor
+from pymysql.err import (
+    InternalError,
+    MySQLError,
+    OperationalError,
+    ProgrammingError,
+)
 
-from flask_mysqlpool.pool.driver.results import ReadingConnection
+from flask_mysqlpool.pool.driver.results import BUFFER, ReadingConnection
+from flask_mysqlpool.testing import LocalServer
 
 ERROR = b"\xff\x28\x04#42000no such thing"
 
@@ -43,7 +56,7 @@ def packet(payload: bytes, number: int) -> bytes:
 
 def reading(cls: type[Any], source: Source, first: int) -> list[Any]:
     """Read to the end; return what came of it, and how the connection is left."""
-    con = cls(defer_connect=True)
+    con = cls(defer_connect=True, ssl_disabled=True)
     ours, theirs = socket.socketpair()
     con._sock, con._rfile = ours, io.BufferedReader(source)
     con._next_seq_id, con._current_timeout, con._read_timeout = first, -1, 3.0
@@ -78,6 +91,7 @@ ENDS = (
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(payloads, st.integers(0, 12)), max_size=6),
     st.integers(0, 20),
@@ -139,3 +153,269 @@ def test_a_pooled_connection_reads_so(make_pool: MakePool) -> None:
         assert type(con._con and con._con.raw) is ReadingConnection
         cursor.execute("SELECT REPEAT('x', 200000) AS long_one, 1 AS after")
         assert cursor.fetchall() == (("x" * 200_000, 1),)
+
+
+# Result sets
+
+EOF_PACKET = b"\xfe\x02\x00\x22\x00"
+MORE_RESULTS = b"\xfe\x00\x00\x0a\x00"
+#: Type, number of the character set, and cells as a server sends them.
+KINDS: dict[int, tuple[int, list[bytes]]] = {
+    FIELD_TYPE.LONG: (63, [b"0", b"-12", b"0042"]),
+    FIELD_TYPE.DOUBLE: (63, [b"1.5", b"-1e300"]),
+    FIELD_TYPE.NEWDECIMAL: (63, [b"12.30", b"0"]),
+    FIELD_TYPE.DATETIME: (
+        63,
+        [
+            *(b"2026-01-02 03:04:05", b"2026-01-02 03:04:05.5", b"0000-00-00 00:00:00"),
+            *(b"2026-02-31 00:00:00", b"2026-01-02 03:04:05.123456", b"1-1-1 1:1:1"),
+            *(
+                b"2026-01-02 03:04:05+01:00",
+                b"2026-01-02 24:00:00",
+                b"2026-W01-1 03:04",
+            ),
+        ],
+    ),
+    FIELD_TYPE.DATE: (63, [b"2026-01-02", b"0000-00-00", b"2026-02-30", b"2026-W01-1"]),
+    FIELD_TYPE.TIME: (63, [b"-838:59:59", b"12:00:00.25"]),
+    FIELD_TYPE.BIT: (63, [b"\x00\xff"]),
+    FIELD_TYPE.BLOB: (63, [b"\xff\x00", b""]),
+    FIELD_TYPE.VAR_STRING: (45, ["naïve".encode(), b"", b"x" * 300]),
+    FIELD_TYPE.JSON: (63, [b'{"a": 1}']),
+    FIELD_TYPE.NULL: (63, []),
+}
+
+
+def coded(text: bytes | None) -> bytes:
+    """A cell, or another text with its length before it."""
+    if text is None:
+        return b"\xfb"
+    if len(text) < 251:
+        return bytes([len(text)]) + text
+    return b"\xfc" + len(text).to_bytes(2, "little") + text
+
+
+def definition(kind: int, name: str) -> bytes:
+    names = b"".join(map(coded, (b"def", b"d", b"t", b"t", name.encode(), b"a")))
+    about = struct.pack("<HIBHBxx", KINDS[kind][0], 40, kind, 0, 0)
+    return names + b"\x0c" + about
+
+
+def response(kinds: list[int], rows: list[list[bytes | None]], end: bytes) -> bytes:
+    parts = [bytes([len(kinds)])]
+    parts += [definition(kind, f"c{i}") for i, kind in enumerate(kinds)]
+    parts += [EOF_PACKET, *(b"".join(map(coded, row)) for row in rows), end]
+    return b"".join(packet(part, 1 + index) for index, part in enumerate(parts))
+
+
+@st.composite
+def responses(draw: st.DrawFn) -> bytes:
+    kinds = draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=5))
+    row = st.tuples(*(st.sampled_from([None, *KINDS[kind][1]]) for kind in kinds))
+    rows = draw(st.lists(row.map(list), max_size=12))
+    end = draw(st.sampled_from((EOF_PACKET, MORE_RESULTS, ERROR)))
+    return response(kinds, rows, end)
+
+
+def results(
+    cls: type[Any], data: list[bytes], piece: int, unbuffered: bool, **how: Any
+) -> list[Any]:
+    """Read results one after another; return what came of each."""
+    con = cls(defer_connect=True, ssl_disabled=True, **how)
+    ours, theirs = socket.socketpair()
+    con._sock, con._rfile = ours, io.BufferedReader(Source(b"".join(data), piece, None))
+    con._current_timeout = con._read_timeout = 3.0
+    if cls is ReadingConnection:
+        con.read_faster()
+    found: list[Any] = []
+    try:
+        for _ in data:
+            con._result, con._next_seq_id = None, 1
+            con._read_query_result(unbuffered)
+            result = con._result
+            rows: Any = result.rows
+            if unbuffered:
+                rows = [*iter(result._read_rowdata_packet_unbuffered, None)]
+            names = [(field.name, field.table_name) for field in result.fields]
+            found.append((rows, result.description, names, result.affected_rows))
+            found.append((result.warning_count, result.has_next, con._next_seq_id))
+            found.append((result.unbuffered_active, result.field_count))
+    except Exception as error:
+        told = isinstance(error, MySQLError) and con._sock
+        found += [type(error), error.args, told and con._next_seq_id]
+    finally:
+        if con._result is not None:
+            con._result.unbuffered_active = False
+        ours.close()
+        theirs.close()
+    return found
+
+
+HOW: list[dict[str, Any]] = [
+    {},
+    {"use_unicode": False},
+    {"conv": {FIELD_TYPE.LONG: float, FIELD_TYPE.DATETIME: str}},
+    {"conv": {FIELD_TYPE.LONG: functools.partial(int, base=10)}},
+]
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.lists(responses(), min_size=1, max_size=3),
+    st.sampled_from((1, 7, 100, 1 << 20)),
+    st.booleans(),
+    st.sampled_from(HOW),
+    st.integers(0, 30),
+)
+def test_results_are_those_of_pymysql(
+    sent: list[bytes], piece: int, unbuffered: bool, how: dict[str, Any], cut: int
+) -> None:
+    """Of results that come twice, and of which the last one may be cut."""
+    data = [each for each in sent for _ in range(2)]
+    if cut > 15:
+        data[-1] = data[-1][: cut - 30]
+
+    expected = results(Connection, data, piece, unbuffered, **how)
+
+    assert results(ReadingConnection, data, piece, unbuffered, **how) == expected
+
+
+def test_a_result_may_be_cut_at_every_byte() -> None:
+    rows: list[list[bytes | None]] = [[b"1", b"a"], [None, b"x" * 260], [b"3", b""]]
+    whole = response([FIELD_TYPE.LONG, FIELD_TYPE.VAR_STRING], rows, EOF_PACKET)
+    for length in range(len(whole) + 1):
+        data = [whole, whole[:length]]
+        for unbuffered in (False, True):
+            expected = results(Connection, data, 1 << 20, unbuffered)
+            found = results(ReadingConnection, data, 1 << 20, unbuffered)
+            assert found == expected
+
+
+@settings(deadline=None, max_examples=1000)
+@given(responses(), st.integers(0, 10_000), st.integers(0, 255))
+def test_a_byte_that_is_wrong_never_makes_other_rows(
+    whole: bytes, at: int, byte: int
+) -> None:
+    """Any error will do, for the connection is lost by it; rows must be PyMySQL's."""
+    at %= len(whole)
+    data = [whole, whole[:at] + bytes([byte]) + whole[at + 1 :]]
+
+    expected = results(Connection, data, 1 << 20, False)
+    found = results(ReadingConnection, data, 1 << 20, False)
+
+    if isinstance(expected[-1], tuple):
+        assert found == expected
+    else:
+        assert found[:3] == expected[:3]
+        assert not isinstance(found[-1], tuple)
+
+
+def test_many_rows_are_read_across_the_buffer() -> None:
+    rows: list[list[bytes | None]] = [[b"%d" % i, b"y" * (i % 400)] for i in range(900)]
+    rows[70][1] = b"z" * 40_000
+    whole = response([FIELD_TYPE.LONG, FIELD_TYPE.VAR_STRING], rows, EOF_PACKET)
+    for piece in (1000, BUFFER - 1, BUFFER, 1 << 20):
+        for unbuffered in (False, True):
+            data = [whole, whole]
+            expected = results(Connection, data, piece, unbuffered)
+            assert results(ReadingConnection, data, piece, unbuffered) == expected
+
+
+# On real servers
+
+TABLE = """
+CREATE OR REPLACE TABLE kinds (
+  a TINYINT, b SMALLINT UNSIGNED, c MEDIUMINT, d INT(8) ZEROFILL, e BIGINT UNSIGNED,
+  f FLOAT, g DOUBLE, h DECIMAL(30, 10), i BIT(12), j DATE, k TIME(3), l DATETIME(6),
+  m TIMESTAMP NULL, n YEAR, o CHAR(5), p VARCHAR(300), q TINYTEXT, r LONGTEXT,
+  s BINARY(4), t VARBINARY(300), u BLOB, v JSON, w ENUM('x', 'ü'), y SET('p', 'q'),
+  z DATETIME, latin VARCHAR(9) CHARACTER SET latin1, place POINT)
+"""
+ROWS = [
+    "NULL, " * 26 + "NULL",
+    "-128, 65535, -8388608, 42, 18446744073709551615, 1.5, -1e300,"
+    " 12345678901234567890.5, b'101010101010', '2026-02-28', '-838:59:59',"
+    " '2026-01-02 03:04:05.000001',"
+    " '2026-01-02 03:04:05', 2026, 'naïve', REPEAT('ü', 300), '', REPEAT('y', 70000),"
+    " 'a', UNHEX('00ff'), REPEAT('z', 300), '{\"ü\": [1]}', 'ü', 'p,q',"
+    " '2026-01-02', 'naïve', POINT(1, 2)",
+    "0, 0, 0, 0, 0, 0, 0, 0, 0, '0000-00-00', '00:00:00', '0000-00-00', NULL, 0, '',"
+    " '', '', '', '', '', '', '[]', 'x', '', '0000-00-00 00:00:00', '', NULL",
+]
+STATEMENTS = [
+    "SELECT * FROM kinds",
+    "SELECT a, a, kinds.a FROM kinds",
+    "SELECT 1 AS one, 'two' AS `t'wo`, NULL AS three, 1.5, NOW() > 0, _latin1'\xe9'",
+    "SELECT a FROM kinds WHERE FALSE",
+    "SELECT REPEAT('x', 100000), a FROM kinds",
+    "SELECT a, (SELECT b FROM kinds) FROM kinds",
+    "SELECT 1 FROM nothing_of_the_kind",
+    "SELECT 1; SELECT 'a', 2; DO 1; SELECT a FROM kinds",
+    "UPDATE kinds SET a = a WHERE a = 0",
+    "SHOW COLUMNS FROM kinds",
+    "SELECT " + ", ".join(f"{n} AS c{n}" for n in range(300)),
+]
+
+
+class Own(DictCursor):
+    """As users make them: rows are what they want."""
+
+    def _conv_row(self, row: Any) -> Any:
+        return None if row is None else tuple(zip(self._fields, row, strict=True))  # type: ignore[attr-defined]
+
+
+def fetched(connection: Any, cls: Any, statement: str) -> list[Any]:
+    """All that can be known of the results of a statement."""
+    found: list[Any] = []
+    with connection.cursor(cls) as cursor:
+        try:
+            found.append(cursor.execute(statement))
+            while True:
+                found += [cursor.fetchone(), cursor.fetchmany(1), cursor.fetchall()]
+                found += [cursor.rowcount, cursor.lastrowid, cursor.description]
+                if not cursor.nextset():
+                    break
+        except MySQLError as error:
+            found += [type(error), error.args]
+    return found
+
+
+@pytest.mark.parametrize("cls", [Cursor, DictCursor, SSCursor, SSDictCursor, Own])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"use_unicode": False, "conv": {}},
+        {"charset": "latin1"},
+        {"conv": {**converters.conversions, FIELD_TYPE.DATETIME: str}},
+        {"conv": {}},
+    ],
+    ids=["plain", "bytes", "latin1", "conv", "no conv"],
+)
+def test_every_type_is_read_as_by_pymysql(
+    server: LocalServer,
+    make_pool: MakePool,
+    sql: Callable[..., Any],
+    cls: Any,
+    arguments: dict[str, Any],
+) -> None:
+    sql("SET sql_mode = ''")
+    sql("DROP TABLE IF EXISTS kinds")
+    sql(TABLE.replace("CREATE OR REPLACE", "CREATE"))
+    for row in ROWS:
+        sql(f"INSERT INTO kinds VALUES ({row})")
+    flag = CLIENT.MULTI_STATEMENTS
+    given = {"CHARSET": arguments.get("charset", "utf8mb4"), "AUTOCOMMIT": True}
+    others = {k: v for k, v in arguments.items() if k != "charset"}
+    pool = make_pool(**given, CONNECT_ARGS={"client_flag": flag, **others})
+    connect: Any = pymysql.connect
+    bare = connect(
+        **{"charset": "utf8mb4", **arguments},
+        **{"host": server.host, "port": server.port, "user": server.user},
+        **{"password": server.password, "database": server.database},
+        **{"autocommit": True, "client_flag": flag},
+    )
+    with closing(bare), pool.connection() as con:
+        for statement in STATEMENTS * 2:
+            expected = fetched(bare, cls, statement)
+            assert fetched(con, cls, statement) == expected, statement

@@ -585,6 +585,7 @@ class PooledConnection(_Face):
         if name in ("decoders", "encoders"):
             # The caller may change them in place, and the next checkout would see that.
             con.discard_reason = "invalidated"
+            con.raw.conversions = None
         return getattr(con.raw, name)
 
     def __enter__(self) -> PooledConnection:
@@ -623,6 +624,7 @@ def _attribute(name: str) -> property:
         con = self._attached()
         # The next checkout must not see the changed attribute.
         con.discard_reason = "invalidated"
+        con.raw.conversions = None
         setattr(con.raw, name, value)
 
     return property(read, write)

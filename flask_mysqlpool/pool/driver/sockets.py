@@ -180,6 +180,7 @@ def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[Non
     raw.use_unicode, raw.decoders = False, {}
     raw._read_bytes = read_bytes
     raw._read_packet = partial(Connection._read_packet, raw)
+    raw._read_query_result = partial(Connection._read_query_result, raw)  # type: ignore[attr-defined]
     try:
         raw._write_timeout = time_left(deadline)
         yield
@@ -195,7 +196,7 @@ def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[Non
         raw._force_close()
         raise
     finally:
-        del raw._read_bytes, raw._read_packet
+        del raw._read_bytes, raw._read_packet, raw._read_query_result
         raw.use_unicode, raw.decoders = conversions
         raw._write_timeout = write_timeout
         raw._current_timeout = -1.0

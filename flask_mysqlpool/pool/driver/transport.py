@@ -124,6 +124,8 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         finally:
             del raw.set_character_set
         self.is_logged_in = True
+        if isinstance(raw, ReadingConnection):
+            raw.read_faster()
         self._socket_is = _identity(raw._sock.fileno())
         self._readable = wait_readable(raw._sock)
         self._has_news = readable_now(raw._sock)
