@@ -204,7 +204,7 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "mysqlpool._unavailable": request_that_gets_no_connection,
     "maintenance.watch": maintenance_that_cannot_start,
     "maintenance._maintain": housekeeping_that_fails,
-    "views.steer": order_of_the_monitor,
+    "views.control": order_of_the_monitor,
     "agent._apply": pause_that_a_worker_obeys,
     "auth.refusal": authorize_that_raises,
 }
@@ -215,7 +215,7 @@ LOGGERS = {
     **dict.fromkeys(["query_log._log", "query_log.note"], "flask_mysqlpool.queries"),
     **dict.fromkeys(["agent._note", "agent._apply"], "flask_mysqlpool.workers"),
     **dict.fromkeys(["app_state._warn_of_rollback", "mysqlpool._unavailable"], "shop"),
-    **dict.fromkeys(["views.steer", "auth.refusal"], "shop"),
+    **dict.fromkeys(["views.control", "auth.refusal"], "shop"),
 }
 
 

@@ -31,7 +31,7 @@ from flask_mysqlpool import MySQLPool, PoolConfig, PoolTimeout
 from flask_mysqlpool.monitor import create_monitor, is_local
 from flask_mysqlpool.monitor.auth import Gate
 from flask_mysqlpool.monitor.percentiles import percentile, reasons, summary
-from flask_mysqlpool.monitor.server_cache import Asker, without_values
+from flask_mysqlpool.monitor.server_cache import ServerCache, without_values
 from flask_mysqlpool.pool.stats import BOUNDS
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.workers.exited import key_of
@@ -525,7 +525,7 @@ def test_a_server_that_hangs_keeps_nobody_for_long(
 
     assert first < 1 and second < 1
     assert all(each["seen_by_server"]["error"] for each in found.values())
-    assert found["b"]["seen_by_server"]["error"] == "has not been asked yet"
+    assert found["b"]["seen_by_server"]["error"] == "has not been queried yet"
 
 
 class Patient:
@@ -553,16 +553,16 @@ class Patient:
         return ServerReport(f"v{self.asked}", 1, 1, self.threads)
 
 
-def version(asker: Asker, may_ask: bool = True) -> str | None:
-    report = asker.answer(may_ask).report
+def version(asker: ServerCache, may_query: bool = True) -> str | None:
+    report = asker.answer(may_query).report
     return None if report is None else report.version
 
 
 def test_one_asks_and_the_others_take_what_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server, asker = Patient(monkeypatch), Asker(PoolConfig(host="h"))
-    assert version(asker, may_ask=False) is None
+    server, asker = Patient(monkeypatch), ServerCache(PoolConfig(host="h"))
+    assert version(asker, may_query=False) is None
     assert [version(asker), version(asker)] == ["v1", "v1"]
 
     now = time.monotonic()
@@ -583,8 +583,8 @@ def test_a_fork_while_somebody_asks_leaves_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Patient(monkeypatch)
-    asker = Asker(PoolConfig(host="h"))
-    asker._turn.acquire()
+    asker = ServerCache(PoolConfig(host="h"))
+    asker._querying.acquire()
     assert version(asker) is None
 
     pid = os.getpid()

@@ -348,7 +348,7 @@ def test_who_holds_an_exhausted_pool_is_shown_within_two_seconds(
         window.wait(lambda: len(window.rows("holders")) == 3)
         assert time.monotonic() - began < 2
     window.wait(lambda: window.rows("holders") == [])
-    assert window.text("[data-empty=holders]") == "Nobody."
+    assert window.text("[data-empty=holders]") == "None."
 
 
 def test_names_with_html_in_them_are_text(shop: Flask, serve: Serve) -> None:
@@ -387,7 +387,7 @@ def test_it_ends_when_it_is_no_longer_allowed(make_app: MakeApp, serve: Serve) -
     window.look()
     window.wait_for_data()
     allowed[0] = False
-    window.wait(lambda: window.text("#live").startswith("You may not see this"))
+    window.wait(lambda: window.text("#live").startswith("Access has ended"))
 
 
 def test_a_reset_takes_two_clicks(shop: Flask, serve: Serve) -> None:
@@ -453,9 +453,9 @@ def test_on_hold_and_while_it_is_hidden_it_asks_nothing(
     window.wait_for_data()
     window.click("#hold")
     assert window.text("#live") == "On hold"
-    window.wait(lambda: window.run("return !looking"))
+    window.wait(lambda: window.run("return !refreshing"))
     before = asked(window)
-    window.run("return look()")
+    window.run("return refresh()")
     assert asked(window) == before
     window.click("#hold")
     window.wait(lambda: asked(window) > before)
@@ -466,9 +466,9 @@ def test_on_hold_and_while_it_is_hidden_it_asks_nothing(
         "document.dispatchEvent(new Event('visibilitychange'))"
     )
     assert window.text("#live").startswith("Waiting for this tab")
-    window.wait(lambda: window.run("return !looking"))
+    window.wait(lambda: window.run("return !refreshing"))
     before = asked(window)
-    window.run("return look()")
+    window.run("return refresh()")
     assert asked(window) == before
     window.run(
         "delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))"

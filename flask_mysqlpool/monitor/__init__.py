@@ -1,7 +1,7 @@
-"""A page that shows the pools of all workers while they work; opt-in.
+"""A web page that shows the pools of all workers; opt-in.
 
-``app.register_blueprint(create_monitor(authorize=...))``. It takes no pooled
-connection, so it answers when the pool is exhausted, too.
+``app.register_blueprint(create_monitor(authorize=...))`` adds it to an app. It takes no
+pooled connection, so it also works while a pool is exhausted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Who may see the monitor, who may steer by it, and which requests are forged.
+"""Authorization of the monitor's requests, sign-in, and protection from CSRF.
 
-All that is remembered of a visitor is in one cookie, which is signed, closed to scripts
-and never sent along by other sites. It holds an id, to which the token of the control
-buttons is bound, and whether its owner has signed in.
+The state of a visitor is in one signed cookie, HttpOnly and SameSite=Strict: an id, to
+which the CSRF token is bound, and whether the visitor has signed in.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from ..workers.status_dir import StatusDir
 COOKIE = "mysqlpool_monitor"
 CSRF_HEADER = "X-CSRF-Token"
 
-#: Seconds that a cookie is good for.
+#: Seconds for which a cookie is valid.
 LIFETIME = 12 * 3600
 
-#: Characters that a token has at the least: nobody is kept from guessing.
+#: Minimum number of characters of a token: attempts to sign in are not limited.
 SHORTEST = 16
 
-#: What of the orders counts how often visitors have signed out.
+#: The key of the desired state whose generation counts how often visitors signed out.
 _SIGNED_OUT = "the monitor"
 
 _FORWARDED = "Forwarded", "X-Forwarded-For", "X-Real-IP"
@@ -52,27 +51,27 @@ Authorize = Callable[[], bool]
 
 
 class Refusal(NamedTuple):
-    """The status that a request is answered with, and why."""
+    """The status code of an answer, and the reason."""
 
     status: int
     reason: str
 
 
 class Visit(NamedTuple):
-    """What a cookie says."""
+    """The content of a cookie."""
 
     id: str
-    #: How often all had been signed out by then; None for one who has not signed in.
+    #: The count of sign-outs when this visitor signed in; None before.
     signed_in: int | None
 
 
 def is_local() -> bool:
-    """Whether the current request comes straight from this host.
+    """Tell whether the current request comes directly from this host.
 
-    False for whatever Flask's development server, or a test, has not received: other
-    servers stand behind proxies, whose requests all come from this host, and some
-    remove the headers that would show it. False with such a header, and for any other
-    name of the host, which defeats DNS rebinding.
+    Always False unless Flask's development server, or a test, has received it: other
+    servers may be behind a proxy on this host, and some proxies remove the headers that
+    would tell. Also False with such a header, and for any other Host header, which
+    defeats DNS rebinding.
     """
     if not _is_in_development() or any(name in request.headers for name in _FORWARDED):
         return False
@@ -114,8 +113,8 @@ def _host_in(origin: str) -> str:
         return ""
 
 
-def _asked(authorize: Authorize) -> tuple[bool, str]:
-    """What it answers, and what is wrong with that. It may abort the request."""
+def _call(authorize: Authorize) -> tuple[bool, str]:
+    """Return the result of ``authorize``, and its fault; it may abort the request."""
     try:
         allowed: object = current_app.ensure_sync(authorize)()
     except HTTPException:
@@ -123,23 +122,23 @@ def _asked(authorize: Authorize) -> tuple[bool, str]:
     except BaseException as error:
         if is_exit(error):
             raise
-        # Its text may hold anything.
+        # Without its text, which may contain a secret.
         return False, f"authorize raised {kind(error)}{_place(error)}."
     if type(allowed) is not bool:
-        # A redirect to a login page, or a method that was not called, is true.
+        # Other values are mistakes: a redirect or an uncalled method is true.
         name = kind(allowed)
         return False, f"authorize must return True or False, not a {name}."
     return allowed, ""
 
 
 def _place(error: BaseException) -> str:
-    """Where it was raised, for the one who looks for it."""
+    """Return file and line of an error."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f" ({os.path.basename(place.filename)}, line {place.lineno})"
 
 
 class Gate:
-    """Decides about the current request."""
+    """Authorizes requests, signs visitors in and out, and detects forged requests."""
 
     def __init__(self, authorize: Authorize | None, token: str | None) -> None:
         if authorize is not None and token is not None:
@@ -159,11 +158,11 @@ class Gate:
         return self._token is not None
 
     def check(self, app: Flask, needs_key: bool) -> None:
-        """Refuse to be part of an app that it would not be safe in."""
+        """Raise :exc:`RuntimeError` for an app in which the monitor is not secure."""
         if self._authorize is None and self._token is None and not app.debug:
             raise RuntimeError(
-                "create_monitor() needs to be told who may see it, unless the app is"
-                " in debug mode: create_monitor(authorize=...), or token=..."
+                "create_monitor() needs authorize=... or token=..., unless the app is"
+                " in debug mode"
             )
         if needs_key and not app.secret_key:
             raise RuntimeError(
@@ -171,13 +170,13 @@ class Gate:
             )
 
     def refusal(self) -> Refusal | None:
-        """Why this request may see nothing; None if it may."""
+        """Return why this request may not read; None if it may."""
         if self._token is not None:
             if self._has_token() or self.has_signed_in():
                 return None
-            return Refusal(401, "Sign in with the token that the monitor was given.")
+            return Refusal(401, "Sign in with the monitor's token.")
         if self._authorize is not None:
-            allowed, fault = _asked(self._authorize)
+            allowed, fault = _call(self._authorize)
             if allowed:
                 return None
             if fault:
@@ -207,14 +206,14 @@ class Gate:
         return visit is not None and visit.signed_in == self.signed_out()
 
     def signed_out(self) -> int:
-        """How often visitors of this app have signed out, in all its workers."""
+        """Return how often visitors of this app have signed out, in all workers."""
         status_dir = _status_dir()
         with suppress(OSError, ValueError):
             return status_dir.desired(_SIGNED_OUT).generation if status_dir else 0
         return 0
 
     def sign_out(self) -> Refusal | None:
-        """End every copy of the cookie; why, if that cannot be done."""
+        """Invalidate all copies of the cookie; return why if that fails."""
         status_dir = _status_dir()
         try:
             if status_dir is None:
@@ -224,7 +223,7 @@ class Gate:
             )
         except OSError as error:
             text = (
-                "You are signed out here; a copy of the cookie is good until it expires"
+                "You are signed out here; copies of the cookie stay valid until expiry"
             )
             return Refusal(503, f"{text}: {error.strerror or error}.")
         return None
@@ -236,11 +235,11 @@ class Gate:
             id, signed_in = self._signer().loads(
                 request.cookies.get(COOKIE, ""), max_age=LIFETIME
             )
-        except (BadSignature, TypeError, ValueError):  # or another version's
+        except (BadSignature, TypeError, ValueError):  # perhaps another version's
             return None
         if not isinstance(id, str):
             return None
-        # What another version has signed could be False, which is equal to 0.
+        # Another version may have signed False, which equals 0.
         return Visit(id, signed_in if type(signed_in) is int else None)
 
     def begin_visit(self, signed_in: int | None = None) -> Visit:
@@ -252,7 +251,7 @@ class Gate:
             COOKIE,
             str(self._signer().dumps(visit)),
             max_age=LIFETIME,
-            # With a slash at the end, the page without one would not be sent it.
+            # A path with a slash would not cover the page's URL without one.
             path=url_for(".page").rstrip("/") or "/",
             secure=secure,
             httponly=True,
@@ -265,7 +264,7 @@ class Gate:
         )
 
     def _key(self, purpose: str) -> bytes:
-        """Another one as soon as the secret key or the token is."""
+        """Derive a key, which changes with the app's secret key and with the token."""
         key = current_app.secret_key or ""
         key = key.encode() if isinstance(key, str) else key
         about = f"flask_mysqlpool.monitor {purpose} {self._token or ''}"
@@ -277,7 +276,7 @@ class Gate:
         return hmac.digest(self._key("csrf"), visit.id.encode(), "sha256").hex()
 
     def forgery(self) -> Refusal | None:
-        """Why this request may change nothing; None if it may."""
+        """Return why this request may not write; None if it may."""
         visit = self.visit()
         sent = request.headers.get(CSRF_HEADER, "")
         if visit is None or not hmac.compare_digest(
@@ -287,10 +286,10 @@ class Gate:
         return self.foreign()
 
     def foreign(self) -> Refusal | None:
-        """Why this request is, or may be, another site's; None if it is ours."""
+        """Return why this may be a cross-site request; None if it is not."""
         site = request.headers.get("Sec-Fetch-Site")
         origin = request.headers.get("Origin", "null")
-        # A form of a page without referrer has no origin either.
+        # Our pages send no referrer, and their forms therefore no origin.
         is_ours = origin == "null" or _host_in(origin) == request.host
         if site not in (None, "same-origin"):
             return Refusal(403, "This was sent by the page of another site.")

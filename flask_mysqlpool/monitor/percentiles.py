@@ -1,4 +1,4 @@
-"""Numbers out of numbers: sums over workers, and percentiles of histograms."""
+"""Sums over workers, and percentiles of histograms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 from ..pool.stats import BOUNDS
 from ..workers.exited import is_count
 
-#: What of a sheet is a histogram: how long checkouts took, connections were in use,
-#: and connects took.
+#: The histograms of a record: durations of checkouts, of uses and of connects.
 TIMES = "wait", "use", "create"
 
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -20,15 +19,15 @@ Worker = dict[str, Any]
 
 
 def histogram(worker: Worker, name: str) -> list[float]:
-    """The counts, and then the sum in seconds; nothing but zeros if it has none."""
+    """Return the counts, then the sum in seconds; zeros if the worker has none."""
     found: Any = worker.get(name)
-    if isinstance(found, tuple):  # this process's own
+    if isinstance(found, tuple):  # of this process
         found = list(found)
     return found if is_count(name, found) else [0] * (len(BOUNDS) + 2)
 
 
 def summary(workers: Iterable[Worker], name: str) -> dict[str, float | None]:
-    """Number, mean and percentiles of all workers' durations together, in seconds."""
+    """Return count, mean and percentiles over all workers, in seconds."""
     found = [histogram(worker, name) for worker in workers]
     *counts, seconds = map(sum, zip(*found, [0] * (len(BOUNDS) + 2), strict=True))
     count = sum(counts)
@@ -40,10 +39,10 @@ def summary(workers: Iterable[Worker], name: str) -> dict[str, float | None]:
 
 
 def percentile(counts: Sequence[float], part: float) -> float | None:
-    """The duration that this part of all does not exceed; None if there were none.
+    """Return the duration that this part of all durations does not exceed, or None.
 
-    Within a bucket they are taken to be spread evenly. Of those that are longer than
-    all bounds no more is known, so the last bound is given.
+    Durations are assumed to be spread evenly within a bucket. Those beyond all bounds
+    are not known more precisely: the result is then the last bound.
     """
     rank, seen = part * sum(counts), 0.0
     if not rank:
@@ -58,7 +57,7 @@ def percentile(counts: Sequence[float], part: float) -> float | None:
 
 
 def reasons(workers: Iterable[Worker]) -> dict[str, int]:
-    """How many connections were closed for which reason."""
+    """Count the closed connections by reason, over all workers."""
     total: Counter[str] = Counter()
     for worker in workers:
         found = worker.get("discarded_by_reason")

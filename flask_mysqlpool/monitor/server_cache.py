@@ -1,4 +1,4 @@
-"""What the server says, asked seldom and briefly, however many pages are open."""
+"""A cache of the server's answers, which bounds rate and duration of queries."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from ..config import PoolConfig
 from ..pool.driver.process import process
 from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
 
-#: Seconds that a connect may take, and each of a few answers.
+#: Maximum seconds of a connect, and of each answer.
 CONNECT, ANSWER = 0.5, 0.3
-#: Seconds that an answer is good for, and a failure.
+#: Seconds for which an answer is cached, and a failure.
 FRESH, FAILED = 0.9, 3.0
-#: Characters of a statement that are looked at, and that are shown.
+#: Characters of a statement that are scanned, and that are shown.
 _READ, _SHOWN = 2000, 200
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A report, or why there is none; when it was asked for, and is to be again."""
+    """A report, or why there is none; when it was queried, and when it expires."""
 
     report: ServerReport | None
     error: str
-    asked: float
-    good_until: float
+    queried: float
+    expires: float
 
 
-NOT_ASKED = Answer(None, "has not been asked yet", 0.0, 0.0)
+NOT_QUERIED = Answer(None, "has not been queried yet", 0.0, 0.0)
 
 
-class Asker:
-    """Asks one server for this process; its answer is shared by all who look."""
+class ServerCache:
+    """The last answer of one server, shared by all requests of this process."""
 
     def __init__(self, config: PoolConfig) -> None:
         self._config = replace(
@@ -47,35 +47,35 @@ class Asker:
 
     def _begin(self) -> None:
         self._pid = process()
-        self._turn = threading.Lock()
-        self._last = NOT_ASKED
+        self._querying = threading.Lock()
+        self._last = NOT_QUERIED
 
-    def answer(self, may_ask: bool = True) -> Answer:
-        """The last answer, or a new one if that is old and nobody else asks now."""
+    def answer(self, may_query: bool = True) -> Answer:
+        """Return the last answer; query a new one if it is old and no thread does."""
         if self._pid != process():
             self._begin()
         last = self._last
-        is_good = time.monotonic() < last.good_until
-        if is_good or not may_ask or not self._turn.acquire(blocking=False):
+        is_fresh = time.monotonic() < last.expires
+        if is_fresh or not may_query or not self._querying.acquire(blocking=False):
             return last
         try:
-            self._last = self._ask()
+            self._last = self._query()
         finally:
-            self._turn.release()
+            self._querying.release()
         return self._last
 
-    def _ask(self) -> Answer:
-        asked = time.monotonic()
+    def _query(self) -> Answer:
+        queried = time.monotonic()
         try:
             with connect_to(self._config) as server:
                 report = server.report()
         except Unanswered as error:
-            return Answer(None, error.text, asked, time.monotonic() + FAILED)
-        return Answer(report, "", asked, asked + FRESH)
+            return Answer(None, error.text, queried, time.monotonic() + FAILED)
+        return Answer(report, "", queried, queried + FRESH)
 
 
 def describe(thread: Thread) -> dict[str, Any]:
-    """What a connection is doing, as the server sees it."""
+    """Return what a connection does, by the server's thread list."""
     return {
         "command": thread.command,
         "for": thread.seconds,
@@ -84,10 +84,10 @@ def describe(thread: Thread) -> dict[str, Any]:
 
 
 def without_values(statement: str) -> str:
-    """A statement up to its first text or comment, and without numbers.
+    """Cut a statement at its first string or comment, and mask its numbers.
 
-    The values in it are nobody's business. What comes after a quotation mark cannot be
-    told from what is within, unless one knows the session's SQL mode.
+    Values may be confidential. Where a string ends depends on the session's SQL mode,
+    which is not known: so everything after a quotation mark is cut.
     """
     text = " ".join(statement[:_READ].split())
     known = re.split(r"""['"#]|/\*|--""", text)[0]

@@ -1,4 +1,4 @@
-"""What the monitor tells of an app's pools: plain data, of all workers together."""
+"""The monitor's data: a snapshot of an app's pools, over all workers."""
 
 from __future__ import annotations
 
@@ -16,34 +16,24 @@ from flask import Flask
 from ..config import PoolConfig
 from ..workers.fleet import RECENT, Fleet, Worker, holders, totals
 from .percentiles import TIMES, histogram, reasons, summary
-from .server_cache import Answer, Asker, describe
+from .server_cache import Answer, ServerCache, describe
 
-#: Seconds after which no further server is asked for this page, but for the next one.
+#: Seconds after which a request queries no further server; the next request does.
 BUDGET = 0.4
 
-#: Samples that are kept for the line, and seconds between two of them at the least.
+#: Samples that are kept for the line chart, and minimum seconds between two of them.
 KEPT, APART = 300, 0.8
 
 #: Holders that are listed.
 LISTED = 50
 
-#: Seconds after which a worker with connections has not been heard of as it should.
+#: Seconds after which a worker with connections has missed its heartbeat.
 SILENT = 2.0
 
-#: What is told of a worker as it publishes it.
+#: The published fields of a worker that the page shows.
 _FIELDS = (
-    *(
-        "id",
-        "name",
-        "pid",
-        "generation",
-        "size",
-        "idle",
-        "in_use",
-        "connecting",
-        "waiting",
-    ),
-    *("outdated", "paused", "checkouts", "timeouts", "opened", "discarded"),
+    *("id", "name", "pid", "generation", "size", "idle", "in_use", "connecting"),
+    *("waiting", "outdated", "paused", "checkouts", "timeouts", "opened", "discarded"),
 )
 
 _COLUMNS = "thread_id", "pid", "worker", "endpoint", "for", "age"
@@ -57,13 +47,13 @@ class Site:
     configs: Mapping[str, PoolConfig]
     fleet: Fleet | None
     workers: Mapping[str, list[Worker]]
-    #: Why these are not all workers but this process alone; or an empty string.
-    blind: str
+    #: Why only this process is shown instead of all workers, or an empty string.
+    unseen: str
 
     @property
     def problems(self) -> list[str]:
-        if self.blind:
-            return [f"Only this worker is shown, {os.getpid()}: {self.blind}."]
+        if self.unseen:
+            return [f"Only this worker is shown, {os.getpid()}: {self.unseen}."]
         if self.fleet is None:
             return []
         desired = {bind: self.fleet.desired(bind) for bind in self.configs}
@@ -71,8 +61,8 @@ class Site:
         return [*pauses, *self.fleet.problems]
 
 
-def look(app: Flask) -> Site:
-    """Read what all workers publish; if that cannot be, what this one knows itself."""
+def read_site(app: Flask) -> Site:
+    """Read what all workers publish; if that fails, the state of this process."""
     states = app.extensions.get("mysqlpool")
     if not states:
         raise RuntimeError(
@@ -82,15 +72,15 @@ def look(app: Flask) -> Site:
     for state in states.values():
         configs.update(state.published())
     status_dir = next(iter(states.values())).status_dir
-    fleet, blind = None, "STATUS_DIR is False"
+    fleet, unseen = None, "STATUS_DIR is False"
     if status_dir is not None:
         fleet = Fleet(status_dir, app.name, configs)
         try:
             return Site(app.name, configs, fleet, fleet.workers(), "")
         except OSError as error:
-            blind = reason(error)
+            unseen = reason(error)
     own = {bind: [_own_worker(pool)] for bind, pool in own_pools(app).items()}
-    return Site(app.name, configs, None, own, blind)
+    return Site(app.name, configs, None, own, unseen)
 
 
 def reason(error: OSError) -> str:
@@ -99,7 +89,7 @@ def reason(error: OSError) -> str:
 
 
 def own_pools(app: Flask) -> dict[str, Any]:
-    """This process's pools, by the same names."""
+    """Return this process's pools, by their names for commands."""
     return {
         bind: pool
         for db, state in app.extensions["mysqlpool"].items()
@@ -108,7 +98,7 @@ def own_pools(app: Flask) -> dict[str, Any]:
 
 
 def _own_worker(pool: Any) -> Worker:
-    """What a worker would publish."""
+    """Return what this process would publish as a worker."""
     stats, now = pool.stats(), time.time()
     return {
         **vars(stats),
@@ -121,25 +111,25 @@ def _own_worker(pool: Any) -> Worker:
 
 
 class Memory:
-    """What one process remembers of one app between two looks."""
+    """The state that a process keeps of an app between two requests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._askers: dict[object, Asker] = {}
+        self._caches: dict[object, ServerCache] = {}
         self._lines: dict[str, deque[tuple[float, int, int]]] = {}
 
-    def asker(self, config: PoolConfig) -> Asker:
-        """The one for this account; binds may share it."""
+    def server_cache(self, config: PoolConfig) -> ServerCache:
+        """Return the cache of a server and account, which binds may share."""
         key = config.server, config.user
         with self._lock:
-            if key not in self._askers:
-                self._askers[key] = Asker(config)
-            return self._askers[key]
+            if key not in self._caches:
+                self._caches[key] = ServerCache(config)
+            return self._caches[key]
 
     def line(
         self, bind: str, counts: Mapping[str, int]
     ) -> list[tuple[float, int, int]]:
-        """The last minutes as (moment, in use, waiting), with this sample added."""
+        """Add a sample to the line chart, and return all: (time, in use, waiting)."""
         now = time.time()
         with self._lock:
             line = self._lines.setdefault(bind, deque(maxlen=KEPT))
@@ -151,9 +141,9 @@ class Memory:
 def status(
     site: Site, memory: Memory, *, with_server: bool, with_line: bool
 ) -> dict[str, Any]:
-    """All that a page shows and that changes."""
+    """Return all data of the page that change."""
     pools = {bind: _pool(site, bind) for bind in site.configs}
-    answers = _ask(site, memory) if with_server else {}
+    answers = _query(site, memory) if with_server else {}
     for bind, pool in pools.items():
         line = memory.line(bind, pool["totals"])
         if with_line:
@@ -161,7 +151,7 @@ def status(
         if bind in answers:
             _add_server(pool, answers[bind])
             if "," not in site.configs[bind].host:
-                # Elsewhere a number may be that of a connection to another host.
+                # With several hosts, thread ids are ambiguous.
                 _match(pool, answers[bind], _claimed(site, bind))
     return {
         "app": site.app,
@@ -187,7 +177,7 @@ def _pool(site: Site, bind: str) -> dict[str, Any]:
         "waited": max((float(w.get("waited") or 0) for w in workers), default=0.0),
         "workers": [_public(worker) for worker in workers],
         "holders": [{k: h.get(k) for k in _COLUMNS} for h in held[:LISTED]],
-        # A worker describes the first of its connections only.
+        # A worker publishes the details of its first connections only.
         "unlisted": max(counts["in_use"], len(held)) - len(held[:LISTED]),
         **{name: summary(workers, name) for name in TIMES},
         "discarded_by_reason": reasons(workers),
@@ -198,7 +188,7 @@ def _pool(site: Site, bind: str) -> dict[str, Any]:
 
 
 def _capacity(config: PoolConfig, workers: int) -> int:
-    """The most connections that these workers may have."""
+    """Return the maximum number of connections of these workers together."""
     most = config.max_size * workers
     return min(most, config.max_host_connections or most)
 
@@ -211,7 +201,7 @@ def _is_paused(site: Site, bind: str) -> bool:
 
 
 def _state(pool: Mapping[str, Any]) -> str:
-    """The worst that is to be said of it."""
+    """Return the most severe state that applies."""
     counts, failure = pool["totals"], pool["connect_failure"]
     if pool["paused"]:
         return "paused"
@@ -243,7 +233,7 @@ def _ago(workers: Iterable[Worker], field: str) -> float | None:
 
 
 def _failure(workers: Iterable[Worker]) -> dict[str, Any] | None:
-    """The last connect that failed, however long ago."""
+    """Return the last failed connect, however long ago."""
     failed = [worker for worker in workers if worker.get("last_connect_failure")]
     if not failed:
         return None
@@ -256,16 +246,16 @@ def _failure(workers: Iterable[Worker]) -> dict[str, Any] | None:
 # The server
 
 
-def _ask(site: Site, memory: Memory) -> dict[str, Answer]:
+def _query(site: Site, memory: Memory) -> dict[str, Answer]:
     deadline = time.monotonic() + BUDGET
     return {
-        bind: memory.asker(config).answer(may_ask=time.monotonic() < deadline)
+        bind: memory.server_cache(config).answer(may_query=time.monotonic() < deadline)
         for bind, config in site.configs.items()
     }
 
 
 def _claimed(site: Site, bind: str) -> set[int]:
-    """The connections of all workers to this bind's server and database."""
+    """Return the thread ids that all workers have at this bind's server."""
     place = site.configs[bind].server
     return {
         number
@@ -289,20 +279,20 @@ def _add_server(pool: dict[str, Any], answer: Answer) -> None:
 
 
 def _match(pool: dict[str, Any], answer: Answer, claimed: set[int]) -> None:
-    """Tell of each holder what the server says of his connection."""
+    """Add to each holder what its connection does, by the server's thread list."""
     if answer.report is None:
         return
     threads = {thread.thread_id: thread for thread in answer.report.threads}
     pool["seen_by_server"]["orphans"] = len(threads.keys() - claimed)
-    age = time.monotonic() - answer.asked
+    age = time.monotonic() - answer.queried
     for holder in pool["holders"]:
         thread = threads.get(holder["thread_id"])
-        # What was asked before somebody took it is about the last holder.
-        is_his = thread is not None and holder["for"] >= age
-        holder["doing"] = describe(thread) if thread and is_his else None
+        # An answer from before the checkout is about the previous holder.
+        is_current = thread is not None and holder["for"] >= age
+        holder["doing"] = describe(thread) if thread and is_current else None
 
 
 def _threads_of(worker: Worker) -> list[int]:
-    """All of them; what is described of each is bounded."""
+    """Return all thread ids; the list of connections is cut in length."""
     described = [connection["thread_id"] for connection in worker["connections"]]
     return worker.get("thread_ids") or described

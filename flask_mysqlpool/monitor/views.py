@@ -1,4 +1,4 @@
-"""The blueprint: the page, its data beside it, and the orders it can give."""
+"""The blueprint: the page, its data as JSON, and its control requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..pool.driver.logs import log, plain
 from . import snapshot
 from .auth import Authorize, Gate, Refusal, Visit
 
-#: Nothing comes from foreign hosts, nothing inline runs, nobody frames a button.
+#: No content of other hosts, no inline scripts or styles, no framing (clickjacking).
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
     " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -30,10 +30,10 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-#: For those who have not been let in yet.
+#: Endpoints without authorization.
 _OPEN = "static", "login"
 
-# Not the app's: context processors of an app may ask its database.
+# Not the app's environment, whose context processors may use the database.
 _templates = Environment(
     loader=PackageLoader("flask_mysqlpool.monitor"),
     autoescape=True,
@@ -50,17 +50,17 @@ def create_monitor(
     url_prefix: str = "/mysqlpool",
     name: str = "mysqlpool_monitor",
 ) -> Blueprint:
-    """A blueprint with the monitor, for ``app.register_blueprint()``.
+    """Create the blueprint of the monitor, for ``app.register_blueprint()``.
 
-    Who may see it: whoever ``authorize`` returns True for, called in the request; or
-    whoever has the ``token``, sent as ``Authorization: Bearer`` or typed into a form.
-    With neither, the app must be in debug mode, and only requests straight from this
+    A request may read if ``authorize``, called in the request, returns True; or if it
+    has the ``token``, as ``Authorization: Bearer`` or after signing in with a form.
+    Without both, the app must be in debug mode, and only requests directly from this
     host are answered. With ``control``, the page also resets, pauses and resumes.
 
-    Raises :exc:`ValueError` for both ways at once and for a token that is too short,
-    :exc:`TypeError` if ``authorize`` cannot be called; and when it is registered
-    :exc:`RuntimeError` if the app is not in debug mode and there is neither, and if a
-    token or ``control`` finds no ``SECRET_KEY``.
+    Raises :exc:`ValueError` for both at once and for a token that is too short, and
+    :exc:`TypeError` if ``authorize`` is not callable. Registering it raises
+    :exc:`RuntimeError` if both are missing and the app is not in debug mode, and if
+    ``token`` or ``control`` is set without ``SECRET_KEY``.
     """
     monitor = _Monitor(Gate(authorize, token), control)
     blueprint = Blueprint(name, __name__, url_prefix=url_prefix, static_folder="static")
@@ -73,16 +73,16 @@ def create_monitor(
         blueprint.add_url_rule("/login", "login", monitor.login, methods=["POST"])
         blueprint.add_url_rule("/logout", "logout", monitor.logout, methods=["POST"])
     if control:
-        blueprint.add_url_rule("/control", "control", monitor.steer, methods=["POST"])
+        blueprint.add_url_rule("/control", "control", monitor.control, methods=["POST"])
     return blueprint
 
 
 class _Monitor:
-    """The views. Several apps may have registered the same one."""
+    """The views; one object may be registered with several apps."""
 
     def __init__(self, gate: Gate, control: bool) -> None:
         self._gate = gate
-        self._control = control
+        self._has_control = control
         self._memories: WeakKeyDictionary[Flask, snapshot.Memory] = WeakKeyDictionary()
 
     def registered(self, state: BlueprintSetupState) -> None:
@@ -92,10 +92,10 @@ class _Monitor:
 
     @property
     def _needs_cookie(self) -> bool:
-        return self._control or self._gate.takes_token
+        return self._has_control or self._gate.takes_token
 
     def refuse(self) -> Response | None:
-        """Answer those who may not see this. Nothing of the app's is asked for it."""
+        """Answer requests that are not authorized, without using the app's pools."""
         endpoint = (request.endpoint or "").rpartition(".")[2]
         refusal = None if endpoint in _OPEN else self._gate.refusal()
         if refusal is None:
@@ -110,7 +110,7 @@ class _Monitor:
         return _challenged(page)
 
     def page(self) -> Response:
-        site = snapshot.look(_app())
+        site = snapshot.read_site(_app())
         visit = self._gate.visit()
         if visit is None and self._needs_cookie:
             visit = self._gate.begin_visit()
@@ -119,7 +119,7 @@ class _Monitor:
             site=site,
             settings={b: _settings(config) for b, config in site.configs.items()},
             csrf=self._gate.csrf_token(visit) if visit else "",
-            control=url_for(".control") if self._control else None,
+            control=url_for(".control") if self._has_control else None,
             logout=url_for(".logout") if self._gate.has_signed_in() else None,
         )
         if visit and self._needs_cookie:
@@ -127,11 +127,11 @@ class _Monitor:
         return response
 
     def status(self) -> Response:
-        """What the page shows, as JSON. ``?server=0``: without asking the server."""
+        """Return the page's data as JSON; ``?server=0`` does not query the server."""
         app = _app()
         return _json(
             snapshot.status(
-                snapshot.look(app),
+                snapshot.read_site(app),
                 self._memories[app],
                 with_server=request.args.get("server") != "0",
                 with_line=request.args.get("line") == "1",
@@ -158,24 +158,24 @@ class _Monitor:
         self._gate.remember(Visit("", None), response)
         return response
 
-    def steer(self) -> Response:
+    def control(self) -> Response:
         """Reset, pause or resume one pool of all workers."""
         refusal = self._gate.forgery()
         if refusal is not None:
             return _refused(refusal)
-        site = snapshot.look(_app())
-        action, bind = _order()
+        site = snapshot.read_site(_app())
+        action, bind = _requested()
         if action not in _ACTIONS or bind not in site.configs:
-            return _refused(Refusal(400, "There is no such order, or no such pool."))
+            return _refused(Refusal(400, "There is no such action, or no such pool."))
         try:
             if site.fleet is None:
-                raise OSError(site.blind)
+                raise OSError(site.unseen)
             how = {"by": _visitor()} if action == "pause" else {}
             getattr(site.fleet, action)(bind, **how)
         except OSError as error:
             text = f"The workers cannot be reached: {snapshot.reason(error)}"
             return _refused(Refusal(503, text))
-        text = "the monitor was told: %s %s"
+        text = "requested by the monitor: %s %s"
         log(INFO, text, action, bind, logger=current_app.logger)
         return _json({"action": action, "bind": bind})
 
@@ -183,15 +183,15 @@ class _Monitor:
 _ACTIONS = "reset", "pause", "resume"
 
 
-def _order() -> tuple[str, str]:
-    """The action, and the pool it is for."""
+def _requested() -> tuple[str, str]:
+    """Return the requested action and its bind."""
     try:
-        order = request.get_json(silent=True)
+        content = request.get_json(silent=True)
     except RecursionError:
-        order = None
-    if not isinstance(order, dict):
+        content = None
+    if not isinstance(content, dict):
         return "", ""
-    return str(order.get("action")), str(order.get("bind"))
+    return str(content.get("action")), str(content.get("bind"))
 
 
 def _visitor() -> str:
@@ -203,7 +203,7 @@ def _app() -> Flask:
 
 
 def _settings(config: PoolConfig) -> list[tuple[str, object, bool]]:
-    """Name, value, and whether that is another than the default; without secrets."""
+    """Return names, values without secrets, and whether each is not the default."""
     defaults = PoolConfig().settings()
     return [(k, v, v != defaults[k]) for k, v in config.settings().items()]
 
@@ -223,7 +223,7 @@ def _json(data: object, status: int = 200) -> Response:
 
 
 def _plain(data: object) -> object:
-    """The same, for a page: with nothing in its texts that a browser would obey."""
+    """Escape control characters in all texts."""
     if isinstance(data, dict):
         return {plain(key): _plain(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
@@ -236,7 +236,7 @@ def _refused(refusal: Refusal) -> Response:
 
 
 def _challenged(response: Response) -> Response:
-    """Name the scheme, as a 401 has to."""
+    """Add the authentication scheme to a 401, which requires one."""
     if response.status_code == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

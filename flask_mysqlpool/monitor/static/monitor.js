@@ -1,11 +1,11 @@
 "use strict";
 
-// Whatever comes from the app is put into text nodes and SVG paths, and nowhere else.
+// Data of the app go into text nodes and SVG paths only, so that none becomes HTML.
 
-const EVERY = 1000; // milliseconds between two looks
-const PATIENCE = 5000; // milliseconds that an answer may take
+const EVERY = 1000; // milliseconds between two updates
+const PATIENCE = 5000; // milliseconds to wait for an answer
 const WINDOWS = { 60: "Last minute", 120: "Last two minutes", 300: "Last five minutes" }; // of the line
-const GAP = 12; // seconds without a sample that interrupt it
+const GAP = 12; // seconds without a sample that interrupt the line
 const RECENT = 60; // seconds that "last minute" covers
 const BOUNDS = [
   0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
@@ -15,36 +15,36 @@ const STATES = {
   ok: "all is well",
   unused: "not in use yet",
   full: "all in use",
-  waiting: "somebody waits",
-  timeouts: "timeouts lately",
+  waiting: "checkouts wait",
+  timeouts: "recent timeouts",
   failing: "connects fail",
   paused: "paused",
 };
 const REASONS = {
-  dead: "the server had closed it",
+  dead: "closed by the server",
   expired: "older than MAX_LIFETIME, or used MAX_USAGE times",
-  idle: "not needed for MAX_IDLE",
+  idle: "unused for MAX_IDLE",
   invalidated: "by a reset, a pause or a disconnect",
-  reset_failed: "could not be cleaned for the next one",
+  reset_failed: "the session could not be cleaned",
   surplus: "more than this worker may keep",
   closed: "the pool was closed",
 };
 const SURE = {
   reset: [
     "Reset",
-    "All workers replace their connections: idle ones at once, busy ones when they come back. No request is interrupted.",
+    "All workers replace their connections: idle ones at once, busy ones when they are returned. No request is interrupted.",
   ],
   pause: [
     "Pause",
-    "In all workers new checkouts wait, each until its timeout, until somebody resumes. What is in use may finish.",
+    "In all workers new checkouts wait until the pools are resumed, each no longer than its timeout. Connections in use may finish.",
   ],
-  resume: ["Resume", "Whoever waits in any worker is served."],
+  resume: ["Resume", "The waiting checkouts of all workers are served."],
 };
 
 const $ = (id) => document.getElementById(id);
 
 function say(element, text) {
-  // Unchanged text is left alone, so that it can be selected, and is not read out.
+  // Unchanged text stays, so that it can be selected and screen readers do not repeat it.
   if (element && element.textContent !== String(text)) element.textContent = text;
 }
 
@@ -138,7 +138,7 @@ class Pool {
       this.fields[field.dataset.field] = field;
     }
     this.samples = []; // [moment, in use, waiting]
-    this.past = []; // what the counters were: {time, workers}
+    this.past = []; // earlier counters: {time, known}
     for (const button of section.querySelectorAll("[data-action]")) {
       button.addEventListener("click", () => ask(button.dataset.action, this.bind));
     }
@@ -164,7 +164,7 @@ class Pool {
     this.showTrouble(pool);
   }
 
-  // What has happened since the oldest look within the last minute
+  // Changes of the counters within the last minute
   since(workers, now) {
     const known = Object.fromEntries(workers.map((worker) => [worker.id, worker]));
     if (this.past.length && now < this.past[this.past.length - 1].time) this.past = [];
@@ -199,11 +199,11 @@ class Pool {
     this.set("idle", count(total.idle));
     this.set("idle_note", `${total.size} open`);
     this.set("waiting", count(total.waiting));
-    this.set("waiting_note", total.waiting ? `for up to ${duration(pool.waited)}` : "nobody");
+    this.set("waiting_note", total.waiting ? `for up to ${duration(pool.waited)}` : "none");
     this.set("max", count(pool.capacity));
     this.set("max_note", `${pool.max_size} × ${plural(total.workers, "worker")}`);
-    this.set("budget", count(total.size));
-    this.set("budget_note", `of ${pool.max_host_connections} allowed`);
+    this.set("host", count(total.size));
+    this.set("host_note", `of ${pool.max_host_connections} allowed`);
     const rate = recent.seconds >= 1 ? checkouts / recent.seconds : null;
     this.set("rate", rate === null ? "–" : rate < 10 ? rate.toFixed(1) : count(Math.round(rate)));
     this.set("rate_note", "per second");
@@ -266,7 +266,7 @@ class Pool {
         + `; ${count(seen.threads)} of this account`
         + (seen.orphans ? `, ${count(seen.orphans)} of them claimed by no worker here.` : "."));
     } else if (seen) {
-      notes.push("The server cannot be asked, see below.");
+      notes.push("The server cannot be queried, see below.");
     }
     this.set("seen", notes.join(" ") || "\u00a0");
   }
@@ -362,12 +362,12 @@ function unbroken(samples) {
   return runs;
 }
 
-// Looking, again and again
+// Updates
 
 const page = document.body;
 const pools = [...document.querySelectorAll(".pool")].map((section) => new Pool(section));
 let timer = 0;
-let looking = false;
+let refreshing = false;
 let lost = null; // since when the app cannot be reached
 let held = false;
 let ended = false;
@@ -379,18 +379,18 @@ function live(text, kind) {
   page.classList.toggle("stale", kind === "lost" || kind === "ended");
 }
 
-async function look() {
-  if (looking || ended || held || document.hidden) return;
-  looking = true;
+async function refresh() {
+  if (refreshing || ended || held || document.hidden) return;
+  refreshing = true;
   const began = performance.now();
   try {
     await update();
   } catch (error) {
     fail(error);
   }
-  looking = false;
+  refreshing = false;
   clearTimeout(timer);
-  timer = setTimeout(look, Math.max(EVERY - (performance.now() - began), 200));
+  timer = setTimeout(refresh, Math.max(EVERY - (performance.now() - began), 200));
 }
 
 async function update() {
@@ -401,10 +401,10 @@ async function update() {
   });
   if (response.status === 401 || response.status === 403) {
     ended = true;
-    live("You may not see this any more: reload", "ended");
+    live("Access has ended: reload", "ended");
     return;
   }
-  if (!response.ok) throw new Error(`it answers ${response.status}`);
+  if (!response.ok) throw new Error(`the answer is ${response.status}`);
   const report = await response.json();
   first = false;
   lost = null;
@@ -433,7 +433,7 @@ function show(report) {
 
 function fail(error) {
   lost = lost || new Date().toLocaleTimeString("en-GB");
-  const reason = error instanceof Error && error.message.startsWith("it answers") ? `, ${error.message}` : "";
+  const reason = error instanceof Error && error.message.startsWith("the answer is") ? `, ${error.message}` : "";
   live(`The app cannot be reached since ${lost}${reason}`, "lost");
 }
 
@@ -442,15 +442,15 @@ function begin() {
   if (ended) return;
   if (held) live("On hold", "held");
   else if (document.hidden) live("Waiting for this tab to be shown", "held");
-  else look();
+  else refresh();
 }
 
-// Orders
+// Control
 
-let order = null;
+let requested = null;
 
 function ask(action, bind) {
-  order = { action, bind };
+  requested = { action, bind };
   const [word, text] = SURE[action];
   say($("sure-title"), `${word} ${bind}?`);
   say($("sure-text"), text);
@@ -468,10 +468,10 @@ async function send(url, body) {
   });
 }
 
-async function steer() {
+async function control() {
   $("sure-yes").disabled = true;
   try {
-    const response = await send(page.dataset.control, order);
+    const response = await send(page.dataset.control, requested);
     if (response.ok) $("sure").close();
     else say($("sure-error"), (await response.json()).error);
     begin();
@@ -506,7 +506,7 @@ if (pools.length) {
   document.addEventListener("visibilitychange", begin);
   if ($("sure")) {
     $("sure-no").addEventListener("click", () => $("sure").close());
-    $("sure-yes").addEventListener("click", steer);
+    $("sure-yes").addEventListener("click", control);
   }
   if ($("logout")) {
     $("logout").addEventListener("click", async () => {
