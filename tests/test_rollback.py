@@ -208,7 +208,7 @@ def test_what_an_app_does_by_itself_does_not_escape(
     with db.pool().dedicated_connection() as connection:
         execute(connection, "INSERT INTO t (a) VALUES (3)")
         connection.commit()
-    with pytest.raises(AttributeError, match="could be undone"):
+    with pytest.raises(AttributeError, match="could not be rolled back"):
         db.pool().steady_connection()
     assert numbers() == [1, 2, 3]
 

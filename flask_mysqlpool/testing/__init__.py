@@ -1,4 +1,4 @@
-"""What tests of an application need: a server, a bad network, and no traces.
+"""Tools for tests of an application: a server, network faults, and rollback.
 
 Fixtures for pytest are in :mod:`flask_mysqlpool.testing.fixtures`.
 """

@@ -1,7 +1,7 @@
 """A pool without a server, for tests of interleavings and for counting.
 
-Every call that would be I/O asserts that the calling thread does not hold the pool's
-lock: the one rule that no test with a real server could show to be kept.
+Every call that would do I/O asserts that the calling thread does not hold the pool's
+lock, a rule that tests with a real server cannot check.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..pool.stats import Times
 
 
 class WatchedLock:
-    """A lock that knows which thread holds it."""
+    """A lock that can tell whether the calling thread holds it."""
 
     def __init__(self) -> None:
         self._lock: Any = threading.RLock()
@@ -44,7 +44,7 @@ class WatchedLock:
 
 
 class FakeConnection:
-    """Stands in for a ``Session``; what goes wrong is set as attributes."""
+    """A fake ``Session``; attributes set its faults."""
 
     traced = False
 
@@ -118,13 +118,13 @@ class FakeConnection:
 class FakePool(Pool):
     """A :class:`Pool` of fake connections.
 
-    ``on_connect``, called in the connecting thread, may block, or raise what the server
-    would have said.
+    ``on_connect``, called in the connecting thread, may block, or raise a server's
+    error.
     """
 
     def __init__(self, on_connect: Callable[[], None] | None = None, **settings: Any):
         self.on_connect = on_connect
-        #: Sockets that a real pool would hold now, and the most that it ever held.
+        #: Sockets that a real pool would have open now, and the maximum so far.
         self.open_now = self.open_most = 0
         self.connects = 0
         self._numbers = threading.Lock()
@@ -135,7 +135,7 @@ class FakePool(Pool):
         self._state.lock = WatchedLock()
 
     def io(self) -> None:
-        """Called where a real pool would talk to the server."""
+        """Assert that I/O is allowed here; a real pool would use the network."""
         self._state.lock.assert_not_mine()
 
     def steady_connection(self) -> Any:
@@ -150,7 +150,7 @@ class FakePool(Pool):
         return FakeConnection(self, number)
 
     def count(self, change: int) -> int:
-        """Count a socket opened or closed; how many were opened so far."""
+        """Count a socket as opened or closed; return how many were opened so far."""
         with self._numbers:
             self.connects += max(change, 0)
             self.open_now += change

@@ -1,4 +1,4 @@
-"""A TCP proxy that plays a bad network between a client and its server."""
+"""A TCP proxy that simulates network faults between a client and its server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 
-from .links import CHUNK, END, Transport
+from .links import CHUNK, END, Link
 
 HOST = "127.0.0.1"
 BACKLOG = 128
@@ -22,7 +22,7 @@ CALL_SECONDS = 30.0
 
 
 class FaultProxy:
-    """Stands between client and server, and misbehaves when told to.
+    """A proxy between client and server, whose methods inject faults.
 
     ::
 
@@ -30,12 +30,12 @@ class FaultProxy:
             connection = pymysql.connect(host=proxy.host, port=proxy.port, ...)
             proxy.cut()
 
-    Methods may be called from every thread; when one returns, it has been done.
+    Methods are thread-safe; when one returns, the fault is in effect.
 
-    :param host: where the server is.
-    :param port: where the server is.
-    :param delay: seconds that everything takes in each direction; may be set at
-        any time, for what is read from then on. It limits no throughput.
+    :param host: the server's host.
+    :param port: the server's port.
+    :param delay: latency in seconds in each direction; may be set at any time, for data
+        read from then on. It does not limit the throughput.
     """
 
     host = HOST
@@ -47,19 +47,21 @@ class FaultProxy:
         self.connections = 0
         """Connections accepted so far."""
         self.round_trips = 0
-        """How often a client has spoken after an answer, over all connections."""
+        """How often a client has sent data after a reply, over all connections."""
         self.bytes_up = 0
-        """Bytes that came from clients."""
+        """Bytes received from clients."""
         self.bytes_down = 0
-        """Bytes that came from the server."""
-        self._links: dict[Transport, None] = {}
-        self._held = self._deaf = self._armed = self._stopping = False
+        """Bytes received from the server."""
+        self._links: dict[Link, None] = {}
+        self._held = self._dropping = self._armed = self._stopping = False
         self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._listener: socket.socket | None = None
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
-        mode = "held" if self._held else "deaf" if self._deaf else "open"
+        mode = (
+            "held" if self._held else "dropping replies" if self._dropping else "open"
+        )
         return (
             f"<FaultProxy {self.host}:{self.port} to port {self.target[1]}"
             f" {mode} live={self.live}>"
@@ -74,11 +76,11 @@ class FaultProxy:
 
     @property
     def live(self) -> int:
-        """Connections that are present."""
+        """Open connections."""
         return len(self._links)
 
     def start(self) -> None:
-        """Listen on a free port, from then on :attr:`port`."""
+        """Listen on a free port, and set :attr:`port`."""
         self._selector = selectors.DefaultSelector()
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
@@ -93,33 +95,33 @@ class FaultProxy:
         self._thread.start()
 
     def close(self) -> None:
-        """Close everything, and end the thread."""
+        """Close all connections, and end the thread."""
         if self._thread is not None:
             self._call(self._stop)
             self._thread.join()
             self._thread = None
-            # Not before: the thread may have stopped before it was woken for that.
+            # Not before the join: the thread may still read from it.
             self._waker.close()
             self._woken.close()
 
     def hang(self) -> None:
-        """Accept connections, forward nothing: neither bytes nor ends of them."""
+        """Accept connections, but forward neither bytes nor FINs."""
         self._call(lambda: self._set(held=True))
 
     def drop_replies(self) -> None:
-        """Forward requests; throw the server's bytes away."""
-        self._call(lambda: self._set(deaf=True))
+        """Forward requests, and drop the server's replies."""
+        self._call(lambda: self._set(dropping=True))
 
     def resume(self) -> None:
-        """Forward everything again, first of all what :meth:`hang` has held."""
+        """Forward everything again, first the data that :meth:`hang` has held."""
         self._call(self._set)
 
     def refuse(self) -> None:
-        """Refuse new connections; the present ones stay."""
+        """Refuse new connections; open ones stay."""
         self._call(self._refuse)
 
     def listen(self) -> None:
-        """Take connections again after :meth:`refuse`, on the same port."""
+        """Accept connections again after :meth:`refuse`, on the same port."""
         self._call(self._listen)
 
     def cut(self) -> None:
@@ -131,19 +133,18 @@ class FaultProxy:
         self._call(lambda: self._drop_all(reset=True))
 
     def half_close(self) -> None:
-        """Send the clients a FIN; what they write still reaches the server."""
+        """Send the clients a FIN; their data still reach the server."""
         self._call(self._half_close)
 
     def cut_after_request(self) -> None:
-        """Lose one reply: of the connection on which a client speaks next.
+        """Lose one reply, on the connection on which a client sends data next.
 
-        Its bytes reach the server; when that has answered, the answer is thrown
-        away and the connection cut.
+        The request reaches the server. Its reply is dropped, and the connection cut.
         """
         self._call(self._arm)
 
     def _call(self, action: Callable[[], None]) -> None:
-        """Have the proxy's thread do it, since it alone touches the sockets."""
+        """Call a function in the proxy's thread, which alone uses the sockets."""
         if self._thread is None:
             raise RuntimeError("the proxy is not running")
         done: Future[None] = Future()
@@ -152,9 +153,9 @@ class FaultProxy:
             self._waker.send(b"!")
         done.result(CALL_SECONDS)
 
-    def _set(self, *, held: bool = False, deaf: bool = False) -> None:
+    def _set(self, *, held: bool = False, dropping: bool = False) -> None:
         self._held = held
-        self._deaf = deaf
+        self._dropping = dropping
 
     def _arm(self) -> None:
         self._armed = True
@@ -188,7 +189,7 @@ class FaultProxy:
         for link in list(self._links):
             self._drop(link, reset=reset)
 
-    def _drop(self, link: Transport, *, reset: bool) -> None:
+    def _drop(self, link: Link, *, reset: bool) -> None:
         if link in self._links:
             del self._links[link]
             for end in link.ends():
@@ -197,17 +198,17 @@ class FaultProxy:
 
     def _run(self) -> None:
         while not self._stopping:
-            for key, events in self._selector.select(self._patience()):
+            for key, events in self._selector.select(self._next_delay()):
                 key.data(key.fileobj, events)
             for link in list(self._links):
-                self._guard(link, self._tend)
+                self._guard(link, self._update)
             self._answer_calls()
         self._refuse()
         self._drop_all(reset=False)
         self._selector.close()
 
-    def _patience(self) -> float | None:
-        """Seconds until something that was delayed is due."""
+    def _next_delay(self) -> float | None:
+        """Return the seconds until delayed data are due."""
         if self._held:
             return None
         moments = [moment for link in self._links for moment in link.due()]
@@ -222,7 +223,7 @@ class FaultProxy:
                 done.set_exception(error)
                 continue
             for link in list(self._links):
-                self._guard(link, self._tend)
+                self._guard(link, self._update)
             done.set_result(None)
 
     def _wake_up(self, woken: socket.socket, events: int) -> None:
@@ -232,19 +233,19 @@ class FaultProxy:
     def _accept(self, listener: socket.socket, events: int) -> None:
         with suppress(OSError):
             client, _ = listener.accept()
-            self._links[Transport(client)] = None
+            self._links[Link(client)] = None
             self.connections += 1
 
-    def _guard(self, link: Transport, action: Callable[[Transport], None]) -> None:
-        """One side that breaks off breaks the other off."""
+    def _guard(self, link: Link, action: Callable[[Link], None]) -> None:
+        """Call a function; if one side has broken the connection, reset both."""
         try:
             if link in self._links:
                 action(link)
         except OSError:
             self._drop(link, reset=True)
 
-    def _tend(self, link: Transport) -> None:
-        """Write what can be written, and say what to wait for."""
+    def _update(self, link: Link) -> None:
+        """Write the data that are due, and register the events to wait for."""
         if not self._held:
             if not link.begun:
                 link.begin(self.target)
@@ -256,7 +257,7 @@ class FaultProxy:
         for end, events in link.wants():
             self._watch(end, 0 if self._held else events, link)
 
-    def _watch(self, end: socket.socket, events: int, link: Transport) -> None:
+    def _watch(self, end: socket.socket, events: int, link: Link) -> None:
         known = self._selector.get_map().get(end)
         if known is None:
             if events:
@@ -266,10 +267,10 @@ class FaultProxy:
         elif known.events != events:
             self._selector.modify(end, events, known.data)
 
-    def _handle(self, link: Transport, end: socket.socket, events: int) -> None:
+    def _handle(self, link: Link, end: socket.socket, events: int) -> None:
         self._guard(link, lambda link: self._transfer(link, end, events))
 
-    def _transfer(self, link: Transport, end: socket.socket, events: int) -> None:
+    def _transfer(self, link: Link, end: socket.socket, events: int) -> None:
         source, sink = (
             (link.up, link.down) if end is link.client else (link.down, link.up)
         )
@@ -284,27 +285,27 @@ class FaultProxy:
         if note(link, data):
             source.put(data, time.monotonic() + self.delay)
 
-    def _note_request(self, link: Transport, data: bytes) -> bool:
+    def _note_request(self, link: Link, data: bytes) -> bool:
         self.bytes_up += len(data)
         if data and link.replied:
             link.replied = False
             self.round_trips += 1
         if data and self._armed:
             self._armed = False
-            link.doomed = True
+            link.cut_at_reply = True
         return True
 
-    def _note_reply(self, link: Transport, data: bytes) -> bool:
-        """Count, and decide whether the client is to see it."""
+    def _note_reply(self, link: Link, data: bytes) -> bool:
+        """Count a reply, and return whether to forward it."""
         self.bytes_down += len(data)
         link.replied = True
-        if link.doomed:
+        if link.cut_at_reply:
             self._drop(link, reset=False)
             return False
-        return not self._deaf or data == END
+        return not self._dropping or data == END
 
-    def _abandon(self) -> None:
-        """In a forked child: close its copies, which would keep ports open."""
+    def _close_after_fork(self) -> None:
+        """Close the child's copies of the sockets, which would keep ports open."""
         if self._thread is None:
             return
         self._thread = None
@@ -312,16 +313,16 @@ class FaultProxy:
         for thing in (self._listener, self._waker, self._woken, *ends):
             if thing is not None:
                 thing.close()
-        # Without unregistering: the parent watches with the same kernel object.
+        # Without unregistering: the parent uses the same kernel object.
         self._selector.close()
 
 
 _proxies: weakref.WeakSet[FaultProxy] = weakref.WeakSet()
 
 
-def _abandon_all() -> None:
+def _after_fork() -> None:
     for proxy in list(_proxies):
-        proxy._abandon()
+        proxy._close_after_fork()
 
 
-os.register_at_fork(after_in_child=_abandon_all)
+os.register_at_fork(after_in_child=_after_fork)

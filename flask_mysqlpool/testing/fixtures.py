@@ -16,9 +16,9 @@ from .rollback import rolled_back
 
 @pytest.fixture(scope="session")
 def mysql_server() -> Iterator[LocalServer]:
-    """A throw-away server for all tests, stopped after the last.
+    """Start a temporary server for all tests, and stop it after the last one.
 
-    ``mysql_server.url`` is for ``MYSQLPOOL_URL``. To have another engine or database,
+    ``mysql_server.url`` is for ``MYSQLPOOL_URL``. For another engine or database,
     define a fixture of the same name.
     """
     with LocalServer() as server:
@@ -27,9 +27,9 @@ def mysql_server() -> Iterator[LocalServer]:
 
 @pytest.fixture
 def mysql_rollback(app: Flask) -> Iterator[None]:
-    """An app context, and a transaction that is rolled back after the test.
+    """Push an app context, and roll back all changes after the test.
 
-    What requests commit in the meantime is undone, too: see
+    Changes that requests have committed are rolled back, too: see
     :func:`flask_mysqlpool.testing.rolled_back`.
     """
     with rolled_back(app), app.app_context():

@@ -1,4 +1,4 @@
-"""The two connections, and the two directions, of one client of a proxy."""
+"""Both connections, and both directions, of one client of the proxy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 CHUNK = 65536
-# A reader that is too slow slows the writer, as it would without a proxy.
+# Bounded, so that a slow reader slows the writer as it would without a proxy.
 MOST_QUEUED = 64 * 1024 * 1024
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 END = b""
 
 
 class Stream:
-    """One direction of one connection: what was read and is not yet written."""
+    """One direction of a connection: data that were read and not yet written."""
 
     def __init__(self, source: socket.socket, sink: socket.socket) -> None:
         self.source = source
@@ -33,7 +33,7 @@ class Stream:
         return self.reading and self.queued < MOST_QUEUED
 
     def read(self) -> bytes | None:
-        """What is there, :data:`END` at the end, ``None`` if nothing is there."""
+        """Return available data, :data:`END` at the end, None if there are none."""
         try:
             data = self.source.recv(CHUNK)
         except BlockingIOError:
@@ -47,7 +47,7 @@ class Stream:
             self.queued += len(data)
 
     def write(self, now: float) -> None:
-        """Write what is due, as far as the receiver takes it."""
+        """Write the data that are due, as far as the receiver accepts them."""
         while self.queue and not self.blocked and self.queue[0][0] <= now:
             due, data = self.queue.popleft()
             if data == END:
@@ -60,7 +60,7 @@ class Stream:
                 self.blocked = True
 
     def finish(self) -> None:
-        """End the writing with a FIN; what is queued or comes now is lost."""
+        """Send a FIN, and drop queued and further data."""
         self.done = True
         self.queue.clear()
         self.queued = 0
@@ -74,8 +74,8 @@ class Stream:
             return 0
 
 
-class Transport:
-    """A client's connection and that to the server which belongs to it."""
+class Link:
+    """A client's connection, and the corresponding one to the server."""
 
     def __init__(self, client: socket.socket) -> None:
         self.client = client
@@ -87,14 +87,14 @@ class Transport:
         self.down = Stream(self.server, client)
         self.begun = False
         self.replied = False
-        self.doomed = False
+        self.cut_at_reply = False
 
     def ends(self) -> tuple[socket.socket, socket.socket]:
         return self.client, self.server
 
     def begin(self, target: tuple[str, int]) -> None:
         self.begun = True
-        # It becomes writable when it is connected.
+        # The socket becomes writable when it is connected.
         self.up.blocked = True
         self.server.connect_ex(target)
 
@@ -108,7 +108,7 @@ class Transport:
                 yield stream.queue[0][0]
 
     def wants(self) -> Iterator[tuple[socket.socket, int]]:
-        """Each socket with the events that it is to be watched for."""
+        """Yield each socket with the events to wait for."""
         for source, sink in ((self.up, self.down), (self.down, self.up)):
             read = selectors.EVENT_READ if source.wants_data else 0
             write = selectors.EVENT_WRITE if sink.blocked else 0
@@ -120,12 +120,12 @@ class Transport:
                 if reset:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
                 else:
-                    _say_goodbye(end)
+                    _shut_down(end)
             end.close()
 
 
-def _say_goodbye(end: socket.socket) -> None:
-    """A FIN that stays one: closing with unread data would send a RST instead."""
+def _shut_down(end: socket.socket) -> None:
+    """Send a FIN, and read: closing a socket with unread data would send a RST."""
     end.shutdown(socket.SHUT_WR)
     with suppress(BlockingIOError):
         while end.recv(CHUNK):

@@ -1,6 +1,6 @@
-"""A throw-away MariaDB or MySQL server, gone with the process that asked for it.
+"""A temporary MariaDB or MySQL server, which ends with the process that started it.
 
-For Linux and macOS.
+It runs on Linux and macOS.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ PORT_TAKEN = re.compile(r"Address already in use|Do you already have another")
 
 
 class ServerFailed(RuntimeError):
-    """The server did not start; the message holds the end of its log."""
+    """The server did not start; the message has the end of its log."""
 
 
 class _PortTaken(ServerFailed):
-    """Somebody else was faster to listen on the port."""
+    """Another process listens on the port."""
 
 
 class LocalServer:
@@ -52,25 +52,25 @@ class LocalServer:
         with LocalServer() as server:
             print(server.url)  # mysql://app:8f3c…@127.0.0.1:45123/test
 
-    However this process ends, by ``kill -9`` too, server and folder go with it.
-    A child forked from it may use the server, and cannot end it. The first start
-    of a server version keeps a copy of its fresh data folder in the user's cache
-    folder (``$XDG_CACHE_HOME`` or ``~/.cache``), which makes later ones faster.
+    Server and folder are removed when this process ends, even by ``kill -9``. A forked
+    child may use the server, and cannot end it. The first start of a server version
+    keeps a copy of its fresh data folder in the user's cache folder
+    (``$XDG_CACHE_HOME`` or ``~/.cache``), which makes later starts faster.
 
-    Other accounts of the machine get in with the password only, and nobody gets at
-    files outside of the private folder.
+    Other accounts of the machine need the password, and the server gives no access to
+    files outside the private folder.
 
     :param engine: ``"mariadb"`` or ``"mysql"``.
-    :param root: for MySQL, a folder that holds a system with ``mysqld`` in it,
-        to be run under ``chroot``, which needs root's rights.
-    :param options: more arguments for the server; they win over those here.
+    :param root: for MySQL, a folder with a system that contains ``mysqld``, to be run
+        under ``chroot``, which needs root's rights.
+    :param options: further arguments for the server, which override those here.
     :param database: created at the first start, unless ``None``.
     :param user: created at the first start, with all privileges.
     :param password: of that user; by default a random one, see :attr:`password`.
-    :param root_over_tcp: let everybody on this machine be ``root`` on the port,
-        without a password. Otherwise ``root`` comes by the unix socket, which is in
+    :param root_over_tcp: let all accounts of this machine log in as ``root`` on the
+        port, without a password. Otherwise ``root`` needs the Unix socket, which is in
         the private folder.
-    :raises ServerNotFound: there is no such server; says what to install.
+    :raises ServerNotFound: the server is not installed; tells what to install.
     """
 
     host = HOST
@@ -90,7 +90,7 @@ class LocalServer:
         self.options = tuple(options)
         self.database = database
         self.user = user
-        #: Of the user.
+        #: The user's password.
         self.password = secrets.token_hex(16) if password is None else password
         self.root_over_tcp = root_over_tcp
         self.port = 0
@@ -116,7 +116,7 @@ class LocalServer:
 
     @property
     def version(self) -> str:
-        """Such as ``"10.11.19"``; known before the start."""
+        """The version, such as ``"10.11.19"``; known before the start."""
         return self._engine.version
 
     @property
@@ -131,37 +131,37 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        """Where the user gets to the database."""
+        """The URL of the database, with user and password."""
         return self.url_at(self.port)
 
     @property
     def log(self) -> str:
-        """What the server has written since its last start."""
+        """The server's output since its last start."""
         return Path(self.folder, "log").read_text(errors="replace")
 
     @property
     def running(self) -> bool:
-        """Whether the process is there, be it paused."""
+        """Whether the process exists; it may be paused."""
         return self._supervisor is not None and self._supervisor.poll() is None
 
     def url_at(self, port: int) -> str:
-        """The same for another port, that of a proxy."""
+        """Return the URL for another port, such as a proxy's."""
         login = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}"
         return f"mysql://{login}@{self.host}:{port}/{quote(self.database or '')}"
 
     def connect(self, **options: Any) -> pymysql.Connection[Any]:
-        """A connection as root, with autocommit, to watch the server with.
+        """Connect as root, with autocommit, to inspect the server.
 
-        It goes by the unix socket unless ``host`` or ``port`` is given, which needs
-        ``root_over_tcp`` or another ``user``; other options are those of
+        The connection uses the Unix socket unless ``host`` or ``port`` is given, which
+        needs ``root_over_tcp`` or another ``user``. Other options are those of
         :func:`pymysql.connect`.
         """
         settings: dict[str, Any] = {"user": "root", "autocommit": True}
         if options.keys() & {"host", "port"}:
             if not self.root_over_tcp and "user" not in options:
                 raise ValueError(
-                    "root comes by the unix socket only, or with"
-                    " LocalServer(root_over_tcp=True) by the port, without a password"
+                    "root can use the unix socket only, or with"
+                    " LocalServer(root_over_tcp=True) the port, without a password"
                 )
             settings |= {"host": self.host, "port": self.port}
         else:
@@ -169,10 +169,10 @@ class LocalServer:
         return pymysql.connect(**settings | options)
 
     def start(self) -> None:
-        """Start, and return when connections are accepted.
+        """Start the server, and return when it accepts connections.
 
-        Does nothing if it runs; after :meth:`stop` or :meth:`kill` port and data
-        are those of before.
+        Does nothing if it runs. After :meth:`stop` or :meth:`kill` it keeps port and
+        data.
 
         :raises ServerFailed: it did not start.
         """
@@ -188,7 +188,7 @@ class LocalServer:
             raise
 
     def stop(self) -> None:
-        """Shut down in an orderly way; what is paused is resumed for that."""
+        """Shut the server down in an orderly way, resuming it first."""
         if not self.running:
             return
         for number in (signal.SIGTERM, signal.SIGCONT):
@@ -197,15 +197,15 @@ class LocalServer:
             self.kill()
 
     def kill(self) -> None:
-        """Kill as ``kill -9`` does; committed data survive."""
+        """Kill the server with SIGKILL; committed data survive."""
         if self._supervisor is not None:
             self._supervisor.signal(signal.SIGKILL)
             _until(lambda: not self.running, STOP_SECONDS)
 
     def restart(self, options: Sequence[str] | None = None) -> None:
-        """Stop if it runs, and start with the same port and data.
+        """Stop the server if it runs, and start it with the same port and data.
 
-        :param options: replace the ``options`` of before, unless ``None``.
+        :param options: replace the earlier ``options``, unless ``None``.
         """
         self.stop()
         if options is not None:
@@ -213,16 +213,16 @@ class LocalServer:
         self.start()
 
     def pause(self) -> None:
-        """Stop the process from running: it hangs, its sockets stay open."""
+        """Suspend the process: the server hangs, and its sockets stay open."""
         self._owner().signal(signal.SIGSTOP)
         _until(lambda: _is_stopped(self.pid), 10)
 
     def resume(self) -> None:
-        """Let it run again after :meth:`pause`."""
+        """Resume the process after :meth:`pause`."""
         self._owner().signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """Kill the server and remove its folder; :meth:`start` begins anew."""
+        """Kill the server and remove its folder; :meth:`start` creates a new one."""
         if self._finalizer is not None:
             self._finalizer()
         self._supervisor = None
@@ -240,13 +240,13 @@ class LocalServer:
             Path(supervisor.folder, name).mkdir(mode=0o700)
         _install(self._engine, supervisor)
         first = Path(supervisor.folder, "first.sql")
-        first.write_text("".join(f"{line};\n" for line in self._furniture()))
+        first.write_text("".join(f"{line};\n" for line in self._first_statements()))
         self._serve_on_free_port()
         first.unlink()
 
-    def _furniture(self) -> Iterator[str]:
-        """The statements of the first start, run before anybody can connect."""
-        # Whatever the options say, a backslash is one.
+    def _first_statements(self) -> Iterator[str]:
+        """Yield the statements to run before the first connection."""
+        # So that a backslash escapes, whatever SQL mode the options set.
         yield "SET SESSION sql_mode = ''"
         yield from self._engine.tidy
         if self.database:
@@ -284,11 +284,11 @@ class LocalServer:
         begin = [self._engine.run_first(self.folder)] if first else []
         options = [*begin, *self.options]
         command = self._engine.serve(self.folder, self.port, options)
-        # What kill -9 left there would be taken for the new server's.
+        # A socket that was left by kill -9 would look like the new server's.
         Path(self.unix_socket).unlink(missing_ok=True)
         self.pid = self._owner().start(command)
         done = _until(lambda: self._accepts() or not self.running, START_SECONDS)
-        # Not asked again: a node of a cluster may have second thoughts.
+        # No second check: a cluster node may refuse connections again.
         if done and self.running:
             return
         kind = _PortTaken if PORT_TAKEN.search(self.log) else ServerFailed
@@ -296,8 +296,8 @@ class LocalServer:
         raise kind(_failure(self._engine, self.log))
 
     def _accepts(self) -> bool:
-        # By the unix socket: on the port somebody else's server might answer.
-        # And by one of our own, since PyMySQL forgets to close that on failure.
+        # The Unix socket, because another server may listen on the port; opened here,
+        # because PyMySQL does not close it on failure.
         with socket.socket(socket.AF_UNIX) as own:
             own.settimeout(START_SECONDS)
             try:
@@ -311,7 +311,7 @@ class LocalServer:
 
 
 def _install(engine: Engine, supervisor: Supervisor) -> None:
-    """Fill the data folder, from the cache if that can be had."""
+    """Fill the data folder, from the cache if there is one."""
     cached = engine.cache()
     try:
         cached.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -342,18 +342,18 @@ def _run_installer(engine: Engine, supervisor: Supervisor) -> None:
 
 
 def _publish(data: Path, cached: Path) -> None:
-    """Put a copy into the cache, whole or not at all."""
+    """Put a copy into the cache, by an atomic rename."""
     draft = Path(f"{cached}.new")
     shutil.rmtree(draft, ignore_errors=True)
     with suppress(OSError):
         shutil.copytree(data, draft)
-        # A server makes itself a new identity; the copies must not share one.
+        # Each server creates its own identity, which copies must not share.
         (draft / "auto.cnf").unlink(missing_ok=True)
         draft.rename(cached)
 
 
 def _is_stopped(pid: int | None) -> bool:
-    """Whether its threads stand still, which they do some time after the signal."""
+    """Whether all threads have stopped, which takes a while after the signal."""
     threads = glob(f"/proc/{pid}/task/*/stat")
     states = {Path(thread).read_text().rpartition(") ")[2][0] for thread in threads}
     return states <= {"T"}

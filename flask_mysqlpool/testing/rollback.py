@@ -1,8 +1,8 @@
-"""Tests whose changes to the database are undone, those that were committed, too.
+"""Rolls back all changes of a test, also those that the app has committed.
 
-All that an app does within :func:`rolled_back` takes place in one transaction, on one
-connection. What it takes for a commit sets a savepoint, and what it takes for a
-rollback goes back to the last one; at the end all of it is rolled back.
+Within :func:`rolled_back`, everything that an app does happens in one transaction, on
+one connection. The app's commits set a savepoint, and its rollbacks return to it; at
+the end the transaction is rolled back.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ..pool.driver.session import OWN, Session
 from ..pool.driver.statements import bare
 from ..pool.transaction import transaction
 
-#: For savepoints: of all checkouts, also where one is within another's block.
+#: Numbers for savepoints, unique over nested checkouts.
 _NUMBERS = count(1)
 
-#: Statements that do what a method of the connection does, after :func:`bare`.
-_WRITTEN_OUT = re.compile(
+#: Statements that equal a method of the connection, after :func:`bare`.
+_TRANSACTIONAL = re.compile(
     rb"(?P<begin>begin(?: work)?|start transaction(?: (?:read|with) .*)?)"
     rb"|(?P<ends>commit|rollback)(?: work)?(?P<chain> and chain| and no chain)?"
     rb"(?: no release| release)?"
@@ -40,7 +40,6 @@ _WRITTEN_OUT = re.compile(
     rb"|(?P<next>set (?:transaction (?:isolation|read) "
     rb"|@@(?:transaction|tx)_(?:isolation|read_only) ?:?=).*)"
 )
-
 
 #: One of several variables that a statement sets.
 _AUTOCOMMIT = re.compile(
@@ -52,15 +51,14 @@ _AUTOCOMMIT = re.compile(
 
 @contextmanager
 def rolled_back(app: Flask) -> Iterator[None]:
-    """Undo at the end whatever the app has done to its databases.
+    """Undo all changes of the app to its databases at the end of the block.
 
-    Every checkout within, of whatever thread, gets the same connection, one of each
-    bind. What commits implicitly (DDL does) raises
-    :exc:`~flask_mysqlpool.TransactionError`; make tables before. A bind that `READERS`
-    names has the connection of the pool that it reads for. ``READ ONLY`` and isolation
-    levels of single transactions are accepted, and ignored. What one of two
-    checkouts that overlap rolls back includes what the other one has done meanwhile.
-    Numbers that AUTO_INCREMENT has given are not given again.
+    All checkouts of a bind, in all threads, share one connection. Statements with an
+    implicit commit, such as DDL, raise :exc:`~flask_mysqlpool.TransactionError`: create
+    tables before. A bind that `READERS` names shares the connection of the pool that it
+    reads for. ``READ ONLY`` and isolation levels of single transactions are accepted
+    and ignored. If two checkouts overlap, the rollback of one includes the changes that
+    the other has made meanwhile. Values of AUTO_INCREMENT are not reused.
     """
     with ExitStack() as stack:
         for state in app.extensions[KEY].values():
@@ -70,7 +68,7 @@ def rolled_back(app: Flask) -> Iterator[None]:
                 stack.callback(pools.__setitem__, bind, pools[bind])
                 pools[bind] = rehearsal
             for bind, config in state.config.pools.items():
-                # What is not committed in truth, no other connection would see.
+                # Changes are not committed: another connection would not see them.
                 if config.readers is not None and config.readers != bind:
                     state._pools[config.readers] = state._pools[bind]
         yield
@@ -86,12 +84,12 @@ def _rehearsal(pool: Pool) -> Iterator[_Rehearsal]:
 
 
 class _Rehearsal:
-    """Stands in for a pool, and lends out one connection to everybody."""
+    """A substitute for a pool, which lends one connection to all threads."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.name = pool.name
-        #: Whoever is inside of the connection.
+        #: Held by the thread that uses the connection.
         self.turn = threading.RLock()
         self._stack = ExitStack()
         self._handles: WeakSet[_Rehearsed] = WeakSet()
@@ -99,7 +97,7 @@ class _Rehearsal:
 
     def __getattr__(self, name: str) -> Any:
         if name == "steady_connection":
-            raise AttributeError("nothing that it does could be undone")
+            raise AttributeError("its changes could not be rolled back")
         return getattr(self.pool, name)
 
     def connection(
@@ -125,10 +123,10 @@ class _Rehearsal:
         return self.connection()
 
     def close(self) -> None:
-        """Do nothing: what the app does then is still to be undone."""
+        """Do nothing: later changes of the app are rolled back, too."""
 
     def _take(self, timeout: float | None) -> Session | None:
-        """A connection, in a transaction that ends by an exception of ours."""
+        """Check out a connection, and begin the transaction."""
         self._stack.enter_context(_undone())
         taken = self._stack.enter_context(self.pool.connection(timeout=timeout))
         self._stack.enter_context(transaction(taken))
@@ -140,20 +138,20 @@ class _Rehearsal:
         if self._con is not None:
             self._stack.__exit__(_Undo, _Undo(), None)
 
-    # What a handle calls
+    # Called by handles
 
     def checkout(self, handle: PooledConnection, timeout: float | None = None) -> None:
-        # Asked for only after a loss, which stays one: so is all that was done before.
+        # Called after a loss only, which stays one: all earlier changes are lost.
         handle._con = self._con
 
     def checkin(self, con: Session) -> None:
-        """Nothing: the connection stays here until the end."""
+        """Do nothing: the connection is returned at the end of the block."""
 
     dropped = checkin
 
 
 class _Undo(Exception):
-    """Rolls back, and goes no further."""
+    """Rolls back the transaction; is not raised to the caller."""
 
 
 @contextmanager
@@ -165,7 +163,7 @@ def _undone() -> Iterator[None]:
 
 
 class _Rehearsed(PooledConnection):
-    """A checkout of the one connection; to its holder it looks like any other."""
+    """A checkout of the shared connection, which behaves like any other."""
 
     __slots__ = ("_autocommit", "_begun", "_inside_turn", "_savepoint", "_stage")
 
@@ -176,7 +174,7 @@ class _Rehearsed(PooledConnection):
         self.savepoint = savepoint + "_{}"
         self._autocommit = stage.pool.config.autocommit
         self._inside_turn = False
-        #: Whether there is something to roll back to the savepoint.
+        #: Whether there are changes since the savepoint.
         self._begun = False
 
     def _enter(self) -> Session:
@@ -192,17 +190,17 @@ class _Rehearsed(PooledConnection):
         if self._inside_turn:
             con = self._con
             if con is not None and not self._begun:
-                con.forget_changes()  # which AUTOCOMMIT has committed
+                con.forget_changes()  # AUTOCOMMIT has committed them
             self._inside_turn = False
             self._stage.turn.release()
         super()._leave()
 
     def keep(self) -> None:
-        """Keep what was done so far: a commit."""
+        """Set the savepoint: a commit."""
         self.query(f"SAVEPOINT {self._savepoint}")
         self._begun = False
         if self._con is not None:
-            # To the holder nothing is uncommitted any more.
+            # For the holder, all changes are committed.
             self._con.forget_changes()
 
     def autocommit(self, value: bool) -> None:
@@ -214,10 +212,10 @@ class _Rehearsed(PooledConnection):
     def get_autocommit(self) -> bool:
         return self._autocommit
 
-    def written_out(self, statement: str | bytes) -> bool:
-        """Do what a method does, if the statement is one for that; False if not."""
+    def run_as_method(self, statement: str | bytes) -> bool:
+        """Call the method that equals this statement; False if there is none."""
         plain = bare(statement)
-        found = _WRITTEN_OUT.fullmatch(plain)
+        found = _TRANSACTIONAL.fullmatch(plain)
         if found is None:
             is_set = plain.startswith(b"set ") and b"autocommit" in plain
             return is_set and self._set_with_others(statement)
@@ -227,7 +225,7 @@ class _Rehearsed(PooledConnection):
             (self.commit if ends == b"commit" else self.rollback)()
             self._begun = found["chain"] == b" and chain" or self._begun
         elif found["next"]:
-            pass  # which the server would refuse in the one transaction that there is
+            pass  # the server would refuse it within the transaction
         else:
             self.autocommit(bool(found["on"]))
         return True
@@ -242,7 +240,7 @@ class _Rehearsed(PooledConnection):
         return True
 
     def query(self, sql: str | bytes, unbuffered: bool = False) -> int:
-        return 0 if self.written_out(sql) else super().query(sql, unbuffered)
+        return 0 if self.run_as_method(sql) else super().query(sql, unbuffered)
 
     def cursor(self, cursor: Any = None) -> Any:
         made = super().cursor(cursor)
@@ -271,7 +269,7 @@ class _Rehearsed(PooledConnection):
             except OperationalError as error:
                 if error.args[0] != ER.SP_DOES_NOT_EXIST:
                     raise
-                # Another checkout has gone back to before this one, and so undone it.
+                # Another checkout's rollback has included this savepoint.
             self.keep()
 
     def begin_block(self) -> None:
@@ -299,16 +297,16 @@ class _Rehearsed(PooledConnection):
 
 
 class _RehearsedCursor(Cursor):
-    """What is written out as a statement is done as if by its method."""
+    """A cursor whose transactional statements call methods of its connection."""
 
     connection: Any
 
     def _query(self, q: str | bytes) -> int:
-        if self.connection is not None and self.connection.written_out(q):
+        if self.connection is not None and self.connection.run_as_method(q):
             return 0
         found: int = super()._query(q)  # type: ignore[misc]
         return found
 
 
-#: By the class of the cursor that they stand in for.
+#: By the class of the cursor that they replace.
 _REHEARSED: dict[type[Any], type[Any]] = {}

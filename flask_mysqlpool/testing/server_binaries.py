@@ -1,4 +1,4 @@
-"""The server programs: where they are, and how each wants to be called."""
+"""The server programs: their paths and command lines."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ COMMON = (
 )
 MARIADB = ("--skip-log-bin", "--innodb-log-file-size=4M")
 MYSQL = ("--disable-log-bin", "--mysqlx=OFF", "--innodb-redo-log-capacity=32M")
-# All accounts of a fresh installation but those that come in by the unix socket:
-# without this, MariaDB's root@127.0.0.1 needs no password.
+# Drops all accounts of a fresh installation but those of the Unix socket: MariaDB's
+# root@127.0.0.1 needs no password.
 MARIADB_TIDY = (
     "DELETE FROM mysql.global_priv WHERE Host <> 'localhost' OR User = ''",
     "FLUSH PRIVILEGES",
 )
-# PATH of a plain user often lacks it, and that is where servers are.
+# Where servers are installed; often not in the PATH of a user.
 SBIN = "/usr/sbin"
-# A socket's path has room for 103 bytes on macOS; the private folder takes 20.
+# A socket's path has at most 103 bytes on macOS; the private folder takes 20.
 LONGEST_BASE = 80
 
 
 class ServerNotFound(RuntimeError):
-    """There is no such server program on this machine; says what to install."""
+    """The server program was not found; the message tells what to install."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A server program; paths of it are those seen from inside ``root``."""
+    """A server program; its paths are relative to ``root``."""
 
     name: str
     program: str
@@ -53,12 +53,12 @@ class Engine:
     root: str = ""
 
     def base(self) -> str:
-        """The folder for private folders, as seen from outside."""
+        """Return the folder in which private folders are created."""
         folder = self.root + "/tmp" if self.root else gettempdir()
         return folder if self.root or len(folder) <= LONGEST_BASE else "/tmp"
 
     def cache(self) -> Path:
-        """Where data folders fresh from the installation are kept."""
+        """Return the path of the cached data folder of a fresh installation."""
         if self.root:
             parent = self.root + "/var/cache"
         else:
@@ -66,20 +66,20 @@ class Engine:
         return Path(parent, "flask_mysqlpool", f"{self.name}-{self.version}")
 
     def install(self, folder: str) -> list[str]:
-        """The command that fills an empty data folder; root has no password."""
+        """Return the command that fills a data folder; root has no password."""
         head = [self.installer] if self.installer else [self.program]
         if self.installer:
             tail = ["--auth-root-authentication-method=normal", "--skip-test-db"]
         else:
             tail = ["--initialize-insecure"]
-        # MySQL makes no sense of a fresh folder that was shut down in haste.
+        # MySQL cannot read a fresh folder after a faster shutdown.
         return self._command(head, folder, "--innodb-fast-shutdown=1", *tail)
 
     def serve(self, folder: str, port: int, options: Sequence[str]) -> list[str]:
-        """The command that serves what is in the folder.
+        """Return the command that starts the server.
 
-        Whoever has the privilege FILE reaches no file outside of it, and whoever
-        may install a plugin has none to install.
+        The privilege FILE is confined to the folder, and there are no plugins to
+        install.
         """
         inside = self._inside(folder)
         places = [f"--port={port}", f"--socket={inside}/s", f"--pid-file={inside}/pid"]
@@ -87,7 +87,7 @@ class Engine:
         return self._command([self.program], folder, *places, *bounds, *options)
 
     def run_first(self, folder: str) -> str:
-        """The option for the SQL in ``first.sql``: run before anybody can connect."""
+        """Return the option that runs ``first.sql`` before connections are accepted."""
         return f"--init-file={self._inside(folder)}/first.sql"
 
     def _command(self, head: list[str], folder: str, *tail: str) -> list[str]:
@@ -102,9 +102,9 @@ class Engine:
 
 
 def find_engine(name: str, root: str | os.PathLike[str] | None = None) -> Engine:
-    """The MariaDB or MySQL of this machine, or that of a ``chroot`` folder.
+    """Find MariaDB or MySQL on this machine, or in a ``chroot`` folder.
 
-    Raises :exc:`ServerNotFound` when there is none.
+    Raises :exc:`ServerNotFound` if there is none.
     """
     if name == "mariadb" and root is None:
         return _find_mariadb()
@@ -141,7 +141,7 @@ def _find_mysql(root: str) -> Engine:
 
 
 def _programs(*names: str, root: str = "") -> Iterator[tuple[str, str]]:
-    """Each program of these names, with what it says of its version."""
+    """Yield the programs of these names, with the output of ``--version``."""
     if root and os.geteuid() != 0:
         raise ServerNotFound(f"the MySQL server in {root} needs chroot: run as root")
     for program in _which(*names, root=root):

@@ -1,11 +1,10 @@
-"""The process that owns a throw-away server, so that nothing outlives its user.
+"""A watchdog process that owns a temporary server and ends it with the test process.
 
-Both ends of the conversation are here: :class:`Supervisor` in the test process,
-and below it the script that runs as a process of its own. The script is the
-parent of the server and reads requests from a pipe. When the pipe closes, which
-the kernel sees to however the test process ends, the script kills the server
-and removes its folder. Being the parent, it can never kill a process that has
-merely inherited the number.
+:class:`Supervisor` is used in the test process; the script below it runs as a separate
+process, which is the parent of the server and reads requests from a pipe. The kernel
+closes the pipe when the test process ends, however it ends; then the script kills the
+server and removes its folder. As the parent, it cannot kill an unrelated process that
+has got the same process id.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ CLOSING_SECONDS = 30
 
 
 class Supervisor:
-    """The test process's end: ask for a program to be started, stopped, killed.
+    """The client of the watchdog, which starts, signals and kills one program.
 
-    :param base: the folder in which the private folder is made.
+    :param base: the folder in which the private folder is created.
     """
 
     folder: str
-    """The private folder, which lives as long as the supervisor."""
+    """The private folder, removed when the supervisor ends."""
 
     def __init__(self, base: str) -> None:
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        # Its own session: Ctrl-C is for the tests, not for their server.
+        # In its own session, so that Ctrl-C ends the tests first.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, base],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # A buffer has a lock, which may be held while another thread forks.
+            # Unbuffered: a buffer has a lock, which another thread may hold at a fork.
             bufsize=0,
             start_new_session=True,
         )
@@ -50,33 +49,33 @@ class Supervisor:
         self.folder = self._ask("folder")
 
     def start(self, command: Sequence[str]) -> int:
-        """Start a program, its output in the file ``log``; return its pid."""
+        """Start a program with its output in the file ``log``; return its pid."""
         pid: int = self._ask("start", list(command))
         return pid
 
     def poll(self) -> int | None:
-        """The exit status of the program, ``None`` while it runs."""
+        """Return the exit status of the program, or None while it runs."""
         status: int | None = self._ask("poll")
         return status
 
     def signal(self, number: int) -> None:
-        """Send a signal to the program; nothing happens if it has ended."""
+        """Send a signal to the program, if it still runs."""
         self._ask("signal", number)
 
     def close(self) -> None:
-        """Kill the program, remove the folder. Not from a forked child."""
+        """Kill the program and remove the folder; does nothing in a forked child."""
         if self._owner != os.getpid() or self._process.returncode is not None:
             return
         with self._lock:
-            self._hang_up()
+            self._close_pipes()
             self._process.wait(CLOSING_SECONDS)
 
-    def disown(self) -> None:
-        """In a forked child: let go of the pipe, which is the parent's life line."""
-        self._hang_up()
+    def detach_after_fork(self) -> None:
+        """Close the child's copy of the pipe, which would keep the watchdog alive."""
+        self._close_pipes()
         self._process.returncode = 0
 
-    def _hang_up(self) -> None:
+    def _close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -106,16 +105,16 @@ class Supervisor:
 _supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 
 
-def _disown_all() -> None:
+def _after_fork() -> None:
     for supervisor in list(_supervisors):
-        supervisor.disown()
+        supervisor.detach_after_fork()
 
 
-os.register_at_fork(after_in_child=_disown_all)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Script:
-    """The other end: one program at a time, and the folder."""
+    """The watchdog process: runs one program at a time, and owns the folder."""
 
     def __init__(self, base: str) -> None:
         self._folder = tempfile.mkdtemp(prefix="fmp-", dir=base)
@@ -153,24 +152,24 @@ class _Script:
             self._child.send_signal(number)
 
     def reap(self, *_: object) -> None:
-        # At once, so that a killed server does not look alive as a zombie.
+        # Reap at once: a killed server would look alive as a zombie.
         if self._child:
             self._child.poll()
 
     def clean_up(self) -> None:
         if self._child and self._child.poll() is None:
-            # An installation is a shell script: the group holds its children.
+            # The group, because an installation is a shell script with children.
             os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def main() -> None:
-    """Run as the supervisor, until standard input ends."""
+    """Serve requests until standard input ends."""
     script = _Script(sys.argv[1])
     signal.signal(signal.SIGCHLD, script.reap)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A function, since a program inherits SIG_IGN, and must hear SIGTERM.
+        # Not SIG_IGN, which the program would inherit: it must receive SIGTERM.
         signal.signal(number, lambda *_: None)
     try:
         script.serve()
