@@ -160,7 +160,7 @@ def test_what_the_server_says_of_a_holder_has_no_values(make_app: MakeApp) -> No
     Thread(target=sleep).start()
 
     def doing() -> dict[str, Any]:
-        held = [holder["doing"] or {} for holder in pool(client)["holders"]]
+        held = [holder.get("doing") or {} for holder in pool(client)["holders"]]
         return held[0] if held else {}
 
     until(lambda: doing().get("command") == "Query", 5)

@@ -36,7 +36,7 @@ _FLAGS = {"ssl-verify-server-cert": "VERIFY_IDENTITY", "ssl": "REQUIRED"}
 
 
 def names_a_file(arguments: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Whether these arguments of ``pymysql.connect`` name an option file."""
+    """Tell whether these arguments of ``pymysql.connect`` name an option file."""
     return isinstance(arguments, Mapping) and bool(
         arguments.get("read_default_file") or arguments.get("read_default_group")
     )

@@ -344,7 +344,7 @@ def _squeezed(name: str) -> str:
 
 
 def _is_unread(variable: str, mapping: Mapping[str, Any]) -> bool:
-    """Whether an environment variable is a setting that the mapping lacks."""
+    """Tell whether an environment variable is a setting that the mapping lacks."""
     key = variable.removeprefix("FLASK_").partition("__")[0]
     return variable.startswith(f"FLASK_{PREFIX}") and key not in mapping
 

@@ -1,1 +1,1 @@
-"""What other libraries need to work on our pools, where a recipe would be too long."""
+"""Adapters for other libraries, where a recipe would be too long."""

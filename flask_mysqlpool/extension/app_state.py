@@ -288,7 +288,7 @@ def _status_dir(app: Flask, config: AppConfig) -> StatusDir | None:
 
 
 def _is_own_command(group: str | None) -> bool:
-    """Whether this process is ``flask mysqlpool …``, not a worker of the site.
+    """Tell whether this process is ``flask mysqlpool …``, not a worker of the site.
 
     Importing the app may use the pool. If a command applied a pause then, ``resume``
     would wait for itself.

@@ -353,7 +353,7 @@ def _publish(data: Path, cached: Path) -> None:
 
 
 def _is_stopped(pid: int | None) -> bool:
-    """Whether all threads have stopped, which takes a while after the signal."""
+    """Tell whether all threads have stopped, which takes a while after the signal."""
     threads = glob(f"/proc/{pid}/task/*/stat")
     states = {Path(thread).read_text().rpartition(") ")[2][0] for thread in threads}
     return states <= {"T"}

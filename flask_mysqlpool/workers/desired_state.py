@@ -1,4 +1,4 @@
-"""What commands want all workers to do with a pool; workers apply it."""
+"""The desired state of a pool, which commands write and workers apply."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-#: What parsing a record of any shape may raise.
+#: The exceptions that parsing a record of any shape may raise.
 _DAMAGES = AttributeError, KeyError, TypeError, ValueError, OverflowError
 
 

@@ -96,7 +96,7 @@ def counts(record: Mapping[str, Any]) -> Counts:
 
 
 def is_count(name: str, value: Any) -> bool:
-    """Whether the value has the type of the counter of this name."""
+    """Tell whether the value has the type of the counter of this name."""
     if name in _TIMES:
         is_list = isinstance(value, list) and len(value) == len(BOUNDS) + 2
         return is_list and all(map(_is_number, value))

@@ -139,7 +139,7 @@ class Fleet:
             return self.requested.get(bind, DesiredState()).now()  # see desired_problem
 
     def is_paused(self, bind: str, workers: Iterable[Worker]) -> bool:
-        """Whether checkouts wait: the desired state or, if unreadable, workers tell."""
+        """Tell whether checkouts wait; workers tell if the state is unreadable."""
         if self.desired_problem:
             return any(worker["paused"] for worker in workers)
         return self.desired(bind).paused
@@ -243,7 +243,7 @@ _PROGRESS = "id", "outdated", "in_use", "size", "waiting"
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number of plausible size."""
+    """Tell whether it is a finite number of plausible size."""
     return isinstance(value, (int, float)) and abs(value) < 1 << 64
 
 
@@ -291,7 +291,7 @@ _Schema = Mapping[str, Callable[[Any], bool]]
 
 
 def _fits(record: Worker, needed: _Schema, optional: _Schema) -> bool:
-    """Whether the record has the needed fields, and all fields the right types."""
+    """Tell whether the record has the needed fields, and all fields the right types."""
     return all(test(record.get(key)) for key, test in needed.items()) and all(
         record.get(key) is None or test(record[key]) for key, test in optional.items()
     )
@@ -314,7 +314,7 @@ def spread(workers: Iterable[Worker]) -> float:
 
 
 def is_degraded(workers: Iterable[Worker]) -> bool:
-    """Whether a checkout waits, or one has timed out or a connect failed recently."""
+    """Tell whether a checkout waits, or a checkout or connect failed recently."""
     since = time.time() - RECENT
     return any(
         w["waiting"] or _timed_out_at(w) > since or _failed_at(w) > since

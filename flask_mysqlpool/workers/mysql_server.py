@@ -68,7 +68,7 @@ class ServerReport:
 
 @dataclass(frozen=True)
 class Facts:
-    """What ``check`` examines; durations in seconds."""
+    """The facts that ``check`` examines; durations in seconds."""
 
     version: str
     #: Durations of the connect, and of one round trip.

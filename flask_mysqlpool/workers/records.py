@@ -134,7 +134,7 @@ def _create_shared(folder: int, name: str) -> int:
 
 
 def is_at(path: str, fd: int, folder: int | None = None) -> bool:
-    """Whether the path still leads to this open file: not removed, not renamed."""
+    """Tell whether the path still leads to this open file: not removed, not renamed."""
     try:
         there = os.stat(path, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -164,12 +164,12 @@ def write_record(fd: int, content: Mapping[str, Any]) -> int:
 
 
 def is_record(fd: int) -> bool:
-    """Whether the file begins as a record does; it may end early."""
+    """Tell whether the file begins as a record does; it may end early."""
     return _MAGIC.startswith(os.pread(fd, len(_MAGIC), 0))
 
 
 def is_blank(fd: int) -> bool:
-    """Whether nothing was written to the file, which may have its space allocated."""
+    """Tell whether nothing was written to the file; space may be allocated."""
     return not os.pread(fd, len(_MAGIC), 0).strip(b"\0")
 
 

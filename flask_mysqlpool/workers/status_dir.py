@@ -61,7 +61,7 @@ PATIENCE = 1.0
 
 @dataclass(frozen=True)
 class Reading:
-    """What was found in the directory."""
+    """The content of the directory at one moment."""
 
     #: The published records of live workers.
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -257,7 +257,7 @@ def _desired_in(content: Mapping[str, Any], pool: str) -> DesiredState:
 
 
 def _is_ours(folder: int, name: str) -> bool:
-    """Whether a version of this package has left it in a directory without mark."""
+    """Tell whether an earlier version of this package, without mark, has written it."""
     if _OTHER_NAME.fullmatch(name) is None and _STATUS_NAME.fullmatch(name) is None:
         return False
     try:
