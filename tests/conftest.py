@@ -210,14 +210,40 @@ LONGEST = [
 ]
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+#: Folders whose tests have a mark of that name; all of them start servers.
+MARKED = {"cluster": "cluster", "docs": "docs", "deployment": "slow", "tools": "slow"}
+#: Of the others, modules that need a server or a browser, and those that take long.
+SERVER = ("monitor_browser", "contexts")
+SLOW = ("agent", "host_limit", "scripts")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Drop what would say the same on the second server, and put what is long first.
 
-    The mark ``one_engine`` is for the tests to set.
+    The mark ``one_engine`` is for the tests to set; ``server``, ``slow``, ``cluster``,
+    ``browser`` and ``docs`` follow from where a test is, and from its fixtures.
     """
     items[:] = [item for item in items if not _says_the_same_again(item)]
+    for item in items:
+        for mark in _marks(item):
+            item.add_marker(mark)
+    yield
     items.sort(key=lambda item: _rank(item.path.stem.removeprefix("test_")))
+
+
+def _marks(item: pytest.Item) -> Iterator[str]:
+    folder, subject = item.path.parent.name, item.path.stem.removeprefix("test_")
+    fixtures = getattr(item, "fixturenames", ())
+    example = folder == "tests"
+    if folder in MARKED:
+        yield MARKED[folder]
+    if subject == "monitor_browser":
+        yield "browser"
+    if subject in SLOW:
+        yield "slow"
+    if "engine" in fixtures or folder in MARKED or subject in SERVER or example:
+        yield "server"
 
 
 def _rank(subject: str) -> int:

@@ -324,7 +324,10 @@ def leaks(error: BaseException, secret: str = SECRET) -> list[str]:
 
 def _frames(traceback: TracebackType | None) -> Iterator[Any]:
     while traceback is not None:
-        if Path(traceback.tb_frame.f_code.co_filename).parent != Path(__file__).parent:
+        if (
+            Path(__file__).parent
+            not in Path(traceback.tb_frame.f_code.co_filename).parents
+        ):
             yield traceback.tb_frame
         traceback = traceback.tb_next
 

@@ -1,7 +1,7 @@
 """Directives and a role that copy facts from the repository into pages.
 
 ``.. subpackages::`` lists subpackages and modules, each with the first sentence of its
-docstring, and with the imports that ``tests/test_house.py`` allows.
+docstring, and with the imports that ``tests/project/test_house.py`` allows.
 ``:measured:`table.row.column``` inserts a figure of the benchmarks' ``results.json``.
 ``.. matrix::`` lists the test runs of ``_static/matrix.json``, by ``tests/matrix.py``.
 ``.. bill:: EXTRA`` lists the dependencies of an extra, or without an argument those of
@@ -27,7 +27,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "flask_mysqlpool"
-HOUSE = ROOT / "tests" / "test_house.py"
+HOUSE = ROOT / "tests" / "project" / "test_house.py"
 RESULTS = ROOT / "docs" / "_static" / "benchmarks" / "results.json"
 MATRIX = ROOT / "docs" / "_static" / "matrix.json"
 US = "flask-pymysqlpool"

@@ -16,9 +16,14 @@ from sphinx.util.docutils import SphinxDirective
 TESTS = Path(__file__).parents[2] / "tests"
 
 
+def path_of(module: str) -> Path:
+    [path] = TESTS.glob(f"*/{module}.py")
+    return path
+
+
 @cache
 def tests(module: str) -> frozenset[str]:
-    text = (TESTS / f"{module}.py").read_text("utf-8")
+    text = path_of(module).read_text("utf-8")
     return frozenset(re.findall(r"^ *def test_(\w+)", text, re.MULTILINE))
 
 
@@ -31,7 +36,7 @@ class TestedBy(SphinxDirective):
             module, _, sentence = line.partition(": ")
             if "_".join(sentence.split()) not in tests(module):
                 raise self.error(f"{module}.py has no test called {sentence!r}")
-            self.env.note_dependency(str(TESTS / f"{module}.py"))
+            self.env.note_dependency(str(path_of(module)))
             text = nodes.paragraph("", f"{sentence} ")
             text += nodes.literal("", f"{module}.py")
             items += nodes.list_item("", text)

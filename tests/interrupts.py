@@ -1,0 +1,91 @@
+"""Signals that come at each instruction of the pool."""
+
+from __future__ import annotations
+
+import dis
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import flask_mysqlpool
+from flask_mysqlpool import Pool
+
+#: The modules whose every instruction is tried.
+OURS = tuple(
+    str(Path(flask_mysqlpool.__file__).with_name("pool") / f"{name}.py")
+    for name in (
+        *("pool", "state", "waiters", "connection", "cursors"),
+        *("driver/session", "driver/transport"),
+    )
+)
+
+
+class Interrupt(BaseException):
+    """Like a KeyboardInterrupt, but nobody else's."""
+
+
+class Signals:
+    """Does something at the n-th moment of a call at which a signal could come."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+        # Always the same object: CPython 3.11 uses one that settrace() has let go of.
+        self._trace: Callable[..., Any] = self._called
+        self._points: dict[CodeType, frozenset[int]] = {}
+        self._left = 0
+        self.where = ""
+
+    def sent_during(self, call: Callable[[], object], moment: int) -> bool:
+        """Run the call; False if it was over before that moment came."""
+        self._left = moment
+        before = sys.gettrace()
+        sys.settrace(self._trace)
+        try:
+            call()
+        except Interrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        return self._left == 0
+
+    def _called(self, frame: FrameType, event: str, arg: object) -> Any:
+        code = frame.f_code
+        ours = code.co_filename in OURS or code is threading.Thread.start.__code__
+        if self._left > 0 and ours:
+            # In this order, and with settrace() again: or Python 3.13, and 3.12, begin
+            # with the next call of the function.
+            frame.f_trace = self._at_instruction
+            frame.f_trace_lines, frame.f_trace_opcodes = False, True
+            sys.settrace(self._trace)
+            return self._at_instruction
+        return None
+
+    def _at_instruction(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "opcode" and self._left > 0:
+            if frame.f_lasti in self._points_of(frame.f_code):
+                self._left -= 1
+                if self._left == 0:
+                    self.where = f"{frame.f_code.co_name}, line {frame.f_lineno}"
+                    self._act()
+        return self._at_instruction
+
+    def _points_of(self, code: CodeType) -> frozenset[int]:
+        if code not in self._points:
+            names = ("RESUME", "CALL", "JUMP_BACKWARD")
+            listing = list(dis.get_instructions(code))
+            self._points[code] = frozenset(
+                here.offset
+                for before, here in zip(listing, listing[1:], strict=False)
+                if before.opname.startswith(names)
+            )
+        return self._points[code]
+
+
+def at_rest(pool: Pool) -> bool:
+    """Whether nothing is left behind by those who are gone."""
+    pool.maintain()
+    stats = pool.stats()
+    return stats.in_use == stats.connecting == stats.waiting == 0

@@ -1,0 +1,156 @@
+"""What a release says of itself is so: its version, its bounds, and what it ran on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from configparser import ConfigParser
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+import matrix
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+US = "flask-pymysqlpool"
+PYPROJECT = ROOT / "pyproject.toml"
+
+pytestmark = pytest.mark.skipif(not PYPROJECT.exists(), reason="needs a clone")
+
+
+def project(pattern: str) -> list[str]:
+    return re.findall(pattern, PYPROJECT.read_text("utf-8"), re.MULTILINE)
+
+
+def tox() -> ConfigParser:
+    parser = ConfigParser(interpolation=None)
+    parser.read(ROOT / "tox.ini")
+    return parser
+
+
+# The version
+
+
+def test_the_version_is_in_one_place_and_the_changes_begin_with_it() -> None:
+    [ours] = project(r'^version = "(.+)"$')
+    changes = (ROOT / "CHANGES.md").read_text("utf-8")
+    head = re.findall(r"^## (.+)$", changes, re.MULTILINE)[0]
+
+    assert version(US) == ours
+    if "dev" in ours:
+        assert head == "Unreleased"
+    else:
+        assert re.fullmatch(rf"{re.escape(ours)}, \d{{4}}-\d\d-\d\d", head)
+
+
+def test_no_module_has_a_version_of_its_own() -> None:
+    package = Path(importlib.import_module("flask_mysqlpool").__file__ or "").parent
+
+    assert [p for p in package.rglob("*.py") if "__version__" in p.read_text()] == []
+
+
+# Lower bounds
+
+
+def test_the_lowest_environment_has_exactly_the_lower_bounds() -> None:
+    pins = tox()["testenv:lowest"]["deps"].split()
+    lowest = {Requirement(p).name.lower(): p.partition("==")[2] for p in pins}
+    ours = [Requirement(text) for text in requires(US) or []]
+
+    assert len(ours) == 5
+    for wanted in ours:
+        [bound] = [s.version for s in wanted.specifier if s.operator == ">="]
+        assert lowest[wanted.name.lower()].startswith(f"{bound}."), wanted
+        assert not any("<" in s.operator for s in wanted.specifier)
+
+
+# The table of what ran
+
+REPORT = """
+<testsuites><testsuite name="pytest" tests="9" failures="1" errors="1" skipped="3"
+    time="12.6"><properties><property name="Python" value="3.13.0t" />
+    <property name="MariaDB" value="10.11" />
+    <property name="hypothesis-statistics" value="much" /></properties>
+    <testcase name="test_it"><properties /></testcase></testsuite></testsuites>
+"""
+
+
+def test_a_report_becomes_a_row_and_other_rows_stay(tmp_path: Path) -> None:
+    (tmp_path / "py313t").mkdir()
+    (tmp_path / "py313t" / "junit.xml").write_text(REPORT)
+    results = tmp_path / "matrix.json"
+    results.write_text('{"lowest": {"passed": 7}, "py313t": {"passed": 1, "MySQL": 2}}')
+
+    assert matrix.take(tmp_path, results) == ["py313t"]
+    assert json.loads(results.read_text()) == {
+        "lowest": {"passed": 7},
+        "py313t": {
+            **{"Python": "3.13.0t", "MariaDB": "10.11"},
+            **{"passed": 4, "skipped": 3, "failed": 2, "seconds": 13},
+        },
+    }
+
+
+def test_a_run_says_on_what_it_ran() -> None:
+    about = matrix.surroundings(None)
+
+    assert about.keys() >= {"Python", "Flask", "Werkzeug", "PyMySQL", "DBUtils"}
+    assert about["MariaDB"][0].isdigit()
+    assert not any("/" in value for value in about.values())
+
+
+@pytest.fixture
+def rows() -> dict[str, Any]:
+    if not matrix.RESULTS.exists():
+        pytest.skip("'scripts/test --matrix' has not been run yet")
+    if "TOX_ENV_NAME" in os.environ:
+        pytest.skip("it is this run that will be in the table")
+    rows: dict[str, Any] = json.loads(matrix.RESULTS.read_text("utf-8"))
+    return rows
+
+
+def test_what_is_supported_ran_and_nothing_failed(rows: dict[str, Any]) -> None:
+    supported = [
+        f"py{python.replace('.', '')}"
+        for python in project(r'"Programming Language :: Python :: (3\.\d+)"')
+    ]
+
+    assert len(supported) >= 4
+    assert {*supported, "flask30", "flask-dev", "lowest"} <= rows.keys()
+    assert {name: row["failed"] for name, row in rows.items() if row["failed"]} == {}
+    for name, row in rows.items():
+        assert row["passed"] > 2000 and {"MariaDB", "MySQL"} <= row.keys(), name
+    for name in supported:
+        assert name == "py{}{}".format(*rows[name]["Python"].split("."))
+
+
+def test_a_python_without_a_gil_ran_without_one(rows: dict[str, Any]) -> None:
+    free = [
+        row["Python"] for name, row in rows.items() if re.fullmatch(r"py\d+t", name)
+    ]
+
+    assert all(python.endswith("t") for python in free)
+
+
+# The bill
+
+
+@pytest.mark.parametrize("extra", ["", "otel", "prometheus"])
+def test_the_bill_has_a_licence_for_whatever_is_brought(
+    extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
+    bill = importlib.import_module("sources").bill(extra)
+    named = {
+        wanted.name.lower()
+        for wanted in map(Requirement, requires(US) or [])
+        if (str(wanted.marker) == f'extra == "{extra}"' if extra else not wanted.marker)
+    }
+
+    assert named and named <= {name.lower().replace("_", "-") for name in bill}
+    assert [name for name, (licence, _) in bill.items() if licence == "–"] == []

@@ -1,0 +1,60 @@
+"""Records as workers publish them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+
+from flask_mysqlpool import PoolConfig
+from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.workers.exited import identity
+from flask_mysqlpool.workers.fleet import (
+    Worker,
+)
+from flask_mysqlpool.workers.status_dir import STATUS, StatusDir
+from flask_mysqlpool.workers.status_file import StatusFile
+
+
+def config_of(server: LocalServer) -> PoolConfig:
+    return PoolConfig.from_mapping({"URL": server.url})
+
+
+def worker(**about: Any) -> Worker:
+    counts = dict.fromkeys(
+        ("size", "idle", "in_use", "connecting", "waiting"), 0
+    ) | dict.fromkeys(("checkouts", "timeouts", "opened", "discarded"), 0)
+    known = {"pid": 1, "name": "1", "last_timeout": None, "connections": []}
+    return {**counts, **known, **about}
+
+
+POOLS = {"default": PoolConfig.from_mapping({})}
+
+
+def complete(**about: Any) -> Worker:
+    known = {"generation": 0, "outdated": 0, "updated": 0.0, "paused": False}
+    return worker(**identity("shop", "default", POOLS["default"]) | known | about)
+
+
+def identity_of(app: Flask, bind: str = "default") -> dict[str, str | None]:
+    """What a worker of this app says that its pool is."""
+    [state] = app.extensions["mysqlpool"].values()
+    return identity(app.name, bind, state.published()[bind])
+
+
+def heard_from(app: Flask, seconds: float, **about: Any) -> StatusFile:
+    """A worker that published this, and so many seconds ago was alive."""
+    board = board_of(app)
+    sheet = StatusFile(board)
+    sheet.write(complete(**identity_of(app) | about))
+    path = Path(board.path, sheet.id + STATUS)
+    os.utime(path, (0, path.stat().st_mtime - seconds))
+    return sheet
+
+
+def board_of(app: Flask) -> StatusDir:
+    [state] = app.extensions["mysqlpool"].values()
+    assert isinstance(state.status_dir, StatusDir)
+    return state.status_dir
