@@ -18,7 +18,7 @@ OURS = tuple(
     str(Path(flask_mysqlpool.__file__).with_name("pool") / f"{name}.py")
     for name in (
         *("pool", "state", "waiters", "connection", "cursors"),
-        *("driver/session", "driver/transport"),
+        *("driver/session", "driver/transport", "driver/results"),
     )
 )
 
@@ -37,6 +37,8 @@ class Signals:
         self._points: dict[CodeType, frozenset[int]] = {}
         self._left = 0
         self.where = ""
+        #: Of :data:`OURS`, those in which there was a moment.
+        self.traced: set[str] = set()
 
     def sent_during(self, call: Callable[[], object], moment: int) -> bool:
         """Run the call; False if it was over before that moment came."""
@@ -55,6 +57,7 @@ class Signals:
         code = frame.f_code
         ours = code.co_filename in OURS or code is threading.Thread.start.__code__
         if self._left > 0 and ours:
+            self.traced.add(code.co_filename)
             # In this order, and with settrace() again: or Python 3.13, and 3.12, begin
             # with the next call of the function.
             frame.f_trace = self._at_instruction

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from conftest import MakePool
-from interrupts import Interrupt, Signals, at_rest
+from interrupts import OURS, Interrupt, Signals, at_rest
 
 from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolError
 from flask_mysqlpool.pool.state import CONNECT_DELAY
@@ -494,3 +494,18 @@ def test_a_lost_connection_whose_handle_is_dropped_gives_its_place_back(
             pool.connection().cursor().execute("KILL CONNECTION_ID()")
         until(lambda: at_rest(pool))
     query(pool)
+
+
+def test_the_moments_are_in_all_of_these_modules(make_pool: MakePool) -> None:
+    """A module that moves would be left out, and nothing would fail."""
+    pool = make_pool(MAX_SIZE=1)
+    signals = Signals(lambda: None)
+
+    def use() -> None:
+        with pool.connection() as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            assert cursor.fetchall() == ((1,),)
+
+    assert not signals.sent_during(use, 1_000_000)
+
+    assert {*OURS} <= signals.traced
