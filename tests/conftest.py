@@ -17,7 +17,7 @@ import pymysql
 import pytest
 from flask import Flask
 
-from flask_mysqlpool import MySQLPool, Pool, PoolConfig
+from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection
 from flask_mysqlpool.testing import FaultProxy, LocalServer, ServerNotFound
 from flask_mysqlpool.testing.server_binaries import find_engine
 
@@ -81,6 +81,17 @@ def server(engine: str, servers: dict[str, LocalServer]) -> LocalServer:
         servers[engine] = local_server(engine)
         servers[engine].start()
     return servers[engine]
+
+
+#: Runs a statement as root, and returns its rows.
+Sql = Callable[..., tuple[tuple[Any, ...], ...]]
+
+
+def execute(connection: PooledConnection, statement: str) -> Any:
+    """Run one statement, and return its rows."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
 
 
 class MakeServer(Protocol):

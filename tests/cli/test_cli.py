@@ -24,7 +24,7 @@ from typing import Any
 
 import pymysql.connections
 import pytest
-from conftest import MakeApp, MakePool, MakeServer, extension, until
+from conftest import MakeApp, MakePool, MakeServer, Sql, extension, until
 from flask import Flask
 from flask.cli import ScriptInfo
 from flask.testing import FlaskCliRunner
@@ -48,7 +48,6 @@ from flask_mysqlpool.workers.status_file import StatusFile
 
 pytestmark = pytest.mark.one_engine
 
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 
 #: Of one worker, and of one connection, as the design has it.
 FIELDS = (

@@ -18,7 +18,7 @@ from typing import Any
 
 import pymysql.err
 import pytest
-from conftest import MakeApp, until
+from conftest import MakeApp, Sql, until
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -44,8 +44,6 @@ BLOCKS = {name: textwrap.dedent(text) for name, text in BLOCK.findall(PAGE.read_
 PEEWEE_DATABASE: Any = import_module("flask_mysqlpool.contrib.peewee")
 PEEWEE: Any = import_module("peewee")
 SQLALCHEMY: Any = import_module("sqlalchemy.exc")
-
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 
 
 class Oops(Exception):

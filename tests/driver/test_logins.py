@@ -7,19 +7,18 @@ session variable into an ``init_connect`` of its own; the suite puts all into on
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pymysql
 import pytest
 from audits import TRIES, UNIQUE, UNTOUCHED, answer
-from conftest import MakePool, local_server
+from conftest import MakePool, Sql, local_server
 from pymysql.constants import CLIENT
 
 from flask_mysqlpool import Pool, PoolConfig
 from flask_mysqlpool.testing import LocalServer
 
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 Picture = dict[str, object]
 
 #: Also told of an account with a limit, by MariaDB; a reset loses it, and it is no more

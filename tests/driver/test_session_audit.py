@@ -30,7 +30,6 @@ from flask_mysqlpool.pool.driver.statements import (
 )
 from flask_mysqlpool.testing import LocalServer
 
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 Picture = dict[str, object]
 
 

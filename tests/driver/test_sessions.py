@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from conftest import MakePool
+from conftest import MakePool, Sql
 from pymysql.constants import CLIENT, FIELD_TYPE
 from pymysql.cursors import DictCursor, SSCursor
 from pymysql.err import MySQLError
@@ -18,8 +18,6 @@ from flask_mysqlpool import Pool, PoolConfig, PoolTimeout
 from flask_mysqlpool.pool.driver import transport
 from flask_mysqlpool.testing import LocalServer
 from flask_mysqlpool.workers.mysql_server import connect_to
-
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 
 
 def run(connection: Any, statement: str) -> Any:

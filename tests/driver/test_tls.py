@@ -24,10 +24,10 @@ from typing import Any
 import pymysql
 import pytest
 from certificates import Authority, openssl
-from conftest import MYSQL, MakePool, local_server, until
+from conftest import MYSQL, MakePool, execute, local_server, until
 from pymysql.err import OperationalError
 
-from flask_mysqlpool import Pool, PooledConnection
+from flask_mysqlpool import Pool
 from flask_mysqlpool.pool.driver.tls import Certificates, isolate
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
@@ -71,12 +71,6 @@ def cipher(pool: Pool) -> str:
     with pool.connection() as connection:
         [(_, value)] = execute(connection, "SHOW SESSION STATUS LIKE 'Ssl_cipher'")
         return str(value)
-
-
-def execute(connection: PooledConnection, statement: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(statement)
-        return cursor.fetchall()
 
 
 # The five modes

@@ -31,8 +31,6 @@ from flask_mysqlpool import (
 from flask_mysqlpool.extension.app_state import _is_own_command
 from flask_mysqlpool.testing import LocalServer
 
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
-
 
 def database(app: Flask) -> MySQLPool:
     [db] = app.extensions["mysqlpool"]

@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 import pymysql
 import pytest
-from conftest import MakeApp, MakePool, extension, until
+from conftest import MakeApp, MakePool, Sql, extension, until
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from pymysql.cursors import Cursor, DictCursor
@@ -35,8 +35,6 @@ from flask_mysqlpool import (
 )
 from flask_mysqlpool.pool.pool import NullPool
 from flask_mysqlpool.testing import FaultProxy, LocalServer
-
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 
 TABLE = Path(__file__).parents[2] / "docs" / "seeds.rst"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pymysql.err
 import pytest
-from conftest import MakePool, until
+from conftest import MakePool, Sql, execute, until
 from pymysql.constants import CLIENT
 from pymysql.cursors import SSCursor
 
@@ -36,7 +36,6 @@ from flask_mysqlpool.pool.transaction import (
     transaction,
 )
 
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 Stored = Callable[[], tuple[int, ...]]
 
 
@@ -46,12 +45,6 @@ class Interrupt(BaseException):
 
 class Oops(Exception):
     """What only the test raises."""
-
-
-def execute(connection: PooledConnection, statement: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(statement)
-        return cursor.fetchall()
 
 
 def insert(connection: PooledConnection, number: int) -> None:

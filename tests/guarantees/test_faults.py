@@ -16,24 +16,16 @@ from typing import Any
 
 import pymysql
 import pytest
-from conftest import MakePool, MakeServer, until
+from conftest import MakePool, MakeServer, Sql, execute, until
 from pymysql.cursors import SSCursor
 from pymysql.err import MySQLError, OperationalError
 
-from flask_mysqlpool import ConnectionLost, Pool, PooledConnection
+from flask_mysqlpool import ConnectionLost, Pool
 from flask_mysqlpool.pool.stats import Observer
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 #: The first is more than a server keeps to itself until there is a second.
 SLOW_ROWS = "SELECT REPEAT('x', 100000) UNION ALL SELECT SLEEP(0.5)"
-
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
-
-
-def execute(connection: PooledConnection, statement: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(statement)
-        return cursor.fetchall()
 
 
 def works(pool: Pool, times: int = 1) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import pymysql
 import pymysql.err
 import pytest
-from conftest import MakeApp, MakePool, MakeServer, end_at_server, until
+from conftest import MakeApp, MakePool, MakeServer, Sql, end_at_server, execute, until
 from pymysql.constants import CLIENT
 from pymysql.cursors import DictCursor, SSCursor
 
@@ -21,19 +21,10 @@ from flask_mysqlpool import (
     ConnectionLost,
     ConnectionReturned,
     ConnectionShared,
-    PooledConnection,
     PoolTimeout,
     get_db,
 )
 from flask_mysqlpool.testing import FaultProxy, LocalServer
-
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
-
-
-def execute(connection: PooledConnection, statement: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(statement)
-        return cursor.fetchall()
 
 
 def counted(sql: Sql, *names: str) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pymysql.err
 import pytest
-from conftest import MakeApp, MakePool, extension, local_server, until
+from conftest import MakeApp, MakePool, Sql, execute, extension, local_server, until
 
 from flask_mysqlpool import (
     CommitUnknown,
@@ -30,17 +30,9 @@ from flask_mysqlpool.pool.driver.statements import within_block
 from flask_mysqlpool.pool.transaction import run_in_transaction, transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
-
 
 class Oops(Exception):
     """What only the test raises."""
-
-
-def execute(connection: PooledConnection, statement: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(statement)
-        return cursor.fetchall()
 
 
 def insert(connection: PooledConnection, number: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pymysql.err
 import pytest
-from conftest import MakeApp, extension
+from conftest import MakeApp, Sql, execute, extension
 from flask import Flask
 from pymysql.cursors import Cursor, SSCursor
 
@@ -25,17 +25,9 @@ from flask_mysqlpool.testing import rolled_back
 
 pytest_plugins = ["pytester"]
 
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
-
 
 class Oops(Exception):
     """What only the test raises."""
-
-
-def execute(connection: PooledConnection, statement: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(statement)
-        return cursor.fetchall()
 
 
 def insert(number: int) -> None:

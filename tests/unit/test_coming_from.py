@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import until
+from conftest import Sql, until
 from flask import Flask
 
 from flask_mysqlpool import ConfigError, Pool
@@ -20,7 +20,6 @@ from flask_mysqlpool.testing import LocalServer
 
 pytestmark = pytest.mark.one_engine
 
-Sql = Callable[..., tuple[tuple[Any, ...], ...]]
 Snippet = dict[str, Any]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "coming-from.rst").read_text("utf-8")
