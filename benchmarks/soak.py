@@ -130,17 +130,12 @@ class Site:
 
     def memory(self) -> int:
         """KiB that all processes of the site have of their own."""
-        parent = str(self.process.pid)
-        pids = [
-            path.parent.name
-            for path in Path("/proc").glob("[0-9]*/stat")
-            if path.read_text().rpartition(")")[2].split()[1] == parent
-        ]
-        lines: list[list[str]] = []
-        for pid in pids:
+        parent, lines = str(self.process.pid), list[list[str]]()
+        for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-                text = Path("/proc", pid, "smaps_rollup").read_text()
-                lines += map(str.split, text.splitlines())
+                if path.read_text().rpartition(")")[2].split()[1] == parent:
+                    text = path.with_name("smaps_rollup").read_text()
+                    lines += map(str.split, text.splitlines())
         return sum(int(line[1]) for line in lines if line[0] == "Private_Dirty:")
 
 
