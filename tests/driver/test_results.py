@@ -291,13 +291,25 @@ def test_a_result_may_be_cut_at_every_byte() -> None:
             assert found == expected
 
 
+@pytest.mark.parametrize("byte", [0, 1, 5, 251, 252, 254, 255])
+def test_any_byte_may_be_another_one(byte: int) -> None:
+    """A length, the kind of a packet, or what it says."""
+    rows: list[list[bytes | None]] = [[b"1", b"a"], [None, b""]]
+    whole = response([FIELD_TYPE.LONG, FIELD_TYPE.VAR_STRING], rows, EOF_PACKET)
+    for at in range(len(whole)):
+        assert_no_other_rows(whole, at, byte)
+
+
 @settings(deadline=None, max_examples=1000)
 @given(responses(), st.integers(0, 10_000), st.integers(0, 255))
 def test_a_byte_that_is_wrong_never_makes_other_rows(
     whole: bytes, at: int, byte: int
 ) -> None:
+    assert_no_other_rows(whole, at % len(whole), byte)
+
+
+def assert_no_other_rows(whole: bytes, at: int, byte: int) -> None:
     """Any error will do, for the connection is lost by it; rows must be PyMySQL's."""
-    at %= len(whole)
     data = [whole, whole[:at] + bytes([byte]) + whole[at + 1 :]]
 
     expected = results(Connection, data, 1 << 20, False)

@@ -16,7 +16,6 @@ import io
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from decimal import Decimal
 from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 from pymysql import converters
 from pymysql.connections import MAX_PACKET_LEN, Connection, MySQLResult
 from pymysql.constants import COMMAND, CR, SERVER_STATUS
-from pymysql.err import InterfaceError, InternalError, OperationalError
+from pymysql.err import InternalError, OperationalError
 from pymysql.protocol import MysqlPacket
 
 #: Bytes that are read from the socket at once, at most.
@@ -96,9 +95,8 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
         """Send a statement and read its result; as bytes, with fewer steps."""
-        if type(sql) is bytes and self._result is None and len(sql) < MOST_SENT:
-            if self._sock is None:
-                raise InterfaceError(0, "")
+        idle = self._result is None and self._sock is not None
+        if idle and type(sql) is bytes and len(sql) < MOST_SENT:
             self._write_bytes(_command(len(sql) + 1, COMMAND.COM_QUERY) + sql)
             self._next_seq_id = 1
             self._affected_rows = self._read_query_result(unbuffered)
@@ -132,7 +130,7 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
             if part is None:
                 raise self._out_of_step(head[3])
             if len(part) < size:
-                raise self._lost(IndexError())
+                raise self._lost()
             self._next_seq_id = (head[3] + 1) & 0xFF
             data = data + part if data else part
         packet = packet_type(data, self.encoding)
@@ -152,7 +150,7 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
         except BaseException as error:
             raise self._lost(error) from error.__cause__
         if not found:
-            raise self._lost(IndexError())
+            raise self._lost()
         return found
 
     def take(self, size: int, number: int) -> None:
@@ -160,24 +158,24 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
         self._rfile.read(size)
         self._next_seq_id = number
 
-    def _lost(self, error: BaseException) -> BaseException:
-        """Close the connection; return what to raise for an error of its reader."""
+    def _lost(self, error: BaseException | None = None) -> BaseException:
+        """Close the connection; return what to raise for an error of its reader.
+
+        None, and an IndexError, are the end of what the server sends.
+        """
         self._force_close()
         said = "Lost connection to MySQL server during query"
-        if isinstance(error, IndexError):  # the end of what the server sends
+        if error is None or isinstance(error, IndexError):
             return OperationalError(CR.CR_SERVER_LOST, said)
         if isinstance(error, OSError):
             return OperationalError(CR.CR_SERVER_LOST, f"{said} ({error})")
         return error
 
-    def _out_of_step(self, number: int) -> Exception:
+    def _out_of_step(self, number: int) -> BaseException:
         """Close the connection; return what to raise for a packet of another number."""
-        self._force_close()
-        if number == 0:
-            # MariaDB numbers so the error that it sends when it shuts down.
-            return OperationalError(
-                CR.CR_SERVER_LOST, "Lost connection to MySQL server during query"
-            )
+        lost = self._lost()
+        if number == 0:  # of the error that MariaDB sends when it shuts down
+            return lost
         return InternalError(
             f"Packet sequence number wrong - got {number} expected {self._next_seq_id}"
         )
@@ -207,9 +205,11 @@ class Result(_Result):  # type: ignore[misc]
 
     def read(self) -> None:
         con = self.connection
-        if con.conversions is None or not self._read_at_once(con):
-            super().read()
-        self.connection = None
+        try:
+            if con.conversions is None or not self._read_at_once(con):
+                super().read()
+        finally:
+            self.connection = None
 
     def _read_at_once(self, con: ReadingConnection) -> bool:
         """Read rows of known columns that begin in the buffer; False if it has others.
@@ -221,8 +221,7 @@ class Result(_Result):  # type: ignore[misc]
             return False
         count = buffer[4]
         end = _end_of(buffer, count + 2)
-        key = buffer[:end], con.encoding, con.use_unicode, con.conversions
-        columns = _columns.get(key)
+        columns = _columns.get(_key(con, buffer[:end]))
         if columns is None:
             return False
         self.field_count = count
@@ -230,7 +229,11 @@ class Result(_Result):  # type: ignore[misc]
         rows: list[Any] = []
         number = buffer[3] + count + 2 & 0xFF
         at, number, why = decode(buffer, end, number, rows.append)
-        if why == NO_ROW and buffer[at] == 5 and len(buffer) >= at + 9:
+        if (
+            why == NO_ROW
+            and buffer[at : at + 5 : 4] == b"\5\xfe"
+            and at + 9 <= len(buffer)
+        ):
             self.warning_count, status = _end(buffer, at + 5)
             self.has_next = status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
             con.take(at + 9, number + 1 & 0xFF)
@@ -249,8 +252,8 @@ class Result(_Result):  # type: ignore[misc]
             return
         buffer, number = con.peek(), con._next_seq_id
         end = _end_of(buffer, count + 1)
-        whole = bytes((1, 0, 0, number - 1 & 0xFF, count)) + buffer[:end]
-        key = whole, con.encoding, con.use_unicode, con.conversions
+        # As the whole answer begins: with the packet that tells how many columns.
+        key = _key(con, bytes((1, 0, 0, number - 1 & 0xFF, count)) + buffer[:end])
         columns = _columns.get(key) if end else None
         if columns is not None:
             self.fields, self.converters, self.description, self._decode = columns
@@ -261,8 +264,9 @@ class Result(_Result):  # type: ignore[misc]
         if 0 < end < LONGEST:
             if len(_columns) >= REMEMBERED:
                 _columns.clear()
-            about = self.fields, self.converters, self.description, self._decode
-            _columns[key] = Columns(*about)
+            _columns[key] = Columns(
+                self.fields, self.converters, self.description, self._decode
+            )
 
     def _read_rowdata_packet(self, rows: list[Any] | None = None) -> None:
         if self._decode is None:
@@ -302,6 +306,11 @@ class Result(_Result):  # type: ignore[misc]
         self.affected_rows = 1
         self.rows = (row,)
         return row
+
+
+def _key(con: ReadingConnection, beginning: bytes) -> tuple[Any, ...]:
+    """Return what the columns of the result that begins so are known by."""
+    return beginning, con.encoding, con.use_unicode, con.conversions
 
 
 def _end_of(buffer: bytes, packets: int) -> int:
@@ -413,6 +422,6 @@ def _expression(
         same = encoding.lower().replace("-", "") in ("utf8", "utf8mb4")
         cell = f"{cell}.decode()" if same else f"{cell}.decode(e{index})"
     if converter is not None:
-        known[f"c{index}"] = Decimal if converter is Decimal else converter
+        known[f"c{index}"] = converter
         return f"c{index}({cell})"
     return cell

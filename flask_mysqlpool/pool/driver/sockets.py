@@ -176,11 +176,10 @@ def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[Non
         return data
 
     write_timeout = raw._write_timeout
-    conversions = raw.use_unicode, raw.decoders
-    raw.use_unicode, raw.decoders = False, {}
+    before = raw.use_unicode, raw.decoders, getattr(raw, "conversions", None)
+    raw.use_unicode, raw.decoders, raw.conversions = False, {}, None
     raw._read_bytes = read_bytes
     raw._read_packet = partial(Connection._read_packet, raw)
-    raw._read_query_result = partial(Connection._read_query_result, raw)  # type: ignore[attr-defined]
     try:
         raw._write_timeout = time_left(deadline)
         yield
@@ -196,8 +195,8 @@ def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[Non
         raw._force_close()
         raise
     finally:
-        del raw._read_bytes, raw._read_packet, raw._read_query_result
-        raw.use_unicode, raw.decoders = conversions
+        del raw._read_bytes, raw._read_packet
+        raw.use_unicode, raw.decoders, raw.conversions = before
         raw._write_timeout = write_timeout
         raw._current_timeout = -1.0
 
