@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,21 +67,16 @@ def local_server(engine: str, **options: Any) -> LocalServer:
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[dict[str, LocalServer]]:
-    """The servers that run, by engine; each goes on to the end once it was started."""
-    running: dict[str, LocalServer] = {}
-    yield running
-    for server in running.values():
-        server.stop()
+def servers() -> Iterator[Callable[[str], LocalServer]]:
+    """Servers by engine; each is started once, and runs to the end."""
+    with ExitStack() as stack:
+        yield cache(lambda engine: stack.enter_context(local_server(engine)))
 
 
 @pytest.fixture(scope="session")
-def server(engine: str, servers: dict[str, LocalServer]) -> LocalServer:
+def server(engine: str, servers: Callable[[str], LocalServer]) -> LocalServer:
     """The server that all tests share: not to be stopped or restarted."""
-    if engine not in servers:
-        servers[engine] = local_server(engine)
-        servers[engine].start()
-    return servers[engine]
+    return servers(engine)
 
 
 #: Runs a statement as root, and returns its rows.
@@ -114,7 +110,7 @@ def root(server: LocalServer) -> Iterator[pymysql.Connection[Any]]:
 
 
 @pytest.fixture
-def sql(root: pymysql.Connection[Any]) -> Callable[..., tuple[tuple[Any, ...], ...]]:
+def sql(root: pymysql.Connection[Any]) -> Sql:
     def run(statement: str, *args: object) -> tuple[tuple[Any, ...], ...]:
         with root.cursor() as cursor:
             cursor.execute(statement, args or None)
@@ -124,7 +120,7 @@ def sql(root: pymysql.Connection[Any]) -> Callable[..., tuple[tuple[Any, ...], .
 
 
 @pytest.fixture
-def table(sql: Callable[..., Any]) -> str:
+def table(sql: Sql) -> str:
     """An empty table ``t`` with one column ``a``."""
     sql("DROP TABLE IF EXISTS t")
     sql("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, a INT)")
@@ -221,11 +217,17 @@ LONGEST = [
 ]
 
 
-#: Folders whose tests have a mark of that name; all of them start servers.
-MARKED = {"cluster": "cluster", "docs": "docs", "deployment": "slow", "tools": "slow"}
-#: Of the others, modules that need a server or a browser, and those that take long.
-SERVER = ("monitor_browser", "contexts")
-SLOW = ("agent", "host_limit", "scripts")
+#: The marks of a folder or a module; those with the fixture ``engine`` need a server.
+MARKS: dict[str, set[str]] = {
+    "cluster": {"cluster", "server"},
+    "docs": {"docs", "server"},
+    "deployment": {"slow", "server"},
+    "tools": {"slow", "server"},
+    "tests": {"server"},  # of example_app
+    "monitor_browser": {"browser", "server"},
+    "contexts": {"server"},
+    **dict.fromkeys(("agent", "host_limit", "scripts"), {"slow"}),
+}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -243,18 +245,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     items.sort(key=lambda item: _rank(item.path.stem.removeprefix("test_")))
 
 
-def _marks(item: pytest.Item) -> Iterator[str]:
+def _marks(item: pytest.Item) -> set[str]:
     folder, subject = item.path.parent.name, item.path.stem.removeprefix("test_")
-    fixtures = getattr(item, "fixturenames", ())
-    example = folder == "tests"
-    if folder in MARKED:
-        yield MARKED[folder]
-    if subject == "monitor_browser":
-        yield "browser"
-    if subject in SLOW:
-        yield "slow"
-    if "engine" in fixtures or folder in MARKED or subject in SERVER or example:
-        yield "server"
+    own = {"server"} if "engine" in getattr(item, "fixturenames", ()) else set()
+    return own | MARKS.get(folder, set()) | MARKS.get(subject, set())
 
 
 def _rank(subject: str) -> int:

@@ -561,7 +561,7 @@ def test_orders_that_somebody_removed_reset_nothing_and_end_a_pause(
     until(lambda: shown(board, generation=generation + 1, size=0), 2)
 
 
-# Boards of no use
+# Folders that cannot be used
 
 
 def make_file(board: StatusDir) -> None:
@@ -593,7 +593,7 @@ def make_damaged(board: StatusDir) -> None:
         ),
     ],
 )
-def test_requests_go_on_where_the_board_is_of_no_use(
+def test_requests_go_on_where_the_status_folder_cannot_be_used(
     make: MakePool,
     board: StatusDir,
     spoil: Callable[[StatusDir], None],
