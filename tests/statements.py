@@ -24,11 +24,7 @@ from pymysql.constants import CLIENT, ER, SERVER_STATUS
 from pymysql.err import MySQLError
 
 from flask_mysqlpool.pool.driver import statements
-from flask_mysqlpool.pool.driver.statements import (
-    find_side_effects,
-    server_of,
-    within_block,
-)
+from flask_mysqlpool.pool.driver.statements import find_side_effects, server_of
 from flask_mysqlpool.testing import LocalServer
 
 #: What a call, a variable or a subquery in a statement may do; %s is for the wrapper.
@@ -821,7 +817,7 @@ class Laboratory:
         found = self.findings
         for effect in sorted(effects):
             if effect == "ENDS":
-                missed = within_block(text, server) == statements.HARMLESS
+                missed = not said & (statements.ENDS | statements.MAY_END)
             elif effect == "SNAPSHOT":
                 missed = not said & statements.TRANSACTIONS
             elif effect == "ROLE":

@@ -26,7 +26,7 @@ from flask_mysqlpool import (
     TransactionError,
     get_db,
 )
-from flask_mysqlpool.pool.driver.statements import within_block
+from flask_mysqlpool.pool.driver.statements import side_effects
 from flask_mysqlpool.pool.transaction import run_in_transaction, transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
@@ -473,7 +473,7 @@ def test_whatever_only_reads_is_in_no_blocks_way(
 
 def test_what_is_remembered_of_statements_is_bounded() -> None:
     for number in range(50):
-        within_block(b"REPLACE INTO t VALUES (%d, '%s')" % (number, b"x" * 100_000))
+        side_effects(b"REPLACE INTO t VALUES (%d, '%s')" % (number, b"x" * 100_000))
 
     gc.collect()
     kept = [each for each in gc.get_objects() if isinstance(each, bytes)]

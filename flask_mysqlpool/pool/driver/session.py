@@ -28,7 +28,6 @@ from .statements import (
     DIRTY_SCHEMA,
     ENDS,
     MAY_END,
-    MEMORABLE,
     NONE,
     ROLE,
     RUNS_CODE,
@@ -40,7 +39,6 @@ from .statements import (
     TRANSACTIONS,
     UNCLEANABLE,
     WRITES,
-    find_side_effects,
     server_of,
     side_effects,
 )
@@ -316,10 +314,7 @@ class Session(Transport):
             self.read_leftovers()
         if self.check_first:
             self.check_status()
-        if len(statement) < MEMORABLE:
-            left = side_effects(statement, self._server)
-        else:
-            left = find_side_effects(statement, self._server)
+        left = side_effects(statement, self._server)
         if self.block is not None:
             self._prepare_in_block(left)
         self.side_effects |= left

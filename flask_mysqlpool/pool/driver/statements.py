@@ -346,7 +346,8 @@ _CALLS_ON = (_CALLS, _MARIADB_CALLS, _MYSQL_CALLS, _MYSQL_8_CALLS)
 _ADJACENT = frozenset(_HARMLESS_IF_ADJACENT)
 
 
-#: Statements below this length, in bytes, are cached; longer ones are rarely repeated.
+#: Effects of statements below this length, in bytes, are cached; longer ones are rarely
+#: repeated.
 MEMORABLE = 500
 
 
@@ -372,24 +373,14 @@ def find_side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
     return _judge_code(statement, server)
 
 
-#: :func:`find_side_effects` with a cache, for statements shorter than MEMORABLE.
-side_effects = lru_cache(maxsize=1000)(find_side_effects)
-
-#: The effect of a statement on the transaction of a block.
-REFUSED, DOUBTFUL, HARMLESS = "refused", "doubtful", "harmless"
+_cached_side_effects = lru_cache(maxsize=1000)(find_side_effects)
 
 
-def within_block(statement: bytes, server: int = ANY | SEVERAL) -> str:
-    """Return whether a statement ends the block's transaction, may end it, or not."""
-    short = len(statement) < MEMORABLE
-    left = (
-        side_effects(statement, server)
-        if short
-        else find_side_effects(statement, server)
-    )
-    if left & ENDS:
-        return REFUSED
-    return DOUBTFUL if left & MAY_END else HARMLESS
+def side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
+    """Do the same as :func:`find_side_effects`, with a cache for short statements."""
+    if len(statement) < MEMORABLE:
+        return _cached_side_effects(statement, server)
+    return find_side_effects(statement, server)
 
 
 def _only_reads(text: bytes, calls: dict[bytes, int]) -> bool:
