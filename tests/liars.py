@@ -24,7 +24,8 @@ from typing import Any
 from pymysql.err import MySQLError, OperationalError
 
 from flask_mysqlpool import PoolConfig
-from flask_mysqlpool.pool.driver.connector import SAME_ON_ALL_HOSTS, Connector
+from flask_mysqlpool.pool.driver.connector import Connector
+from flask_mysqlpool.pool.driver.error_codes import SAME_ON_ALL_HOSTS
 
 SECRET = "S3cret of the test"
 SALT = bytes(range(65, 85))

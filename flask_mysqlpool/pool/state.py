@@ -7,7 +7,6 @@ the pool does so after it has released the lock.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import Counter, deque
@@ -17,6 +16,7 @@ from weakref import ref
 
 from ..config import PoolConfig
 from ..errors import PoolClosed, PoolFull
+from .driver.error_codes import pause_after
 from .driver.session import Session
 from .stats import Times
 from .waiters import Waiter, WaiterQueue
@@ -24,7 +24,7 @@ from .waiters import Waiter, WaiterQueue
 #: Seconds until a connect is tried again after the host limit was reached.
 POSTPONEMENT = 0.03
 
-#: Back-off after a failed connect: seconds, doubling from the first to the longest.
+#: Back-off after a failed connect: seconds, from the first to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 #: The longest pause where TARGET is set, so that a new primary is found soon.
 SEARCH_PAUSE = 0.25
@@ -137,9 +137,10 @@ class ConnectAttempts:
         self.failed_at = time.time()
         if now < self._retry_at:
             return  # begun before the failure that has started this pause
-        pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), self._longest_pause)
-        self._retry_at = now + pause * random.uniform(0.5, 1.0)
         self._failures += 1
+        self._retry_at = now + pause_after(
+            self._failures, FIRST_PAUSE, self._longest_pause
+        )
 
 
 #: While connections are in use and a connect is under way, seconds that a waiter waits

@@ -9,7 +9,6 @@ a procedure that commits, the block raises.
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -24,12 +23,9 @@ from pymysql.err import MySQLError
 
 from ..errors import CommitUnknown, ConnectionLost, PoolError, TransactionError
 from .connection import PooledConnection
-from .driver.session import ROLLED_BACK
+from .driver.error_codes import CONFLICTS, pause_after
 
 T = TypeVar("T")
-
-#: Errors after which a transaction may be repeated, once it is rolled back.
-CONFLICTS = ROLLED_BACK | {ER.LOCK_WAIT_TIMEOUT}
 
 #: Reasons why the outcome of a COMMIT is unknown.
 _CONNECTION_LOST = (
@@ -44,7 +40,7 @@ _ENDED = (
     " the rest is rolled back"
 )
 
-#: Back-off between tries: seconds, doubling from the first to the longest, jittered.
+#: Back-off between tries: seconds, from the first to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 
 
@@ -273,9 +269,8 @@ def run_in_transaction(
         except MySQLError as error:
             if tried == retries or not _may_be_repeated(error, block, connection):
                 raise
-        pause = min(FIRST_PAUSE * 2.0**tried, LONGEST_PAUSE)
-        time.sleep(pause * random.uniform(0.5, 1.5))
         tried += 1
+        time.sleep(pause_after(tried, FIRST_PAUSE, LONGEST_PAUSE))
 
 
 def _may_be_repeated(

@@ -25,7 +25,7 @@ from flask_mysqlpool import (
     get_db,
 )
 from flask_mysqlpool.config.addresses import Place, parse
-from flask_mysqlpool.pool.driver.hosts import FIRST_PAUSE, Hosts
+from flask_mysqlpool.pool.driver.connector import FIRST_PAUSE, Hosts
 from flask_mysqlpool.pool.pool import LAG_CHECKED, SECOND_BEST
 from flask_mysqlpool.pool.transaction import run_in_transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
@@ -94,8 +94,10 @@ def test_other_contradictions_are_refused() -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     now = [1000.0]
-    monkeypatch.setattr("flask_mysqlpool.pool.driver.hosts.random.uniform", max)
-    monkeypatch.setattr("flask_mysqlpool.pool.driver.hosts.monotonic", lambda: now[0])
+    monkeypatch.setattr("flask_mysqlpool.pool.driver.error_codes.random.uniform", max)
+    monkeypatch.setattr(
+        "flask_mysqlpool.pool.driver.connector.monotonic", lambda: now[0]
+    )
     yield now
 
 
@@ -124,8 +126,9 @@ def test_one_that_failed_is_tried_again_by_one_connect(clock: list[float]) -> No
 def test_pauses_grow_and_have_an_end(clock: list[float]) -> None:
     hosts = Hosts([A, B], in_random_order=False)
     pauses = []
-    for _ in range(10):
-        hosts.failed(A)
+    for failures in [1] * 9 + [2000]:  # 2000 in a row, as in half a day
+        for _ in range(failures):
+            hosts.failed(A)
         begun = clock[0]
         while list(hosts) == [B, A]:
             clock[0] += 0.25

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import random
 import socket
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from pymysql.constants import CR, ER
@@ -15,34 +16,17 @@ from pymysql.err import InternalError, MySQLError, OperationalError
 
 from ...config import PoolConfig
 from ...config.addresses import Place
-from .hosts import Hosts
+from .error_codes import HOST_ERRORS, NOT_READY, SAME_ON_ALL_HOSTS, pause_after
 from .logs import is_exit, kind, plain
-from .session import NOT_READY, AnotherRole, Session
+from .session import AnotherRole, Session
 from .sockets import longest
 from .tls import Certificates
-from .transport import LOST, without_traceback
+from .transport import without_traceback
 
-#: Login errors that every host would give: account, database, or client set-up.
-SAME_ON_ALL_HOSTS = frozenset(
-    {
-        *(ER.ACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, ER.BAD_DB_ERROR),
-        *(1698, 1862),  # no password, or an expired one
-        # An account that is locked (MySQL, MariaDB), or locked after wrong passwords.
-        *(3118, 4151, 3955),
-        CR.CR_AUTH_PLUGIN_CANNOT_LOAD,
-    }
-)
-
-#: Errors of the set-up that concern this host; another host may accept the session.
-HOST_ERRORS = (
-    LOST
-    | NOT_READY
-    | {
-        *(ER.CON_COUNT_ERROR, ER.SERVER_SHUTDOWN, ER.HOST_IS_BLOCKED),
-        *(ER.HOST_NOT_PRIVILEGED, ER.TOO_MANY_USER_CONNECTIONS, ER.USER_LIMIT_REACHED),
-        3032,  # offline_mode
-    }
-)
+#: Back-off after a failure of a host: seconds, from the first to the longest.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+#: Seconds until a host is tried again whose role is not the one that TARGET requires.
+ANOTHER_ROLE = 0.25
 
 monotonic = time.monotonic
 
@@ -139,6 +123,55 @@ def _ask(source: Callable[[], object]) -> object:
 
 #: Plug-ins that send the password in clear text.
 IN_CLEAR = dict.fromkeys(("mysql_clear_password", "dialog"), InClear)
+
+
+class Hosts:
+    """The order in which several hosts are tried. Thread-safe: each step is atomic.
+
+    A host that failed is avoided for a while. Then one connect tries it again, while
+    others still go to hosts that work. If all hosts have failed, all are tried.
+    """
+
+    def __init__(self, places: Sequence[Place], *, in_random_order: bool) -> None:
+        self._places = tuple(places)
+        self._in_random_order = in_random_order
+        #: For each host that failed: until when to avoid it, and the failures in a row.
+        self._bad: dict[Place, tuple[float, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Place]:
+        """Yield all hosts in the order in which to try them."""
+        places = list(self._places)
+        if self._in_random_order:
+            random.shuffle(places)
+        now = monotonic()
+        yield from sorted(places, key=lambda place: self._turn(place, now))
+
+    def _turn(self, place: Place, now: float) -> float:
+        """Return the sort key: 0 to try a host now, or until when to avoid it."""
+        until, failures = self._bad.get(place, (0.0, 0))
+        if until > now:
+            return until
+        if failures:
+            # Until this connect has an outcome, others avoid the host.
+            self._bad[place] = now + FIRST_PAUSE, failures
+        return 0.0
+
+    def works(self, place: Place) -> None:
+        """Record a success."""
+        self._bad.pop(place, None)
+
+    def failed(self, place: Place) -> None:
+        """Record a failure, and avoid the host for a while."""
+        failures = self._bad.get(place, (0.0, 0))[1] + 1
+        pause = pause_after(failures, FIRST_PAUSE, LONGEST_PAUSE)
+        self._bad[place] = monotonic() + pause, failures
+
+    def has_another_role(self, place: Place) -> None:
+        """Avoid a host for a moment, until its role may have changed."""
+        self._bad[place] = monotonic() + ANOTHER_ROLE, 0
 
 
 class Connector:

@@ -21,6 +21,7 @@ from pymysql.protocol import EOFPacketWrapper, OKPacketWrapper
 
 from ...config import PoolConfig
 from ...errors import TransactionError
+from .error_codes import NOT_OF_A_STATEMENT, NOT_READY, READ_ONLY, ROLLED_BACK
 from .login import NO_PROFILES, NO_WARNINGS, Login
 from .login import questions as login_questions
 from .statements import (
@@ -42,20 +43,7 @@ from .statements import (
     server_of,
     side_effects,
 )
-from .transport import LOST, Rows, Transport
-
-#: Error numbers of a server that has become a replica. They have other causes, too, as
-#: a write in a READ ONLY transaction, so the server is then asked for its role.
-READ_ONLY = frozenset({1290, 1792, 1836, 1874})
-
-#: Error numbers of a server that accepts no statements at present: a Galera node that
-#: joins or leaves its cluster (1047), a ProxySQL without a usable server (9001).
-NOT_READY = frozenset({1047, 9001})
-
-#: Error numbers after which the server has usually rolled back the whole transaction: a
-#: deadlock, an outdated snapshot (MariaDB), a full lock table, a conflict in a group
-#: (3101). They prove nothing, because a trigger can signal the same number.
-ROLLED_BACK = frozenset({ER.LOCK_DEADLOCK, ER.CHECKREAD, ER.LOCK_TABLE_FULL, 3101})
+from .transport import Rows, Transport
 
 #: Commands that PyMySQL lacks. This one resets the session.
 COM_RESET_CONNECTION = 0x1F
@@ -64,18 +52,6 @@ COM_SET_OPTION = 0x1B
 
 #: A value that differs from every timeout.
 _UNTOUCHED = object()
-
-#: Errors that do not depend on the statement, but on the account, the server or another
-#: session: resources and limits (1021, 1037, 1041, 1203, 1226), a connection or server
-#: that ends, an interrupted statement (1317, 1969, 3024), locks of others (1205, 1213,
-#: 3101, 3572), a password to be changed (1820, 1862), a locked account.
-NOT_OF_A_STATEMENT = (
-    NOT_READY
-    | ROLLED_BACK
-    | LOST
-    | {1021, 1037, 1040, 1041, 1158, 1159, 1160, 1161, 1203, 1205, 1226, 1317, 1820}
-    | {1862, 1969, 3024, 3032, 3118, 3159, 3168, 3169, 3572, 4151}
-)
 
 _IN_TRANSACTION = SERVER_STATUS.SERVER_STATUS_IN_TRANS
 #: Statements that show a server's role, and whether a Galera node is ready. Not

@@ -21,15 +21,13 @@ from pymysql.connections import Connection
 from pymysql.constants import COMMAND, CR, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
 
+from .error_codes import LOST
 from .process import process
 from .results import ReadingConnection
 from .sockets import connect_socket, io_deadline, readable_now, time_left, wait_readable
 
 #: The DB-API module that the pool is built on.
 DRIVER = pymysql
-
-#: Error numbers after which the server has closed the connection, or will.
-LOST = frozenset({0, 1053, 1927, 2006, 2013, 2014, 2045, 2055, 4031})
 
 #: Seconds in which results that were left unread at the checkin can still be read.
 MOMENT = 0.05
