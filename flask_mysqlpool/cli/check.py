@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from ..config import PoolConfig
-from ..workers.desired_state import DesiredState
 from ..workers.fleet import Fleet
 from ..workers.mysql_server import Facts, Unanswered, connect_to
 from ..workers.status_file import try_out
@@ -70,12 +69,23 @@ _FIXES_BY_TEXT = {
 #: How an error of the session's set-up begins.
 _SET_UP = "INIT_COMMAND", "SETSESSION", "CHARSET, COLLATION or SQL_MODE"
 
+#: What is verified, by ``SSL_MODE``; nothing in other modes.
+_VERIFIED = {
+    "VERIFY_CA": "the certificate is verified, the host's name is not",
+    "VERIFY_IDENTITY": "certificate and host name are verified",
+}
+
 
 class Finding(NamedTuple):
-    level: str
     subject: str
     text: str
+    #: What to do; empty if all is well.
     fix: str = ""
+    is_failure: bool = False
+
+    @property
+    def level(self) -> str:
+        return FAILURE if self.is_failure else WARNING if self.fix else OK
 
 
 def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
@@ -85,17 +95,17 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
     """
     if config.account is None:
         text = f"{config.server}, and the system's user has no name to log in by"
-        yield Finding(FAILURE, "settings", text, "set USER")
+        yield Finding("settings", text, "set USER", is_failure=True)
         return
     unset = " (USER is not set)" * (not config.user)
-    yield Finding(OK, "settings", f"{config.server} as {config.account}{unset}")
+    yield Finding("settings", f"{config.server} as {config.account}{unset}")
     try:
         with connect_to(config) as server:
             facts = server.facts()
     except Unanswered as error:
         yield _no_connection(error)
         return
-    yield Finding(OK, "connection", f"opened in {facts.connect * 1000:.1f} ms")
+    yield Finding("connection", f"opened in {facts.connect * 1000:.1f} ms")
     yield _latency(facts)
     yield _version(facts)
     yield _tls(config, facts)
@@ -116,33 +126,28 @@ def examine_status_dir(
     """
     fix = "set STATUS_DIR to a folder that the site's user can write to"
     if fleet is None:
-        yield Finding(
-            WARNING, "workers", "STATUS_DIR is False, so they cannot be seen", fix
-        )
+        yield Finding("workers", "STATUS_DIR is False, so they cannot be seen", fix)
         return
     try:
         workers = fleet.workers()
         try_out(fleet.status_dir)
     except OSError as error:
         text = f"{fleet.status_dir.path}: {error.strerror or error}"
-        level = WARNING
-        if any(config.max_host_connections for config in pools.values()):
-            level = FAILURE
+        is_failure = any(config.max_host_connections for config in pools.values())
+        if is_failure:
             text += "; so MAX_HOST_CONNECTIONS cannot be kept, and nothing connects"
-        yield Finding(level, "workers", text, fix_of(error) or fix)
+        yield Finding("workers", text, fix_of(error) or fix, is_failure)
         return
     # Containers that share the folder may have the same process ids.
     pids = {(w.get("site"), w["pid"]) for some in workers.values() for w in some}
     place = fleet.status_dir.path if pids else fleet.status_dir.place()
-    yield Finding(OK, "workers", f"{len(pids)} publish in {place}")
+    yield Finding("workers", f"{len(pids)} publish in {place}")
     for problem in fleet.problems:
-        fix = _fix_of_problem(problem, fleet, typed)
-        yield Finding(WARNING, "workers", problem, fix)
+        yield Finding("workers", problem, _fix_of_problem(problem, fleet, typed))
     for bind in pools:
         if fleet.is_paused(bind, workers.get(bind, [])):
-            pause = DesiredState.in_words(fleet.desired(bind))
-            text = f"{bind} is {pause}: checkouts wait"
-            yield Finding(WARNING, "workers", text, typed("resume"))
+            text = f"{bind} is {fleet.desired(bind).in_words()}: checkouts wait"
+            yield Finding("workers", text, typed("resume"))
 
 
 def fix_of(error: OSError) -> str:
@@ -163,63 +168,45 @@ def _fix_of_problem(problem: str, fleet: Fleet, typed: Callable[[str], str]) -> 
 
 
 def _no_connection(error: Unanswered) -> Finding:
-    code, text = error.number, error.text
-    fix = _FIXES.get(code, "") if code is not None else ""
-    known = next((words for words in _FIXES_BY_TEXT if words in text), None)
-    refused = [name for name in _SET_UP if text.startswith(f"{code}: {name}: ")]
+    number, text = error.number, error.text
+    known = [fix for words, fix in _FIXES_BY_TEXT.items() if words in text]
+    refused = [name for name in _SET_UP if text.startswith(f"{number}: {name}: ")]
     if refused:
         fix = f"correct {refused[0]}"
     elif error.__cause__ and isinstance(error.__cause__.__cause__, socket.gaierror):
         fix = _FIXES[2005]
-    elif known is not None:
-        fix = _FIXES_BY_TEXT[known]
-    return Finding(FAILURE, "connection", text, fix)
+    else:
+        fix = known[0] if known else _FIXES.get(number or 0, "")
+    return Finding("connection", text, fix, is_failure=True)
 
 
 def _latency(facts: Facts) -> Finding:
     milliseconds = facts.round_trip * 1000
-    text = f"{milliseconds:.2f} ms for a round trip"
-    if milliseconds < SLOW:
-        return Finding(OK, "latency", text)
-    return Finding(WARNING, "latency", text, "bring the app nearer to its database")
+    fix = "bring the app nearer to its database" if milliseconds >= SLOW else ""
+    return Finding("latency", f"{milliseconds:.2f} ms for a round trip", fix)
 
 
 def _version(facts: Facts) -> Finding:
     brand = "MariaDB" if "MariaDB" in facts.version else "MySQL"
     number = re.search(r"(\d+)\.(\d+)", facts.version.removeprefix("5.5.5-"))
-    text = f"{brand} {facts.version}"
-    oldest = _OLDEST[brand]
-    if number is not None and (int(number[1]), int(number[2])) < oldest:
-        fix = f"upgrade to {brand} {oldest[0]}.{oldest[1]} or newer"
-        return Finding(WARNING, "version", text, fix)
-    return Finding(OK, "version", text)
+    major, minor = _OLDEST[brand]
+    is_old = number is not None and (int(number[1]), int(number[2])) < (major, minor)
+    fix = f"upgrade to {brand} {major}.{minor} or newer" if is_old else ""
+    return Finding("version", f"{brand} {facts.version}", fix)
 
 
 def _tls(config: PoolConfig, facts: Facts) -> Finding:
-    if facts.cipher is None:
-        if config.unix_socket or _are_loopback(config):
-            return Finding(OK, "TLS", "none; nothing leaves this host")
-        return Finding(
-            WARNING,
-            "TLS",
-            "none: a man in the middle can read and change everything",
-            "enable TLS at the server, and set SSL_MODE = 'VERIFY_IDENTITY'",
-        )
-    verified = {
-        "VERIFY_CA": "the certificate is verified, the host's name is not",
-        "VERIFY_IDENTITY": "certificate and host name are verified",
-    }.get(config.ssl_mode)
-    if verified is not None:
-        return Finding(OK, "TLS", f"{facts.cipher}; {verified}")
-    text = f"{facts.cipher}; the server is not verified (SSL_MODE {config.ssl_mode})"
-    if _are_loopback(config):
-        return Finding(OK, "TLS", text)
+    is_local = all(_is_loopback(place.host) for place in config.places)
+    if facts.cipher and config.ssl_mode in _VERIFIED:
+        return Finding("TLS", f"{facts.cipher}; {_VERIFIED[config.ssl_mode]}")
     fix = "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA"
-    return Finding(WARNING, "TLS", text, fix)
-
-
-def _are_loopback(config: PoolConfig) -> bool:
-    return all(_is_loopback(place.host) for place in config.places)
+    text = f"{facts.cipher}; the server is not verified (SSL_MODE {config.ssl_mode})"
+    if facts.cipher is None:
+        fix = "enable TLS at the server, and set SSL_MODE = 'VERIFY_IDENTITY'"
+        text = "none: a man in the middle can read and change everything"
+        if is_local:
+            text = "none; nothing leaves this host"
+    return Finding("TLS", text, "" if is_local else fix)
 
 
 def _is_loopback(host: str) -> bool:
@@ -230,24 +217,19 @@ def _is_loopback(host: str) -> bool:
 
 
 def _account(facts: Facts) -> Finding:
-    text = f"{facts.account} by {facts.plugin}"
-    if facts.plugin in ("mysql_native_password", "sha256_password") and (
-        "MariaDB" not in facts.version
-    ):
+    weak = "mysql_native_password", "sha256_password"
+    fix = ""
+    if facts.plugin in weak and "MariaDB" not in facts.version:
         fix = "ALTER USER … IDENTIFIED WITH caching_sha2_password BY …"
-        return Finding(WARNING, "authentication", text, fix)
-    return Finding(OK, "authentication", text)
+    return Finding("authentication", f"{facts.account} by {facts.plugin}", fix)
 
 
 def _read_only(facts: Facts) -> Finding:
     if not facts.read_only:
-        return Finding(OK, "read_only", "off")
-    return Finding(
-        WARNING,
-        "read_only",
-        "on: every write fails, unless the account may override it",
-        "connect to the primary, or have SET GLOBAL read_only = OFF there",
-    )
+        return Finding("read_only", "off")
+    text = "on: every write fails, unless the account may override it"
+    fix = "connect to the primary, or have SET GLOBAL read_only = OFF there"
+    return Finding("read_only", text, fix)
 
 
 def _idle_limit(config: PoolConfig, facts: Facts) -> Finding:
@@ -259,23 +241,21 @@ def _idle_limit(config: PoolConfig, facts: Facts) -> Finding:
         f" MAX_LIFETIME {config.max_lifetime:g}"
     )
     if ours < facts.wait_timeout:
-        return Finding(OK, "wait_timeout", text)
+        return Finding("wait_timeout", text)
+    text += ": the server closes idle connections before the pool does"
     fix = "raise wait_timeout"
     if facts.wait_timeout > 1:
         most = facts.wait_timeout - 1
         fix = f"set MAX_IDLE to less than {most + 1} (1 to {most}), or {fix}"
-    return Finding(
-        WARNING,
-        "wait_timeout",
-        f"{text}: the server closes idle connections before the pool does",
-        fix,
-    )
+    return Finding("wait_timeout", text, fix)
 
 
 def _capacity(config: PoolConfig, facts: Facts, workers: int | None) -> Finding:
-    most = (workers or 1) * config.max_size
-    text = f"{workers or 1} worker{'s' * ((workers or 1) != 1)}"
-    text += " seen" * (workers is not None) + f" × MAX_SIZE {config.max_size} = {most}"
+    """Compare the connections that all workers may open with the server's limits."""
+    number = workers or 1
+    most = number * config.max_size
+    text = f"{number} worker{'s' * (number != 1)}{' seen' * (workers is not None)}"
+    text += f" × MAX_SIZE {config.max_size} = {most}"
     if config.max_host_connections is not None:
         most = min(most, config.max_host_connections)
         text += f", MAX_HOST_CONNECTIONS {config.max_host_connections}"
@@ -284,24 +264,20 @@ def _capacity(config: PoolConfig, facts: Facts, workers: int | None) -> Finding:
     text += f"; max_connections {facts.max_connections}"
     text += f", of which others use {others}" * (others > 0)
     text += f", and this site on other hosts {elsewhere}" * (elsewhere > 0)
-    limits = {"max_connections": facts.max_connections - others - elsewhere}
-    needed = {
-        "max_connections": most + others + elsewhere,
-        "max_user_connections": most + elsewhere,
-    }
+    #: Of each limit, what is in use already, and what is left.
+    used = {"max_connections": others + elsewhere}
+    left = {"max_connections": facts.max_connections - others - elsewhere}
     if facts.max_user_connections:
-        limits["max_user_connections"] = facts.max_user_connections - elsewhere
+        used["max_user_connections"] = elsewhere
+        left["max_user_connections"] = facts.max_user_connections - elsewhere
         text += f", max_user_connections {facts.max_user_connections}"
     if workers is None:
         text += "; the number of workers is not known"
-    binding = [name for name, limit in limits.items() if limit < most]
-    if not binding:
-        return Finding(OK, "capacity", text)
-    raised = " and ".join(f"{name} to {needed[name]} or more" for name in binding)
-    return Finding(
-        FAILURE,
-        "capacity",
-        text,
-        f"raise {raised}, lower MAX_SIZE, or set MAX_HOST_CONNECTIONS to"
-        f" {max(min(limits.values()), 1)}",
+    raised = [f"{n} to {most + used[n]} or more" for n in left if left[n] < most]
+    if not raised:
+        return Finding("capacity", text)
+    fix = (
+        f"raise {' and '.join(raised)}, lower MAX_SIZE, or set MAX_HOST_CONNECTIONS to"
+        f" {max(min(left.values()), 1)}"
     )
+    return Finding("capacity", text, fix, is_failure=True)
