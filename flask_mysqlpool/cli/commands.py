@@ -12,13 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import click
 from flask import current_app
-from flask.cli import AppGroup, with_appcontext
+from flask.cli import AppGroup
 
 from ..config import PoolConfig
 from ..config.validators import YEAR
@@ -88,14 +87,6 @@ def _reason(error: OSError) -> str:
     return f"{place}{error.strerror or error}{' -> ' * bool(fix)}{fix}"
 
 
-def create_group(name: str) -> AppGroup:
-    """Create the command group, to be added to ``app.cli`` under this name."""
-    group = AppGroup(name, help="Show and control the connections of all workers.")
-    for command in (status, reset, pause, resume, check):
-        group.add_command(command)
-    return group
-
-
 class _Seconds(click.FloatRange):
     """A duration; ``inf`` becomes the longest one, ``nan`` is refused."""
 
@@ -113,20 +104,26 @@ class _Seconds(click.FloatRange):
         return min(super().convert(seconds, *about), YEAR)
 
 
+_Command = Callable[..., None]
+
+
+def _duration(
+    *names: str, help: str, metavar: str = "SECONDS", **limits: Any
+) -> Callable[[_Command], _Command]:
+    return click.option(*names, type=_Seconds(**limits), metavar=metavar, help=help)
+
+
 _bind = click.option("--bind", metavar="NAME", help="This pool only.")
 
+#: The command group, to be added to ``app.cli`` under the name that ``CLI`` sets.
+group = AppGroup("mysqlpool", help="Show and control the connections of all workers.")
 
-@click.command()
+
+@group.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--watch",
-    type=_Seconds(min=0.1),
-    metavar="SECONDS",
-    help="Refresh every SECONDS.",
-)
+@_duration("--watch", help="Refresh every SECONDS.", min=0.1)
 @_bind
 @click.option("--server", is_flag=True, help="Query the server, too.")
-@with_appcontext
 def status(as_json: bool, watch: float | None, bind: str | None, server: bool) -> None:
     """Show the pools of all workers.
 
@@ -250,17 +247,15 @@ def _thread(thread: Thread, pid_of: dict[int, int]) -> dict[str, Any]:
     }
 
 
-@click.command()
+@group.command()
 @_bind
-@click.option(
+@_duration(
     "--wait",
-    type=_Seconds(min=0),
-    metavar="SECONDS",
     help="Wait up to SECONDS for busy connections, and show the progress.",
+    min=0,
 )
 @click.option("--server", is_flag=True, help="Kill idle connections at the server.")
 @click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
-@with_appcontext
 def reset(bind: str | None, wait: float | None, server: bool, yes: bool) -> None:
     """Replace the connections of all workers.
 
@@ -277,7 +272,7 @@ def reset(bind: str | None, wait: float | None, server: bool, yes: bool) -> None
     if server:
         _reset_at_server(site)
         return
-    code = _request(site, Fleet.reset, wait, REPLACED)
+    code = _request(site, RESET, wait)
     sys.exit(HEALTHY if wait is None and code == DEGRADED else code)
 
 
@@ -294,50 +289,58 @@ def _reset_at_server(site: Site) -> None:
         _echo([f"{bind}: ended {ended} idle connection{s} on {config.server}"])
 
 
-@click.command()
-@click.option(
-    "--wait",
-    type=_Seconds(min=0),
-    metavar="SECONDS",
-    help="Wait up to SECONDS for all connections to be closed.",
-)
-@click.option(
+@group.command()
+@_duration("--wait", help="Wait up to SECONDS for all connections to be closed.", min=0)
+@_duration(
     "--for",
     "seconds",
-    type=_Seconds(min=0, min_open=True),
-    metavar="DURATION",
     help="Resume automatically after this time, such as 90s, 10m or 2h.",
+    metavar="DURATION",
+    min=0,
+    min_open=True,
 )
 @_bind
-@with_appcontext
 def pause(wait: float | None, seconds: float | None, bind: str | None) -> None:
     """Hold new checkouts, in order, until `resume`.
 
     Connections in use may finish. When none is left, the server can be restarted. A
     checkout waits no longer than its deadline (TIMEOUT).
     """
-    code = _request(_site(bind), partial(Fleet.pause, seconds=seconds), wait, PAUSED)
+    code = _request(_site(bind), PAUSE, wait, seconds=seconds)
     # Without --wait, the pause may be meant for workers that start later.
     sys.exit(code if wait is not None else HEALTHY)
 
 
-@click.command()
+@group.command()
 @_bind
-@with_appcontext
 def resume(bind: str | None) -> None:
     """End `pause`: serve all waiting checkouts."""
-    sys.exit(_request(_site(bind), Fleet.resume, None, RESUMED))
+    sys.exit(_request(_site(bind), RESUME, None))
 
 
-_Test = Callable[[Worker], bool]
+class _Change(NamedTuple):
+    """A change of a pool in all workers, and the words for its progress."""
+
+    #: The method of :class:`Fleet` that requests it.
+    method: str
+    done: str
+    #: The field of a pending worker that goes down to zero, and the words for it.
+    field: str
+    to_go: str
+
+    def progress(self, bind: str, worker: Worker) -> str:
+        number = worker[self.field]
+        what = f"{number} {self.to_go.format(s='s' * (number != 1))}"
+        what = what if number else "not started"
+        return f"{bind}: worker {worker['pid']}: {what}, {worker['in_use']} in use"
 
 
-def _request(
-    site: Site,
-    request: Callable[[Fleet, str], _Test],
-    wait: float | None,
-    outcome: _Outcome,
-) -> int:
+RESET = _Change("reset", "replaced", "outdated", "connection{s} to go")
+PAUSE = _Change("pause", "paused", "size", "connection{s} to go")
+RESUME = _Change("resume", "resumed", "waiting", "checkout{s} still waiting")
+
+
+def _request(site: Site, change: _Change, wait: float | None, **how: Any) -> int:
     """Request a change of all pools, wait for the workers, and return the exit code.
 
     However that ends, it prints what is paused at last.
@@ -347,8 +350,9 @@ def _request(
         _end(f"The workers cannot be reached: {site.unseen}")
     with _interrupted_by_signals():
         try:
-            tests = {bind: request(fleet, bind) for bind in site.pools}
-            return _wait_for_workers(site, fleet, tests, wait, outcome)
+            request = getattr(fleet, change.method)
+            tests = {bind: request(bind, **how) for bind in site.pools}
+            return _wait_for_workers(site, fleet, change, tests, wait)
         except KeyboardInterrupt as interrupt:
             state = "the request stands" if fleet.requested else "nothing was requested"
             _echo([f"Interrupted: {state}."])
@@ -373,16 +377,13 @@ def _interrupted_by_signals() -> Iterator[None]:
     numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
     if threading.current_thread() is not threading.main_thread():
         numbers = set()
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in before.items():
-        if handler not in (signal.SIG_IGN, None):  # by nohup; not set by Python
-            signal.signal(number, interrupt)
-    try:
+    with ExitStack() as stack:
+        for number in numbers:
+            handler = signal.getsignal(number)
+            if handler not in (signal.SIG_IGN, None):  # by nohup; not set by Python
+                signal.signal(number, interrupt)
+                stack.callback(signal.signal, number, handler)
         yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
 
 
 def _typed(command: str) -> str:
@@ -398,78 +399,40 @@ def _end(text: str) -> NoReturn:
     sys.exit(NOTHING)
 
 
-class _Outcome(NamedTuple):
-    """How a request ends, and how the progress of pending workers is shown."""
-
-    done: str
-    #: The field that goes down to zero, and the words for it.
-    field: str
-    to_go: str
-
-
-REPLACED = _Outcome("replaced", "outdated", "{} connection{s} to go")
-PAUSED = _Outcome("paused", "size", "{} connection{s} to go")
-RESUMED = _Outcome("resumed", "waiting", "{} checkout{s} still waiting")
-
-
 def _wait_for_workers(
     site: Site,
     fleet: Fleet,
-    tests: Mapping[str, _Test],
+    change: _Change,
+    tests: Mapping[str, Callable[[Worker], bool]],
     wait: float | None,
-    outcome: _Outcome,
 ) -> int:
     """Wait for all pools, show the pending workers, and return the exit code.
 
     1 if a worker is still pending, or cannot be read; 3 if there is no worker.
     """
     deadline = time.monotonic() + (SOON if wait is None else wait)
-    seen, complete = 0, True
+    seen = late = 0
     for bind, is_done in tests.items():
-        workers, late = _wait_for_pool(fleet, bind, is_done, deadline, wait, outcome)
+        lines: list[str] = []
+        for pending in fleet.wait(bind, is_done, deadline - time.monotonic()):
+            before, lines = lines, [change.progress(bind, each) for each in pending]
+            _echo(line for line in lines if wait is not None and line not in before)
+        workers = len(fleet.workers().get(bind, []))
+        s = "" if workers == 1 else "s"
+        if lines:
+            summary = f"{bind}: {len(lines)} of {workers} worker{s} pending"
+            _echo([summary, *(lines if wait is None else ())])
+        elif workers:
+            _echo([f"{bind}: {change.done} ({workers} worker{s})"])
+        else:
+            _echo([f"{bind}: requested; no running worker to confirm it"])
         seen += workers
-        complete = complete and not late
+        late += len(lines)
     _echo(fleet.hidden)
     if not seen:
         _echo([_why_no_worker(site)])
         return NOTHING
-    return HEALTHY if complete and not fleet.hidden else DEGRADED
-
-
-def _wait_for_pool(
-    fleet: Fleet,
-    bind: str,
-    is_done: _Test,
-    deadline: float,
-    wait: float | None,
-    outcome: _Outcome,
-) -> tuple[int, int]:
-    """Wait for one pool, and return its numbers of workers and of pending ones."""
-    shown: list[str] = []
-    pending: list[Worker] = []
-    for pending in fleet.wait(bind, is_done, deadline - time.monotonic()):
-        lines = list(_progress(bind, pending, outcome)) if wait is not None else []
-        _echo(line for line in lines if line not in shown)
-        shown = lines
-    workers = len(fleet.workers().get(bind, []))
-    s = "" if workers == 1 else "s"
-    if pending:
-        summary = f"{bind}: {len(pending)} of {workers} worker{s} pending"
-        _echo([summary, *(_progress(bind, pending, outcome) if wait is None else ())])
-    elif workers:
-        _echo([f"{bind}: {outcome.done} ({workers} worker{s})"])
-    else:
-        _echo([f"{bind}: requested; no running worker to confirm it"])
-    return workers, len(pending)
-
-
-def _progress(bind: str, pending: Iterable[Worker], outcome: _Outcome) -> Iterator[str]:
-    for worker in pending:
-        number = worker[outcome.field]
-        what = outcome.to_go.format(number, s="s" * (number != 1))
-        if not number:
-            what = "not started"
-        yield f"{bind}: worker {worker['pid']}: {what}, {worker['in_use']} in use"
+    return DEGRADED if late or fleet.hidden else HEALTHY
 
 
 def _echo(lines: Iterable[render.Line]) -> None:
@@ -492,9 +455,8 @@ def _print(text: str) -> None:
         sys.exit(DEGRADED)
 
 
-@click.command()
+@group.command()
 @_bind
-@with_appcontext
 def check(bind: str | None) -> None:
     """Connect once and examine settings, server and workers.
 

@@ -81,7 +81,7 @@ class MySQLPool:
                 if error not in handlers:
                     app.register_error_handler(error, _unavailable)
         if config.cli is not None:
-            app.cli.add_command(commands.create_group(config.cli))
+            app.cli.add_command(commands.group, config.cli)
 
     def _state(self, app: Flask | None = None) -> State:
         app = app or app_context().app

@@ -32,7 +32,7 @@ from flask import Flask, redirect, request, url_for
 import flask_mysqlpool
 from flask_mysqlpool import MySQLPool, get_db, signals
 from flask_mysqlpool.cli.check import _FIXES
-from flask_mysqlpool.cli.commands import create_group
+from flask_mysqlpool.cli.commands import group
 from flask_mysqlpool.config.settings import AppConfig
 from flask_mysqlpool.testing import LocalServer
 
@@ -116,7 +116,7 @@ def test_every_public_error_is_in_the_reference_and_among_the_troubles() -> None
     assert [n for n in errors if n != "PoolError" and n not in troubles] == []
 
 
-COMMANDS = create_group("mysqlpool").commands
+COMMANDS = group.commands
 
 
 @pytest.mark.parametrize("name", COMMANDS)
