@@ -14,129 +14,96 @@ durations are queued, and recorded when the metrics are collected.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from operator import attrgetter
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from flask import Flask
 from opentelemetry.metrics import (
     CallbackOptions,
-    Histogram,
     Meter,
     MeterProvider,
     Observation,
     get_meter,
 )
 
-from ..pool.stats import BOUNDS, Observer, PoolStats
+from ..pool.stats import BOUNDS, Observer
 
 #: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/
 PREFIX = "db.client.connection."
 POOL, STATE = PREFIX + "pool.name", PREFIX + "state"
 
 #: Length of the queue of durations; beyond that, the oldest are dropped.
-KEPT = 100_000
+KEPT = 300_000
 
-#: Gauges of one value each: the last column is its field of :class:`~.stats.PoolStats`.
-_GAUGES = (
-    ("max", "{connection}", "MAX_SIZE.", "max_size"),
-    ("idle.max", "{connection}", "MAX_SIZE: all may be idle.", "max_size"),
-    ("idle.min", "{connection}", "MIN_SIZE.", "min_size"),
-    ("pending_requests", "{request}", "Waiting checkouts.", "waiting"),
+_CONNECTION = "{connection}"
+_STATES = {"idle": "idle", "used": "in_use"}
+
+#: Name, unit, description, and the fields of :class:`~.stats.PoolStats` by the state
+#: that they count, which is empty for all states together.
+_VALUES: tuple[tuple[str, str, str, Mapping[str, str]], ...] = (
+    ("count", _CONNECTION, "Open connections by state.", _STATES),
+    ("max", _CONNECTION, "MAX_SIZE.", {"": "max_size"}),
+    ("idle.max", _CONNECTION, "MAX_SIZE: all may be idle.", {"": "max_size"}),
+    ("idle.min", _CONNECTION, "MIN_SIZE.", {"": "min_size"}),
+    ("pending_requests", "{request}", "Waiting checkouts.", {"": "waiting"}),
+    ("timeouts", "{timeout}", "Checkouts that timed out.", {"": "timeouts"}),
 )
 
-_STATES = {"idle": attrgetter("idle"), "used": attrgetter("in_use")}
-
-_Queue = deque[tuple[str, float]]
-_Observations = Iterator[Observation]
-_Callback = Callable[[CallbackOptions], _Observations]
+#: The histograms, in seconds.
+_DURATIONS = {
+    "create_time": "Time to open a connection.",
+    "wait_time": "Time to obtain a connection.",
+    "use_time": "Time until a connection is returned.",
+}
 
 
 class _DurationObserver(Observer):
     """Queues durations, which histograms record when the metrics are collected."""
 
     def __init__(self, meter: Meter) -> None:
-        self._queues: list[tuple[Histogram, _Queue]] = []
-        self._created = self._histogram(
-            meter, "create_time", "Time to open a connection."
-        )
-        self._waited = self._histogram(
-            meter, "wait_time", "Time to obtain a connection."
-        )
-        self._used = self._histogram(
-            meter, "use_time", "Time until a connection is returned."
-        )
-
-    def _histogram(self, meter: Meter, name: str, what: str) -> _Queue:
-        queue: _Queue = deque(maxlen=KEPT)
-        histogram = meter.create_histogram(
-            PREFIX + name,
-            unit="s",
-            description=what,
-            explicit_bucket_boundaries_advisory=BOUNDS,
-        )
-        self._queues.append((histogram, queue))
-        return queue
+        self._queue: deque[tuple[str, str, float]] = deque(maxlen=KEPT)
+        self._histograms = {
+            name: meter.create_histogram(
+                PREFIX + name,
+                unit="s",
+                description=what,
+                explicit_bucket_boundaries_advisory=BOUNDS,
+            )
+            for name, what in _DURATIONS.items()
+        }
 
     def record(self) -> None:
-        for histogram, queue in self._queues:
-            while queue:
-                name, seconds = queue.popleft()
-                histogram.record(seconds, {POOL: name})
+        while self._queue:
+            name, pool, seconds = self._queue.popleft()
+            self._histograms[name].record(seconds, {POOL: pool})
 
     def created(self, pool: Any, thread_id: int, seconds: float) -> None:
-        self._created.append((pool.name, seconds))
+        self._queue.append(("create_time", pool.name, seconds))
 
     def checked_out(self, pool: Any, connection: Any, waited: float) -> None:
-        self._waited.append((pool.name, waited))
+        self._queue.append(("wait_time", pool.name, waited))
 
     def checked_in(self, pool: Any, thread_id: int, used: float) -> None:
-        self._used.append((pool.name, used))
+        self._queue.append(("use_time", pool.name, used))
 
 
-class _Values:
-    """Callbacks that observe values of pools.
-
-    Values of pools with one name are added up, because a series is observed once.
-    """
-
-    def __init__(self, states: Collection[Any]) -> None:
-        self._states = states
-
-    def value(self, get: Callable[[PoolStats], int]) -> _Callback:
-        """Observe one value of each pool."""
-
-        def observe(_: CallbackOptions) -> _Observations:
-            for name, number in _sums(self._stats(), get):
-                yield Observation(number, {POOL: name})
-
-        return observe
-
-    def count(self, record: Callable[[], None]) -> _Callback:
-        """Observe connections by state."""
-
-        def observe(_: CallbackOptions) -> _Observations:
-            # Record first, so that histograms are as recent as the other metrics.
-            record()
-            found = self._stats()
-            for state, get in _STATES.items():
-                for name, number in _sums(found, get):
-                    yield Observation(number, {POOL: name, STATE: state})
-
-        return observe
-
-    def _stats(self) -> list[PoolStats]:
-        pools = (pool for state in self._states for pool in state.pools_in_use())
-        return [pool.stats() for pool in pools]
-
-
-def _sums(
-    found: Iterable[PoolStats], get: Callable[[PoolStats], int]
-) -> Iterable[tuple[str, int]]:
-    sums: Counter[str] = Counter()
-    for stats in found:
-        sums[stats.name] += get(stats)
-    return sums.items()
+def _observe(
+    durations: _DurationObserver,
+    states: Collection[Any],
+    fields: Mapping[str, str],
+    _: CallbackOptions | None = None,
+) -> Iterator[Observation]:
+    """Observe the sums of pools with one name, because a series is observed once."""
+    # Record first, so that histograms are as recent as the other metrics.
+    durations.record()
+    pools = [pool.stats() for state in states for pool in state.pools_in_use()]
+    for state, field in fields.items():
+        sums: Counter[str] = Counter()
+        for stats in pools:
+            sums[stats.name] += getattr(stats, field)
+        for name, number in sums.items():
+            yield Observation(number, {POOL: name} | ({STATE: state} if state else {}))
 
 
 def instrument(app: Flask, meter_provider: MeterProvider | None = None) -> None:
@@ -155,19 +122,11 @@ def instrument(app: Flask, meter_provider: MeterProvider | None = None) -> None:
     durations = _DurationObserver(meter)
     for state in states.values():
         state.observe(durations)
-    values = _Values(states.values())
-    gauge = meter.create_observable_up_down_counter
-    gauge(
-        PREFIX + "count",
-        [values.count(durations.record)],
-        "{connection}",
-        "Open connections by state.",
-    )
-    for name, unit, what, of in _GAUGES:
-        gauge(PREFIX + name, [values.value(attrgetter(of))], unit, what)
-    meter.create_observable_counter(
-        PREFIX + "timeouts",
-        [values.value(attrgetter("timeouts"))],
-        "{timeout}",
-        "Checkouts that timed out.",
-    )
+    for name, unit, what, fields in _VALUES:
+        observe = partial(_observe, durations, states.values(), fields)
+        if name == "timeouts":
+            meter.create_observable_counter(PREFIX + name, [observe], unit, what)
+        else:
+            meter.create_observable_up_down_counter(
+                PREFIX + name, [observe], unit, what
+            )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Any
 
 import pytest
 from conftest import MakeApp, extension, until
 from flask import Flask
 from opentelemetry.instrumentation.pymysql import PyMySQLInstrumentor
-from opentelemetry.metrics import CallbackOptions
+from opentelemetry.metrics import get_meter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -18,7 +17,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from flask_mysqlpool import PoolTimeout, get_db
-from flask_mysqlpool.metrics.opentelemetry import _Values, instrument
+from flask_mysqlpool.metrics.opentelemetry import (
+    _DurationObserver,
+    _observe,
+    instrument,
+)
 from flask_mysqlpool.pool.stats import BOUNDS
 
 POOL = "db.client.connection.pool.name"
@@ -101,14 +104,14 @@ def test_pools_of_one_name_are_one_series(
     make_app: MakeApp, reader: InMemoryMetricReader
 ) -> None:
     app = make_app(MAX_SIZE=2, BINDS={"reports": {"NAME": "shop", "MAX_SIZE": 3}})
-    figures = _Values(app.extensions["mysqlpool"].values())
+    about = _DurationObserver(get_meter("test")), app.extensions["mysqlpool"].values()
     instrument(app, MeterProvider([reader]))
     db = extension(app)
     with app.app_context(), db.connection(), db.connection("reports"):
         metrics = collect(reader)
         observed = [
-            *figures.value(attrgetter("max_size"))(CallbackOptions()),
-            *figures.count(lambda: None)(CallbackOptions()),
+            *_observe(*about, {"": "max_size"}),
+            *_observe(*about, {"idle": "idle", "used": "in_use"}),
         ]
 
     shop = POOL, "shop"
