@@ -7,10 +7,10 @@ while the session goes on to another handle.
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Lock, get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from weakref import ref
@@ -81,43 +81,31 @@ class PooledConnection(_Face):
       :exc:`~flask_mysqlpool.errors.ConnectionShared` is raised.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_con",
-        "_cursorclass",
-        "_guard",
-        "_inside",
-        "_pool",
-        "_result",
-        "_returned",
-        "blocks",
-        "endpoint",
-        "savepoint",
-        "stack",
-        "writes",
-    )
+    #: The session. Set by the pool; None after the checkin, or the rollback of a lost
+    #: session.
+    _con: Session | None = None
+    #: The thread that uses the session, or 0.
+    _inside = 0
+    _returned = False
+    #: The result of the last statement, for PyMySQL's cursors.
+    _result: Any = None
+    #: The default of :meth:`cursor`, if it was set.
+    _cursorclass: Any = None
+    #: The stack of the checkout, if LEAK_THRESHOLD is set.
+    stack: Stack = ()
+    #: The open blocks (:mod:`.transaction`), and the format of savepoint names.
+    blocks: tuple[ref[Block], ...] = ()
+    savepoint = OWN + "_{}"
 
     def __init__(self, pool: _Pool, endpoint: str | None = None) -> None:
         self._pool = pool
-        #: Set by the pool. None after the checkin, or the rollback of a lost session.
-        self._con: Session | None = None
         # Held by the thread that uses the session. The checkin acquires it and never
         # releases it, so there is one checkin, and no use after it.
-        self._guard = threading.Lock()
-        self._inside, self._returned = 0, False
-        #: The result of the last statement, for PyMySQL's cursors.
-        self._result: Any = None
-        #: The default of :meth:`cursor`, if it was set.
-        self._cursorclass: Any = None
+        self._guard = Lock()
         #: Where to record that rows may have been changed.
         self.writes = Writes()
         #: The purpose of the checkout, shown in statistics.
         self.endpoint = endpoint
-        #: The stack of the checkout, if LEAK_THRESHOLD is set.
-        self.stack: Stack = ()
-        #: The open blocks (:mod:`.transaction`), and the format of savepoint names.
-        self.blocks: list[ref[Block]] = []
-        self.savepoint = OWN + "_{}"
 
     # Exclusive use
 
@@ -126,22 +114,14 @@ class PooledConnection(_Face):
 
         Check out another session if a lost one has been rolled back.
         """
-        con = self._con
-        if con is not None and con.pid != process():
-            con.abandon()
-            raise self._refusal()
         if not self._guard.acquire(False):
             self._take_over_from_an_interrupt()
         try:
-            self._inside = threading.get_ident()
-            if self._returned:
-                raise self._refusal()
-            if self._con is None:
-                self._pool.checkout(self)
-                if self._returned:
-                    raise self._refusal()
+            self._inside = get_ident()
             con = self._con
-            if con is not None and con.lost is None:
+            if self._returned or con is None or con.pid != process():
+                con = self._attach()
+            if con.lost is None:
                 if self.blocks:
                     self._undo_what_was_left(con)
                 return con
@@ -152,7 +132,16 @@ class PooledConnection(_Face):
         raise ConnectionLost(
             "the connection to the server was lost, and uncommitted changes with it;"
             " call rollback() to continue on another connection"
-        ) from (con and con.lost)
+        ) from con.lost
+
+    def _attach(self) -> Session:
+        """Check out a session, if there is none; refuse one of another process."""
+        if self._con is None and not self._returned:
+            self._pool.checkout(self)
+        con = self._con
+        if self._returned or con is None or con.pid != process():
+            raise self._refusal()
+        return con
 
     def _leave(self) -> None:
         """End exclusive use."""
@@ -168,7 +157,9 @@ class PooledConnection(_Face):
         An interrupt may have ended a use before it released the guard. The session is
         then in an unknown state, and taken to be lost.
         """
-        if self._returned or self._is_in_use(but=1):
+        con = self._con
+        is_foreign = con is not None and con.pid != process()
+        if self._returned or is_foreign or self._is_in_use(but=1):
             raise self._refusal()
         if self._con is not None and self._con.lost is None:
             self._con.lost = ConnectionShared("an interrupt came while it was in use")
@@ -179,7 +170,7 @@ class PooledConnection(_Face):
         Ignore the first ``but`` calls on the stack of the current thread.
         """
         stacks = sys._current_frames()
-        me = threading.get_ident()
+        me = get_ident()
         if me not in stacks:
             return bool(self._inside)  # gevent numbers threads differently
         for number, frame in stacks.items():
@@ -202,6 +193,7 @@ class PooledConnection(_Face):
                 f" {self._pool.name!r}; check out another one"
             )
         if self._con is not None and self._con.pid != process():
+            self._con.abandon()
             return ConnectionShared(
                 "this connection was taken before the fork and belongs to the parent"
                 " process; take another one in the child"
@@ -223,7 +215,7 @@ class PooledConnection(_Face):
         con, inside = self._con, self._inside
         if con is None or con.pid != process():
             self._con = None
-        elif inside == threading.get_ident() or not self._is_in_use():
+        elif inside == get_ident() or not self._is_in_use():
             # An interrupt has ended a use before it released the guard.
             with suppress(RuntimeError):
                 self._guard.release()
@@ -267,9 +259,8 @@ class PooledConnection(_Face):
         """Execute one statement, whose result is kept until the next."""
         con = self._enter()
         try:
-            affected = con.execute(sql, unbuffered)
-            self._result = con.raw._result
-            return affected
+            self._result = con.execute(sql, unbuffered)
+            return self._result.affected_rows  # type: ignore[no-any-return]
         finally:
             self._leave()
 
@@ -342,13 +333,17 @@ class PooledConnection(_Face):
             con.undo_block()
 
     def _forget_what_was_left(self) -> None:
-        self.blocks[:] = [block for block in self.blocks if not _is_left(block)]
+        self.blocks = tuple(block for block in self.blocks if not _is_left(block))
+
+    def add_block(self, block: Block) -> None:
+        """Add a block within the others."""
+        self.blocks = *self.blocks, ref(block)
 
     def forget_block(self, block: Block) -> None:
         """Remove a block, and the blocks within it, from the open ones."""
         for index, each in enumerate(self.blocks):
             if each() is block:
-                del self.blocks[index:]
+                self.blocks = self.blocks[:index]
                 return
 
     def begin_block(self) -> None:
@@ -478,6 +473,10 @@ class PooledConnection(_Face):
     def set_charset(self, charset: str) -> None:
         """Set the character set, until the checkin."""
         self._command("set_charset", charset)
+
+    def insert_id(self) -> Any:
+        """Return the AUTO_INCREMENT value that the last statement has made, or 0."""
+        return self._result.insert_id if self._result else 0
 
     def show_warnings(self) -> Any:
         """Return the server's warnings about the last statement."""

@@ -24,25 +24,42 @@ class _BoundCursor(Cursor):
     connection: Any
     _executed: Any
     _result: Any
+    _rows: Any
     _unbuffered = False
+    #: Whether results are taken over by PyMySQL's own method.
+    _is_plain = False
 
     def _query(self, q: str | bytes) -> int:
         """Execute a statement as PyMySQL does, with exclusive use of the session."""
         handle = self.connection or self._get_db()  # type: ignore[attr-defined]
+        if self._result is not None:
+            self._clear_result()  # type: ignore[attr-defined]
         try:
             con = handle._enter()
         except ConnectionLost:
+            self._clear_result()  # type: ignore[attr-defined]
             if bare(q) not in (b"rollback", b"rollback work"):
                 raise
             handle.rollback()
-            self._clear_result()  # type: ignore[attr-defined]
             return 0
         try:
-            self._clear_result()  # type: ignore[attr-defined]
-            con.execute(q, self._unbuffered)
-            handle._result = con.raw._result
-            self._do_get_result()  # type: ignore[attr-defined]
+            handle._result = result = con.execute(q, self._unbuffered)
+            if self._is_plain:
+                self._result = result
+                self.rownumber = 0
+                self.rowcount = result.affected_rows
+                self.warning_count = result.warning_count
+                self.description = result.description
+                self.lastrowid = result.insert_id
+                self._rows = result.rows
+            else:
+                self._clear_result()  # type: ignore[attr-defined]
+                self._do_get_result()  # type: ignore[attr-defined]
             return self.rowcount
+        except BaseException:
+            if self._result is None:
+                self._clear_result()  # type: ignore[attr-defined]
+            raise
         finally:
             handle._leave()
 
@@ -73,9 +90,9 @@ class _BoundCursor(Cursor):
     def close(self) -> None:
         result, handle = self._result, self.connection
         if result is None or not result.has_next or not (handle and handle.open):
-            # There is nothing left to read, so keep super().close() from reading.
-            self.connection = None
-        super().close()
+            self.connection = None  # nothing is left to read
+        else:
+            super().close()
 
 
 class _BoundSSCursor(_BoundCursor, SSCursor):
@@ -121,7 +138,8 @@ _FILL_IN = "_mogrify" if hasattr(Cursor, "_mogrify") else "mogrify"
 
 def _execute(cursor: Any, query: str | bytes, args: Any = None) -> int:
     """Execute a statement as PyMySQL does, without the calls that have no effect."""
-    if cursor._result is not None:
+    result = cursor._result
+    if result is not None and result.has_next:
         while cursor.nextset():
             pass
     if args is not None:
@@ -129,6 +147,30 @@ def _execute(cursor: Any, query: str | bytes, args: Any = None) -> int:
     found: int = cursor._query(query)
     cursor._executed = query
     return found
+
+
+def _fetchall(cursor: Any) -> Any:
+    """Return the rows that were not fetched yet, as PyMySQL does."""
+    rows, handle = cursor._rows, cursor.connection
+    if rows is None or (handle is not None and handle._returned):
+        cursor._check_executed()
+        return []
+    if cursor.rownumber:
+        rows = rows[cursor.rownumber :]
+    cursor.rownumber = len(cursor._rows)
+    return rows
+
+
+def _init(cursor: Any, connection: Any) -> None:
+    """Do what PyMySQL's ``__init__`` does; all else is an attribute of the class."""
+    cursor.connection = connection
+
+
+#: PyMySQL's method that takes over a result.
+_TAKE_OVER: Any = vars(Cursor)["_do_get_result"]
+
+#: The attributes that PyMySQL's ``__init__`` sets.
+_OF_A_NEW_CURSOR = vars(Cursor(None))  # type: ignore[arg-type]
 
 
 #: The methods that use a session; see ``PooledConnection._is_in_use``.
@@ -186,8 +228,17 @@ def bound_class(cls: type[Cursor]) -> type[Cursor]:
     base = _BoundSSCursor if issubclass(cls, SSCursor) else _BoundCursor
     # The caller may pass type(cursor) of a cursor that the pool has made.
     bound = cls if issubclass(cls, base) else _combined(base, cls)
-    if cls.execute is Cursor.execute:  # the user has not overridden it
-        bound.execute = _execute  # type: ignore[assignment]
+    # Where the user has not overridden a method, a shorter one has the same effect.
+    made: Any = bound
+    if cls.execute is Cursor.execute:
+        made.execute = _execute
+    if cls.fetchall is Cursor.fetchall:
+        made.fetchall = _fetchall
+    if cls.__init__ is Cursor.__init__:
+        made.__init__ = _init
+        for name, value in _OF_A_NEW_CURSOR.items():
+            setattr(bound, name, value)
+    made._is_plain = cls._do_get_result is _TAKE_OVER  # type: ignore[attr-defined]
     return BOUND.setdefault(cls, bound)
 
 

@@ -201,15 +201,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Check out a session for this handle, as :meth:`connection` describes."""
         if self._pid != process():
             self._begin_in_child()
-        started = monotonic()
-        if timeout is None:
-            timeout = self.config.timeout
-        elif not timeout >= 0:  # nan, too
+        if timeout is not None and not timeout >= 0:  # nan, too
             raise ValueError(f"timeout must be seconds, 0 or more (got {timeout!r})")
-        # With a timeout of 0, there is still a server to wait for.
-        waits = timeout > 0
-        deadline = started + (timeout if waits else self.config.connect_timeout)
-        state, owner = self._state, ref(handle)
+        started, state, owner = monotonic(), self._state, ref(handle)
         if state.lock._is_owned():
             raise PoolError(
                 f"{self.name}: a signal handler or a finalizer that interrupts the pool"
@@ -220,25 +214,19 @@ class Pool(PooledDB):  # type: ignore[misc]
             with state.lock:
                 con = state.take_idle(owner)
                 if con is None:
-                    waiter = Waiter(started, deadline, owner, waits)
+                    waiter = self._waiter(started, timeout, owner)
                     state.join(waiter)
-            while True:
-                if con is None:
-                    assert waiter is not None
-                    con = self._wait(waiter)
-                elif con.unanswered:
-                    con = self._prefer_answered(con, owner)
-                at_once = (
-                    started < con.fresh_until
-                    and con.generation == state.generation
-                    and not con.unanswered
-                    and con.is_alive()
-                )
-                fault = None if at_once else self._why_unusable(con, started, deadline)
-                if fault is None:
-                    break
-                waiter = Waiter(started, deadline, owner, waits)
-                con = self._replace(con, fault, waiter)
+            at_once = (
+                con is not None
+                and started < con.fresh_until
+                and con.generation == state.generation
+                and not con.unanswered
+                and con.is_alive()
+            )
+            if not at_once:
+                waiter = waiter or self._waiter(started, timeout, owner)
+                con = self._find_usable(con, waiter)
+            assert con is not None
             con.uses += 1
             if con.since < started:
                 con.since = started
@@ -247,12 +235,37 @@ class Pool(PooledDB):  # type: ignore[misc]
             handle._con = con
             if started >= self.notify_from:
                 self.notify_state_changed()
-            if self._observers or waiter is not None or not at_once:
+            if self._observers or not at_once:
                 self._record_checkout(handle, monotonic() - started)
         except BaseException:
             handle._con = None
             self._abort_checkout(owner, waiter)
             raise
+
+    def _waiter(
+        self, started: float, timeout: float | None, owner: ref[Any]
+    ) -> _Waiter:
+        """Make the waiter of a checkout, with its deadline."""
+        if timeout is None:
+            timeout = self.config.timeout
+        # With a timeout of 0, there is still a server to wait for.
+        deadline = started + (timeout or self.config.connect_timeout)
+        return Waiter(started, deadline, owner, waits=timeout > 0)
+
+    def _find_usable(self, con: Session | None, waiter: _Waiter) -> Session:
+        """Return a session that works: this one, another idle one, or the next.
+
+        Without one, the waiter is in the queue.
+        """
+        while True:
+            if con is None:
+                con = self._wait(waiter)
+            elif con.unanswered:
+                con = self._prefer_answered(con, waiter.owner)
+            fault = self._why_unusable(con, waiter.since, waiter.deadline)
+            if fault is None:
+                return con
+            con = self._replace(con, fault, waiter)
 
     def _wait(self, waiter: _Waiter) -> Session:
         """Wait for a connection; start a connect for this waiter whenever one is due.

@@ -149,7 +149,7 @@ class TransactionBlock(ContextDecorator):
             )
         self._savepoint = ""
         # Before BEGIN, so that the transaction is undone after an interrupt.
-        connection.blocks.append(ref(self))
+        connection.add_block(self)
         if outer is None:
             connection.begin_block()
         else:

@@ -291,7 +291,7 @@ class _Rehearsed(PooledConnection):
 
     def close(self) -> None:
         if not self.returned and self.open:
-            self.blocks.clear()
+            self.blocks = ()
             self.rollback()
         super().close()
 

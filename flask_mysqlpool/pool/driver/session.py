@@ -113,10 +113,7 @@ def _may_be_in_transaction(status: int) -> bool:
 class Writes:
     """Whether a statement that may have changed rows was sent for one request."""
 
-    __slots__ = ("sent",)
-
-    def __init__(self) -> None:
-        self.sent = False
+    sent = False
 
 
 class Session(Transport):
@@ -158,6 +155,10 @@ class Session(Transport):
         self.side_effects = NONE
         #: Where to record that rows may have been changed.
         self.writes = Writes()
+        policy = config.reset_session
+        #: The side effects that RESET_SESSION has a clean-up for.
+        self._cleaned = TRANSACTIONS if policy == "transaction" else ~NONE
+        self._always_cleaned = SESSION if policy == "always" else NONE
         #: Rows changed by the open transaction; number of transactions ended so far.
         self.changed = self.transactions = 0
         #: Whether it may have changed rows that the server does not report: by a
@@ -279,8 +280,8 @@ class Session(Transport):
             statements.append(("READ_ONLY", "SET SESSION TRANSACTION READ ONLY"))
         return statements
 
-    def execute(self, statement: str | bytes, unbuffered: bool) -> int:
-        """Execute a statement and record its side effects."""
+    def execute(self, statement: str | bytes, unbuffered: bool) -> Any:
+        """Execute a statement and record its side effects; return PyMySQL's result."""
         raw = self.raw
         if isinstance(statement, str):
             statement = statement.encode(raw.encoding)
@@ -297,7 +298,7 @@ class Session(Transport):
         if left & WRITES:
             self.writes.sent = True
         try:
-            affected: int = raw.query(statement, unbuffered)
+            raw.query(statement, unbuffered)
         except BaseException as error:
             self.failed(error)
             raise
@@ -305,15 +306,17 @@ class Session(Transport):
         if result.warning_count:
             self.side_effects |= SESSION
         if not result.field_count:
-            self._note_change(affected, more=result.has_next)
+            self._note_change(result.affected_rows, more=result.has_next)
             self.may_have_changed |= bool(left & MAY_END)
         elif left & WRITES:
             # An answer with rows does not tell what stored code did.
             self.transaction_unknown |= bool(left & RUNS_CODE)
             self.may_have_changed = True
             if not unbuffered and b"RETURNING" in statement.upper():
-                self.changed += affected
-        return affected
+                self.changed += result.affected_rows
+        if not (unbuffered or result.has_next):
+            raw._result = None  # nothing is left to read
+        return result
 
     def _note_change(self, rows: int, more: bool) -> None:
         """Record an OK, whose status says whether a transaction is open."""
@@ -668,35 +671,29 @@ class Session(Transport):
         False if they are not certain to succeed; the session must then be discarded.
         """
         raw = self.raw
-        result = raw._result
-        if result is not None:
-            if result.unbuffered_active:
-                return False
-            if result.warning_count:
-                self.side_effects |= SESSION
-            if result.has_next:
-                # The rest of a procedure's answer comes before those to the clean-up.
-                self.unread = True
-            else:
-                raw._result = None
         left, self.side_effects = self.side_effects, NONE
         unknown, self.transaction_unknown = self.transaction_unknown, False
-        self.changed, self.may_have_changed, self.check_first = 0, False, False
+        raw._affected_rows = 0
+        if raw._result is not None:
+            if raw._result.unbuffered_active:
+                return False
+            if raw._result.warning_count:
+                left |= SESSION
+            if raw._result.has_next:
+                # The rest of a procedure's answer comes before those to the clean-up.
+                self.unread = unknown = True
+            else:
+                raw._result = None
+        if left > SNAPSHOT or unknown:
+            self.changed, self.may_have_changed, self.check_first = 0, False, False
         if self.block is not None:
             self.leave_block()
-        raw._affected_rows = 0
-        policy = self.config.reset_session
-        if policy == "always":
-            left |= SESSION
-        elif policy == "transaction":
-            left &= TRANSACTIONS
+        left = left & self._cleaned | self._always_cleaned
         if not left & BEYOND_ROLLBACK:
-            status = raw.server_status
-            if (
-                unknown
-                or self.unread
-                or (left & TRANSACTIONS and _may_be_in_transaction(status))
-            ):
+            # Without autocommit, a SELECT may have begun a transaction since the last
+            # OK: its answer contains no status.
+            closed = raw.server_status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
+            if unknown or (left & TRANSACTIONS and not closed):
                 return self.write([_query(_ROLLBACK)])
             return True
         if left & UNCLEANABLE or self.login.obstacle:
