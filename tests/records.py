@@ -10,10 +10,7 @@ from flask import Flask
 
 from flask_mysqlpool import PoolConfig
 from flask_mysqlpool.testing import LocalServer
-from flask_mysqlpool.workers.exited import identity
-from flask_mysqlpool.workers.fleet import (
-    Worker,
-)
+from flask_mysqlpool.workers.status import WorkerStatus, identity
 from flask_mysqlpool.workers.status_dir import STATUS, StatusDir
 from flask_mysqlpool.workers.status_file import StatusFile
 
@@ -22,20 +19,25 @@ def config_of(server: LocalServer) -> PoolConfig:
     return PoolConfig.from_mapping({"URL": server.url})
 
 
-def worker(**about: Any) -> Worker:
-    counts = dict.fromkeys(
-        ("size", "idle", "in_use", "connecting", "waiting"), 0
-    ) | dict.fromkeys(("checkouts", "timeouts", "opened", "discarded"), 0)
-    known = {"pid": 1, "name": "1", "last_timeout": None, "connections": []}
-    return {**counts, **known, **about}
-
-
 POOLS = {"default": PoolConfig.from_mapping({})}
 
 
-def complete(**about: Any) -> Worker:
-    known = {"generation": 0, "outdated": 0, "updated": 0.0, "paused": False}
-    return worker(**identity("shop", "default", POOLS["default"]) | known | about)
+def complete(**about: Any) -> dict[str, Any]:
+    """A record with every field that a worker of today needs."""
+    counts = dict.fromkeys(
+        ("size", "idle", "in_use", "connecting", "waiting"), 0
+    ) | dict.fromkeys(("checkouts", "timeouts", "opened", "discarded"), 0)
+    known: dict[str, Any] = {"pid": 1, "generation": 0, "outdated": 0, "updated": 0.0}
+    known |= {"paused": False, "connections": []}
+    return {**identity("shop", "default", POOLS["default"]), **counts, **known, **about}
+
+
+def worker(**about: Any) -> WorkerStatus:
+    """What a reader makes of such a record."""
+    by_reader = {key: about.pop(key) for key in ("name", "heard") if key in about}
+    status = WorkerStatus(**complete(**about))
+    vars(status).update({"name": "1"} | by_reader)
+    return status
 
 
 def identity_of(app: Flask, bind: str = "default") -> dict[str, str | None]:

@@ -139,7 +139,7 @@ def examine_status_dir(
         yield Finding("workers", text, fix_of(error) or fix, is_failure)
         return
     # Containers that share the folder may have the same process ids.
-    pids = {(w.get("site"), w["pid"]) for some in workers.values() for w in some}
+    pids = {(w.site, w.pid) for some in workers.values() for w in some}
     place = fleet.status_dir.path if pids else fleet.status_dir.place()
     yield Finding("workers", f"{len(pids)} publish in {place}")
     for problem in fleet.problems:

@@ -24,7 +24,6 @@ from ..config.validators import YEAR
 from ..workers.desired_state import DesiredState
 from ..workers.fleet import (
     Fleet,
-    Worker,
     holders,
     is_degraded,
     last_failure,
@@ -33,6 +32,7 @@ from ..workers.fleet import (
     totals,
 )
 from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
+from ..workers.status import WorkerStatus
 from . import render
 from .check import FAILURE, Finding, examine, examine_status_dir, fix_of
 
@@ -57,7 +57,7 @@ class Site(NamedTuple):
     fleet: Fleet | None
     #: Why the workers cannot be seen, or an empty string.
     unseen: str
-    workers: dict[str, list[Worker]]
+    workers: dict[str, list[WorkerStatus]]
 
 
 def _site(bind: str | None = None) -> Site:
@@ -183,7 +183,7 @@ def _is_degraded(pool: dict[str, Any]) -> bool:
 
 
 def _pool(
-    site: Site, bind: str, workers: list[Worker], with_server: bool
+    site: Site, bind: str, workers: list[WorkerStatus], with_server: bool
 ) -> dict[str, Any]:
     config = site.pools[bind]
     fleet = None if site.unseen else site.fleet
@@ -207,14 +207,14 @@ def _pool(
     return pool
 
 
-def _public(worker: Worker) -> dict[str, Any]:
+def _public(worker: WorkerStatus) -> dict[str, Any]:
     hidden = ("app", "bind", "user", "server")
-    return {key: value for key, value in worker.items() if key not in hidden}
+    return {k: value for k, value in worker.to_json().items() if k not in hidden}
 
 
-def _ask_server(config: PoolConfig, workers: Iterable[Worker]) -> dict[str, Any]:
+def _ask_server(config: PoolConfig, workers: Iterable[WorkerStatus]) -> dict[str, Any]:
     """Query what each connection does, and which ones belong to no live worker."""
-    pid_of = {number: w["pid"] for w in workers for number in _threads_of(w)}
+    pid_of = {number: w.pid for w in workers for number in w.all_thread_ids}
     try:
         with connect_to(config) as server:
             report: ServerReport = server.report()
@@ -228,12 +228,6 @@ def _ask_server(config: PoolConfig, workers: Iterable[Worker]) -> dict[str, Any]
         "threads": threads,
         "orphans": sum(thread["pid"] is None for thread in threads),
     }
-
-
-def _threads_of(worker: Worker) -> list[int]:
-    """Return all thread ids; the list of connections is cut in length."""
-    described = [connection["thread_id"] for connection in worker["connections"]]
-    return worker.get("thread_ids") or described
 
 
 def _thread(thread: Thread, pid_of: dict[int, int]) -> dict[str, Any]:
@@ -328,11 +322,11 @@ class _Change(NamedTuple):
     field: str
     to_go: str
 
-    def progress(self, bind: str, worker: Worker) -> str:
-        number = worker[self.field]
+    def progress(self, bind: str, worker: WorkerStatus) -> str:
+        number: int = getattr(worker, self.field)
         what = f"{number} {self.to_go.format(s='s' * (number != 1))}"
         what = what if number else "not started"
-        return f"{bind}: worker {worker['pid']}: {what}, {worker['in_use']} in use"
+        return f"{bind}: worker {worker.pid}: {what}, {worker.in_use} in use"
 
 
 RESET = _Change("reset", "replaced", "outdated", "connection{s} to go")
@@ -403,7 +397,7 @@ def _wait_for_workers(
     site: Site,
     fleet: Fleet,
     change: _Change,
-    tests: Mapping[str, Callable[[Worker], bool]],
+    tests: Mapping[str, Callable[[WorkerStatus], bool]],
     wait: float | None,
 ) -> int:
     """Wait for all pools, show the pending workers, and return the exit code.

@@ -25,7 +25,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from flask import Flask
@@ -38,10 +37,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ..pool.driver.logs import plain
-from ..pool.stats import BOUNDS, PoolStats
-from ..workers.exited import Counts, total
-from ..workers.exited import counts as counted_by
-from ..workers.fleet import Fleet, Worker
+from ..pool.stats import BOUNDS
+from ..workers.exited import total
+from ..workers.fleet import Fleet
+from ..workers.status import Counts, WorkerStatus, identity
 
 #: Maximum number of characters of a label.
 _LABEL = 100
@@ -113,10 +112,12 @@ class PoolCollector(Collector):
         }
         for name, (most_of_all, is_paused, live, counts) in pools.items():
             for state in _STATES:
-                connections.add_metric([name, state], sum(w[state] for w in live))
+                connections.add_metric(
+                    [name, state], sum(getattr(w, state) for w in live)
+                )
             most.add_metric([name], most_of_all)
-            waiting.add_metric([name], sum(w["waiting"] for w in live))
-            workers.add_metric([name], len({(w.get("site"), w["pid"]) for w in live}))
+            waiting.add_metric([name], sum(w.waiting for w in live))
+            workers.add_metric([name], len({(w.site, w.pid) for w in live}))
             paused.add_metric([name], is_paused)
             for key, family in counters.items():
                 family.add_metric([name], counts.get(key, 0))
@@ -158,34 +159,27 @@ class PoolCollector(Collector):
 
 
 #: Maximum number of connections, whether paused, live workers, counters.
-_Pool = tuple[int, bool, list[Worker], Counts]
+_Pool = tuple[int, bool, list[WorkerStatus], Counts]
 
 
 def _read(
     state: Any, app: str
-) -> tuple[dict[str, list[Worker]], Mapping[str, Counts], set[str]]:
+) -> tuple[dict[str, list[WorkerStatus]], Mapping[str, Counts], set[str]]:
+    configs = state.published()
     if state.status_dir is not None and os.name != "nt":
-        fleet = Fleet(state.status_dir, app, state.published())
+        fleet = Fleet(state.status_dir, app, configs)
         by_bind, counts = fleet.counts()
         if fleet.hidden:
             raise _Hidden
-        binds = state.published()
-        paused = {b for b in binds if fleet.is_paused(b, by_bind.get(b, []))}
+        paused = {b for b in configs if fleet.is_paused(b, by_bind.get(b, []))}
         return by_bind, counts, paused
-    own = {bind: _as_worker(pool.stats()) for bind, pool in state.named_pools()}
-    paused = {bind for bind, worker in own.items() if worker["paused"]}
-    counted = {bind: counted_by(worker) for bind, worker in own.items()}
-    return {bind: [worker] for bind, worker in own.items()}, counted, paused
-
-
-def _as_worker(stats: PoolStats) -> Worker:
-    return {
-        **asdict(stats),
-        "pid": os.getpid(),
-        "wait": list(stats.wait_seconds),
-        "use": list(stats.use_seconds),
-        "create": list(stats.create_seconds),
+    own = {
+        bind: WorkerStatus.of(pool.stats(), [], **identity(app, bind, configs[bind]))
+        for bind, pool in state.named_pools()
     }
+    paused = {bind for bind, worker in own.items() if worker.paused}
+    counts = {bind: worker.counts for bind, worker in own.items()}
+    return {bind: [worker] for bind, worker in own.items()}, counts, paused
 
 
 def _histogram(name: str, what: str) -> HistogramMetricFamily:

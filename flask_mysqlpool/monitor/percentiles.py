@@ -4,29 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from ..pool.stats import BOUNDS
-from ..workers.exited import is_count
-
-#: The histograms of a record: durations of checkouts, of uses and of connects.
-TIMES = "wait", "use", "create"
+from ..workers.status import WorkerStatus
 
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
-Histogram = Sequence[float]
-Worker = dict[str, Any]
 
-
-def histogram(worker: Worker, name: str) -> list[float]:
+def histogram(worker: WorkerStatus, name: str) -> list[float]:
     """Return the counts, then the sum in seconds; zeros if the worker has none."""
-    found: Any = worker.get(name)
-    if isinstance(found, tuple):  # of this process
-        found = list(found)
-    return found if is_count(name, found) else [0] * (len(BOUNDS) + 2)
+    return getattr(worker, name) or [0] * (len(BOUNDS) + 2)
 
 
-def summary(workers: Iterable[Worker], name: str) -> dict[str, float | None]:
+def summary(workers: Iterable[WorkerStatus], name: str) -> dict[str, float | None]:
     """Return count, mean and percentiles over all workers, in seconds."""
     found = [histogram(worker, name) for worker in workers]
     *counts, seconds = map(sum, zip(*found, [0] * (len(BOUNDS) + 2), strict=True))
@@ -56,11 +46,9 @@ def percentile(counts: Sequence[float], part: float) -> float | None:
     return float(BOUNDS[-1])
 
 
-def reasons(workers: Iterable[Worker]) -> dict[str, int]:
+def reasons(workers: Iterable[WorkerStatus]) -> dict[str, int]:
     """Count the closed connections by reason, over all workers."""
     total: Counter[str] = Counter()
     for worker in workers:
-        found = worker.get("discarded_by_reason")
-        if is_count("discarded_by_reason", found):
-            total.update(found)
+        total.update(worker.discarded_by_reason or {})
     return dict(total)

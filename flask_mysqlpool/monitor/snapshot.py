@@ -14,8 +14,9 @@ from typing import Any
 from flask import Flask
 
 from ..config import PoolConfig
-from ..workers.fleet import RECENT, Fleet, Worker, holders, totals
-from .percentiles import TIMES, histogram, reasons, summary
+from ..workers.fleet import RECENT, Fleet, holders, totals
+from ..workers.status import TIMES, WorkerStatus, identity
+from .percentiles import histogram, reasons, summary
 from .server_cache import Answer, ServerCache, describe
 
 #: Seconds after which a request queries no further server; the next request does.
@@ -46,7 +47,7 @@ class Site:
     app: str
     configs: Mapping[str, PoolConfig]
     fleet: Fleet | None
-    workers: Mapping[str, list[Worker]]
+    workers: Mapping[str, list[WorkerStatus]]
     #: Why only this process is shown instead of all workers, or an empty string.
     unseen: str
 
@@ -79,7 +80,10 @@ def read_site(app: Flask) -> Site:
             return Site(app.name, configs, fleet, fleet.workers(), "")
         except OSError as error:
             unseen = reason(error)
-    own = {bind: [_own_worker(pool)] for bind, pool in own_pools(app).items()}
+    own = {
+        bind: [_own_status(pool, identity(app.name, bind, configs[bind]))]
+        for bind, pool in own_pools(app).items()
+    }
     return Site(app.name, configs, None, own, unseen)
 
 
@@ -97,17 +101,11 @@ def own_pools(app: Flask) -> dict[str, Any]:
     }
 
 
-def _own_worker(pool: Any) -> Worker:
+def _own_status(pool: Any, identity: Mapping[str, str | None]) -> WorkerStatus:
     """Return what this process would publish as a worker."""
-    stats, now = pool.stats(), time.time()
-    return {
-        **vars(stats),
-        **{name: getattr(stats, f"{name}_seconds") for name in TIMES},
-        **{"id": "", "name": str(os.getpid()), "pid": os.getpid()},
-        "updated": now,
-        "heard": now,
-        "connections": [{**vars(c), "for": c.since} for c in pool.connections()],
-    }
+    status = WorkerStatus.of(pool.stats(), pool.connections(), **identity)
+    status.name, status.heard = str(status.pid), status.updated
+    return status
 
 
 class Memory:
@@ -174,14 +172,14 @@ def _pool(site: Site, bind: str) -> dict[str, Any]:
         "capacity": _capacity(config, len(workers)),
         "paused": _is_paused(site, bind),
         "totals": counts,
-        "waited": max((float(w.get("waited") or 0) for w in workers), default=0.0),
+        "waited": max((worker.waited for worker in workers), default=0.0),
         "workers": [_public(worker) for worker in workers],
         "holders": [{k: h.get(k) for k in _COLUMNS} for h in held[:LISTED]],
         # A worker publishes the details of its first connections only.
         "unlisted": max(counts["in_use"], len(held)) - len(held[:LISTED]),
         **{name: summary(workers, name) for name in TIMES},
         "discarded_by_reason": reasons(workers),
-        "last_timeout": _ago(workers, "last_timeout"),
+        "last_timeout": _ago(worker.last_timeout for worker in workers),
         "connect_failure": _failure(workers),
     }
     return {"state": _state(pool), **pool}
@@ -197,7 +195,7 @@ def _is_paused(site: Site, bind: str) -> bool:
     workers = site.workers.get(bind, [])
     if site.fleet is not None:
         return site.fleet.is_paused(bind, workers)
-    return any(worker["paused"] for worker in workers)
+    return any(worker.paused for worker in workers)
 
 
 def _state(pool: Mapping[str, Any]) -> str:
@@ -216,31 +214,29 @@ def _state(pool: Mapping[str, Any]) -> str:
     return "full" if counts["in_use"] >= pool["capacity"] else "ok"
 
 
-def _public(worker: Worker) -> dict[str, Any]:
-    silence = time.time() - worker["heard"]
-    expected = worker["size"] or worker["waiting"]
+def _public(worker: WorkerStatus) -> dict[str, Any]:
+    silence = time.time() - worker.heard
+    expected = worker.size or worker.waiting
     return {
-        **{name: worker[name] for name in _FIELDS},
+        **{name: getattr(worker, name) for name in _FIELDS},
         "silent": round(silence, 1) if expected and silence > SILENT else 0,
         "discarded_by_reason": reasons([worker]),
         **{name: histogram(worker, name) for name in TIMES},
     }
 
 
-def _ago(workers: Iterable[Worker], field: str) -> float | None:
-    moments = [worker[field] for worker in workers if worker.get(field)]
-    return round(max(time.time() - max(moments), 0), 1) if moments else None
+def _ago(moments: Iterable[float | None]) -> float | None:
+    known = [moment for moment in moments if moment]
+    return round(max(time.time() - max(known), 0), 1) if known else None
 
 
-def _failure(workers: Iterable[Worker]) -> dict[str, Any] | None:
+def _failure(workers: Iterable[WorkerStatus]) -> dict[str, Any] | None:
     """Return the last failed connect, however long ago."""
-    failed = [worker for worker in workers if worker.get("last_connect_failure")]
-    if not failed:
+    last = max(workers, key=lambda w: w.last_connect_failure or 0.0, default=None)
+    if last is None or not last.last_connect_failure:
         return None
-    last = max(failed, key=lambda worker: float(worker["last_connect_failure"]))
-    error = str(last.get("connect_error") or "unknown")
-    ago = _ago([last], "last_connect_failure")
-    return {"pid": last["pid"], "worker": last["name"], "ago": ago, "error": error}
+    ago, error = _ago([last.last_connect_failure]), last.connect_error or "unknown"
+    return {"pid": last.pid, "worker": last.name, "ago": ago, "error": error}
 
 
 # The server
@@ -262,7 +258,7 @@ def _claimed(site: Site, bind: str) -> set[int]:
         for other, config in site.configs.items()
         if config.server == place
         for worker in site.workers.get(other, [])
-        for number in _threads_of(worker)
+        for number in worker.all_thread_ids
     }
 
 
@@ -290,9 +286,3 @@ def _match(pool: dict[str, Any], answer: Answer, claimed: set[int]) -> None:
         # An answer from before the checkout is about the previous holder.
         is_current = thread is not None and holder["for"] >= age
         holder["doing"] = describe(thread) if thread and is_current else None
-
-
-def _threads_of(worker: Worker) -> list[int]:
-    """Return all thread ids; the list of connections is cut in length."""
-    described = [connection["thread_id"] for connection in worker["connections"]]
-    return worker.get("thread_ids") or described

@@ -12,19 +12,18 @@ from contextlib import ExitStack
 from hashlib import sha256
 from logging import DEBUG, WARNING
 from math import inf
-from os import getpid
 from threading import Event
 from typing import Any
 from weakref import WeakSet
 
 from ..pool import Pool
-from ..pool.driver.logs import NAME, WORKERS, log, plain
+from ..pool.driver.logs import WORKERS, log
 from ..pool.driver.process import process
 from ..pool.maintenance import maintenance_thread
-from ..pool.stats import ConnectionStats, PoolStats
+from ..pool.stats import PoolStats
 from .desired_state import DesiredState
-from .exited import identity, key_of, process_group_id
 from .host_limit import HostLimit
+from .status import WorkerStatus, identity, key_of, process_group_id
 from .status_dir import LIMIT, StatusDir
 from .status_file import StatusFile
 
@@ -32,8 +31,6 @@ from .status_file import StatusFile
 BUSY, QUIET = 0.1, 0.4
 #: Seconds for which the first connect of a pool waits for a round of the agent.
 PATIENCE = 0.25
-#: Connections of which a record has the details.
-LISTED = 100
 
 _AGENTS: WeakSet[WorkerAgent] = WeakSet()
 
@@ -58,7 +55,7 @@ class WorkerAgent:
         self._pool = pool
         self._status_dir = status_dir
         pool_identity = identity(app, bind, pool.config)
-        self._about: dict[str, Any] = {**pool_identity, "pid": 0}
+        self._about: dict[str, Any] = {**pool_identity}
         self._key = key_of(pool_identity)
         self._read_only = read_only
         self._host_limit = self._make_host_limit()
@@ -88,7 +85,6 @@ class WorkerAgent:
         self._problem = ""
         self._limit = self._pool.config.max_size
         self._about["site"] = process_group_id()
-        self._about["pid"] = getpid()
         self._pid = process()
 
     # Called by the pool
@@ -157,7 +153,9 @@ class WorkerAgent:
         self._published = state
         try:
             if not (unchanged and self._file.touch()):
-                self._file.write(self._content(stats, applied))
+                about = {**self._about, "generation": applied.generation}
+                status = WorkerStatus.of(stats, self._pool.connections(), **about)
+                self._file.write(status.to_json())
                 self._problem = ""
         except OSError as error:
             self._note(error)
@@ -171,36 +169,6 @@ class WorkerAgent:
             name = self._pool.name
             text = "%s: nothing is published: %r"
             log(DEBUG, text, name, error, logger=WORKERS)
-
-    def _content(self, stats: PoolStats, applied: DesiredState) -> dict[str, Any]:
-        now, connections = time.time(), self._pool.connections()
-        return {
-            **self._about,
-            "generation": applied.generation,
-            "size": stats.size,
-            "idle": stats.idle,
-            "in_use": stats.in_use,
-            "connecting": stats.connecting,
-            "waiting": stats.waiting,
-            "checkouts": stats.checkouts,
-            "timeouts": stats.timeouts,
-            "opened": stats.opened,
-            "discarded": stats.discarded,
-            "discarded_by_reason": stats.discarded_by_reason,
-            "wait": stats.wait_seconds,
-            "use": stats.use_seconds,
-            "create": stats.create_seconds,
-            "updated": now,
-            "paused": stats.paused,
-            "outdated": stats.outdated,
-            "last_timeout": stats.last_timeout,
-            "last_connect_failure": stats.last_connect_failure,
-            "connect_error": stats.connect_error,
-            "waited": stats.waited,
-            "short": stats.short,
-            "connections": [_describe(c) for c in connections[:LISTED]],
-            "thread_ids": [c.thread_id for c in connections],
-        }
 
     def _try_to_apply(self, stats: PoolStats) -> None:
         try:
@@ -267,13 +235,3 @@ def _essence(stats: PoolStats) -> tuple[Any, ...]:
     about = vars(stats).copy()
     del about["waited"], about["discarded_by_reason"]
     return tuple(about.values())
-
-
-def _describe(connection: ConnectionStats) -> dict[str, Any]:
-    return {
-        "thread_id": connection.thread_id,
-        "state": connection.state,
-        "for": round(connection.since, 3),
-        "endpoint": connection.endpoint and plain(connection.endpoint, NAME),
-        "age": round(connection.age, 1),
-    }

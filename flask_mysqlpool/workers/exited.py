@@ -7,51 +7,10 @@ of another group is reaped.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
-from ..config import PoolConfig
-from ..pool.stats import BOUNDS
-
-_TIMES = "wait", "use", "create"
-#: The fields of a worker's record that never decrease.
-COUNTED = (
-    *("checkouts", "timeouts", "opened", "discarded", "discarded_by_reason"),
-    *_TIMES,
-)
-
-Counts = dict[str, Any]
-
-
-def identity(app: str, bind: str, config: PoolConfig) -> dict[str, str | None]:
-    """Return what identifies a pool on this host, the same in all its workers.
-
-    Several sites may run from one source tree, with one app name: so the server, the
-    database and the account are part of it.
-    """
-    user, server = config.user, config.server
-    return {"app": app, "bind": bind, "user": user, "server": server}
-
-
-def key_of(pool: Mapping[str, Any]) -> str:
-    """Return the key of a pool's desired state, counters and limit."""
-    user = pool.get("user") or ""
-    return f"{pool.get('app')}/{pool.get('bind')} {user}@{pool.get('server')}"
-
-
-def process_group_id() -> str:
-    """Identify the process that has started this one, and so all workers of a site."""
-    parent = os.getppid()
-    start = space = ""
-    with suppress(OSError):
-        # Each container has process ids of its own.
-        space = os.readlink("/proc/self/ns/pid")
-        # Process ids are used again, but not with the same start time.
-        with open(f"/proc/{parent}/stat", "rb") as file:
-            start = file.read().rpartition(b")")[2].split()[19].decode()
-    return f"{parent}:{start}:{space}"
+from .status import Counts, counts, key_of
 
 
 class ExitedCounters:
@@ -88,25 +47,6 @@ class ExitedCounters:
     def counts(self, pool: str, groups: Iterable[str]) -> Counts:
         """Add up the counters of this pool over these groups."""
         return total([self._groups.get(each, {}).get(pool, {}) for each in set(groups)])
-
-
-def counts(record: Mapping[str, Any]) -> Counts:
-    """Return the counters of a record, without those that another version changed."""
-    return {name: record[name] for name in COUNTED if is_count(name, record.get(name))}
-
-
-def is_count(name: str, value: Any) -> bool:
-    """Tell whether the value has the type of the counter of this name."""
-    if name in _TIMES:
-        is_list = isinstance(value, list) and len(value) == len(BOUNDS) + 2
-        return is_list and all(map(_is_number, value))
-    if name == "discarded_by_reason":
-        return isinstance(value, Mapping) and all(map(_is_number, value.values()))
-    return _is_number(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < 1 << 64
 
 
 def total(all_counts: Iterable[Counts]) -> Counts:

@@ -24,25 +24,26 @@ from typing import Any
 
 import pymysql.connections
 import pytest
+import records
 from conftest import MakeApp, MakePool, MakeServer, Sql, extension, until
 from flask import Flask
 from flask.cli import ScriptInfo
 from flask.testing import FlaskCliRunner
 from pymysql.err import MySQLError, OperationalError
-from records import board_of, complete, config_of, heard_from, identity_of
+from records import board_of, config_of, heard_from, identity_of
 
 import flask_mysqlpool.cli.check
 import flask_mysqlpool.cli.commands
 import flask_mysqlpool.cli.render
-import flask_mysqlpool.workers.agent
+import flask_mysqlpool.workers.status
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection, PoolTimeout
 from flask_mysqlpool.cli.check import examine
 from flask_mysqlpool.pool.driver.connector import Connector
 from flask_mysqlpool.pool.driver.session import Session
 from flask_mysqlpool.testing import FaultProxy, LocalServer
-from flask_mysqlpool.workers.exited import identity, key_of
 from flask_mysqlpool.workers.fleet import Fleet
 from flask_mysqlpool.workers.mysql_server import Facts, Server, Unanswered, connect_to
+from flask_mysqlpool.workers.status import identity, key_of
 from flask_mysqlpool.workers.status_dir import DESIRED, STATUS, StatusDir
 from flask_mysqlpool.workers.status_file import StatusFile
 
@@ -309,7 +310,7 @@ def test_a_connect_that_failed_lately_is_shown_and_degraded(make_app: MakeApp) -
 def test_all_threads_of_a_worker_are_claimed_however_many_it_describes(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.workers.agent, "LISTED", 2)
+    monkeypatch.setattr(flask_mysqlpool.workers.status, "LISTED", 2)
     app = make_app(MAX_SIZE=12)
     with ExitStack() as stack:
         for _ in range(12):
@@ -472,7 +473,7 @@ def test_at_a_terminal_reset_asks_first(make_app: MakeApp, terminal: Terminal) -
 def test_many_holders_are_counted_and_not_all_listed(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.workers.agent, "LISTED", 11)
+    monkeypatch.setattr(flask_mysqlpool.workers.status, "LISTED", 11)
     app = make_app(MAX_SIZE=14, MAX_HOST_CONNECTIONS=20)
     with ExitStack() as stack:
         for _ in range(14):
@@ -875,7 +876,7 @@ def test_what_is_shown_of_those_who_follow_is_not_repeated(
 ) -> None:
     app = make_app()
     heard_from(app, 0, pid=4011)
-    states = [complete(pid=4011, size=n, in_use=1) for n in (2, 2, 1)]
+    states = [records.worker(pid=4011, size=n, in_use=1) for n in (2, 2, 1)]
     monkeypatch.setattr(Fleet, "wait", lambda *_: iter([[s] for s in states] + [[]]))
 
     assert run(app, "pause", "--wait", "9")[1].splitlines()[:-2] == [

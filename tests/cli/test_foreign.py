@@ -34,6 +34,7 @@ from flask_mysqlpool.testing import LocalServer
 from flask_mysqlpool.testing.fake_driver import FakePool
 from flask_mysqlpool.workers.fleet import Fleet
 from flask_mysqlpool.workers.mysql_server import Server, Unanswered, connect_to
+from flask_mysqlpool.workers.status import WorkerStatus
 
 pytestmark = pytest.mark.one_engine
 
@@ -426,7 +427,7 @@ def test_what_a_rogue_server_says_is_cut_and_shown_nowhere_raw(
             found = [str(db.stats().connect_error)]
             until(lambda: workers(app))
             [worker] = workers(app)
-            found.append(str(worker["connect_error"]))
+            found.append(str(worker.connect_error))
             found += [*texts(app), *pages(app), *caplog.messages]
             db.close_pool()
 
@@ -446,7 +447,7 @@ def test_an_error_for_all_hosts_has_a_part_of_what_each_says() -> None:
     assert not RAW.search(text) and len(text) < 2200
 
 
-def workers(app: Flask) -> list[Any]:
+def workers(app: Flask) -> list[WorkerStatus]:
     found = Fleet(board_of(app), "shop", published(app)).workers()
     return found.get("default", [])
 
@@ -560,7 +561,7 @@ def test_names_in_our_reports_are_cut(
         pool.maintain()
         with pytest.raises(PoolTimeout) as caught:
             pool.connection(timeout=0)
-        until(lambda: [c for w in workers(app) for c in w["connections"]])
+        until(lambda: [c for w in workers(app) for c in w.connections])
         [worker] = workers(app)
     connection = pool.connection(endpoint=long)
     until(lambda: pool.maintain() and len(caplog.messages) == 2)
@@ -568,7 +569,7 @@ def test_names_in_our_reports_are_cut(
         pool.connection(timeout=0)
     connection.close()
 
-    [about] = worker["connections"]
+    [about] = worker.connections
     assert about["endpoint"] == "y" * 200 + "…"
     assert len(caplog.messages) == 2
     for text in (*caplog.messages, str(caught.value), str(second.value)):

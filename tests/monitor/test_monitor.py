@@ -35,10 +35,10 @@ from flask_mysqlpool.monitor.percentiles import percentile, reasons, summary
 from flask_mysqlpool.monitor.server_cache import ServerCache, without_values
 from flask_mysqlpool.pool.stats import BOUNDS
 from flask_mysqlpool.testing import FaultProxy, LocalServer
-from flask_mysqlpool.workers.exited import key_of
 from flask_mysqlpool.workers.fleet import Fleet
 from flask_mysqlpool.workers.mysql_server import ServerReport
 from flask_mysqlpool.workers.mysql_server import Thread as ServerThread
+from flask_mysqlpool.workers.status import WorkerStatus, key_of
 from flask_mysqlpool.workers.status_dir import StatusDir
 from flask_mysqlpool.workers.status_file import StatusFile
 
@@ -258,7 +258,9 @@ def test_reasons_are_added_up_as_far_as_they_are_counts() -> None:
     of_others = [{"a": "x"}, {"a": 10**400}, ["a"], None]
     told = [{"a": 1}, *of_others, {"a": 2, "b": 3}]
 
-    assert reasons([{"discarded_by_reason": each} for each in told]) == {"a": 3, "b": 3}
+    records = [complete(discarded_by_reason=each) for each in told]
+
+    assert reasons(map(WorkerStatus.from_json, records)) == {"a": 3, "b": 3}
 
 
 def test_a_percentile_lies_in_its_bucket() -> None:
@@ -308,7 +310,7 @@ def test_the_state_is_the_worst_that_is_to_be_said(
     offline: Flask, sheet: Callable[..., StatusFile], state: str, about: dict[str, Any]
 ) -> None:
     now = time.time()
-    sheet(**{k: v + now * k.startswith("last_") for k, v in about.items()})
+    sheet(**{k: v + now if k.startswith("last_") else v for k, v in about.items()})
 
     assert pool(monitored(offline))["state"] == state
 

@@ -18,6 +18,7 @@ from workers import Worker, started
 
 import flask_mysqlpool.pool.maintenance
 import flask_mysqlpool.workers.agent
+import flask_mysqlpool.workers.status
 from flask_mysqlpool import PoolError, PoolTimeout
 from flask_mysqlpool.testing.fake_driver import FakePool
 from flask_mysqlpool.workers.agent import PATIENCE, WorkerAgent
@@ -240,7 +241,7 @@ def test_a_worker_at_rest_is_heard_of(
 def test_of_many_connections_some_are_described_and_all_are_named(
     make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flask_mysqlpool.workers.agent, "LISTED", 2)
+    monkeypatch.setattr(flask_mysqlpool.workers.status, "LISTED", 2)
     pool = make(MAX_SIZE=3)
     held = [pool.connection() for _ in range(3)]
     until(lambda: shown(board, in_use=3))

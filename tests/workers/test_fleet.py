@@ -21,13 +21,13 @@ from flask_mysqlpool.workers.agent import QUIET
 from flask_mysqlpool.workers.fleet import (
     ROUND,
     Fleet,
-    Worker,
     holders,
     is_degraded,
     last_failure,
     spread,
     totals,
 )
+from flask_mysqlpool.workers.status import WorkerStatus
 from flask_mysqlpool.workers.status_dir import StatusDir
 from flask_mysqlpool.workers.status_file import StatusFile
 
@@ -151,7 +151,7 @@ def test_a_budget_holds_over_all_processes_and_goes_to_who_needs_it(
 
     def sizes() -> dict[int, int]:
         found = fleet.workers().get("default", [])
-        return {worker["pid"]: worker["size"] for worker in found}
+        return {worker.pid: worker.size for worker in found}
 
     with workers(server, board, WORKERS) as processes, Watcher(server) as watcher:
         first, second, third, *others = processes
@@ -299,7 +299,7 @@ def test_a_worker_of_another_version_is_named_and_the_others_are_read(
 
     [found] = fleet.workers()["default"]
 
-    assert found["pid"] == 4
+    assert found.pid == 4
     assert fleet.problems == fleet.hidden
     assert fleet.problems == [
         f"{sheets[1].id}.worker: a worker of another version of this package"
@@ -321,8 +321,8 @@ def make_link(path: Path) -> None:
 
 
 def test_sums_are_as_old_as_the_oldest_worker_that_may_have_changed() -> None:
-    def heard(moment: float, size: int, waiting: int = 0) -> Worker:
-        return {"heard": moment, "size": size, "waiting": waiting}
+    def heard(moment: float, size: int, waiting: int = 0) -> WorkerStatus:
+        return worker(heard=moment, size=size, waiting=waiting)
 
     assert spread([]) == spread([heard(1.0, 0), heard(50.0, 1)]) == 0
     assert spread([heard(1.0, 0), heard(50.0, 1), heard(52.04, 0, waiting=1)]) == 2.0
@@ -379,7 +379,7 @@ def test_a_reset_is_newer_than_what_workers_have_seen_if_orders_were_lost(
         fleet.reset("default")
     assert fleet.desired("default").generation == 2
 
-    read: Callable[[], dict[str, list[Worker]]] = lambda: {  # noqa: E731
+    read: Callable[[], dict[str, list[WorkerStatus]]] = lambda: {  # noqa: E731
         "default": [worker(generation=2)]
     }
     (tmp_path / "board" / "orders").unlink()

@@ -30,10 +30,10 @@ from flask_mysqlpool import MySQLPool, PoolConfig, PoolError
 from flask_mysqlpool.pool.stats import BOUNDS
 from flask_mysqlpool.testing.fake_driver import FakePool
 from flask_mysqlpool.workers.agent import WorkerAgent
-from flask_mysqlpool.workers.exited import COUNTED
 from flask_mysqlpool.workers.fleet import Fleet
 from flask_mysqlpool.workers.host_limit import HostLimit
 from flask_mysqlpool.workers.records import Unusable
+from flask_mysqlpool.workers.status import COUNTED
 from flask_mysqlpool.workers.status_dir import MARK, StatusDir
 from flask_mysqlpool.workers.status_file import try_out
 
@@ -191,7 +191,7 @@ def test_two_sites_of_one_checkout_are_two(board: StatusDir) -> None:
 
     [worker] = fleet.workers()["default"]
     [problem] = fleet.problems
-    assert worker["server"] == "a:3306"
+    assert worker.server == "a:3306"
     assert problem.startswith("1 worker has default on b:3306 as ")
     assert fleet.hidden == []
     fleet.pause("default")
@@ -268,17 +268,19 @@ def test_workers_of_two_containers_are_told_apart(board: StatusDir) -> None:
 
     def done() -> bool:
         found = fleet.workers().get("default", [])
-        return sorted(w["checkouts"] for w in found) == [1, 2]
+        return sorted(w.checkouts for w in found) == [1, 2]
 
     until(done)
     workers = fleet.workers()["default"]
-    ids, names, sites = ({w[k] for w in workers} for k in ("id", "name", "site"))
+    ids, names, sites = (
+        {getattr(w, k) for w in workers} for k in ("id", "name", "site")
+    )
     for process in processes:
         process.communicate(timeout=10)
 
-    assert [worker["pid"] for worker in workers] == [1, 1]
+    assert [worker.pid for worker in workers] == [1, 1]
     assert len(ids) == len(names) == len(sites) == 2
-    assert all(worker["name"] == f"1-{worker['id'][:4]}" for worker in workers)
+    assert all(worker.name == f"1-{worker.id[:4]}" for worker in workers)
 
 
 # Nobody reads everybody
