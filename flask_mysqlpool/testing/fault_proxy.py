@@ -2,23 +2,75 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import selectors
 import socket
+import struct
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from functools import partial
-
-from .links import CHUNK, END, Link
+from functools import wraps
+from typing import Any
 
 HOST = "127.0.0.1"
 BACKLOG = 128
+CHUNK = 65536
+END = b""
 CALL_SECONDS = 30.0
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class _Stream:
+    """One direction of a connection: data that were read and not yet written."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+        self.source = source
+        self.sink = sink
+        self.queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        # Held while the receiver is not ready. Then nothing is read, so that a slow
+        # reader slows the writer as it would without a proxy.
+        self.sending = asyncio.Lock()
+        self.writer: asyncio.Task[None] | None = None
+        self.is_finished = False
+
+
+class _Link:
+    """A client's connection, and the corresponding one to the server."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self.client = client
+        self.server = socket.socket()
+        for end in self.ends():
+            end.setblocking(False)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.up = _Stream(client, self.server)
+        self.down = _Stream(self.server, client)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.replied = False
+        self.cut_at_reply = False
+
+    def ends(self) -> tuple[socket.socket, socket.socket]:
+        return self.client, self.server
+
+
+def _in_thread_of_proxy(
+    action: Callable[[FaultProxy], None],
+) -> Callable[[FaultProxy], None]:
+    """Decorate a method: call it in the proxy's thread, which alone uses sockets."""
+
+    @wraps(action)
+    def call_and_wait(proxy: FaultProxy) -> None:
+        if proxy._thread is None:
+            raise RuntimeError("the proxy is not running")
+
+        async def call() -> None:
+            action(proxy)
+
+        asyncio.run_coroutine_threadsafe(call(), proxy._loop).result(CALL_SECONDS)
+
+    return call_and_wait
 
 
 class FaultProxy:
@@ -52,19 +104,17 @@ class FaultProxy:
         """Bytes received from clients."""
         self.bytes_down = 0
         """Bytes received from the server."""
-        self._links: dict[Link, None] = {}
-        self._held = self._dropping = self._armed = self._stopping = False
-        self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._links: dict[_Link, None] = {}
+        #: "open", "held" or "dropping replies".
+        self._mode = "open"
+        self._armed = False
         self._listener: socket.socket | None = None
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
-        mode = (
-            "held" if self._held else "dropping replies" if self._dropping else "open"
-        )
         return (
             f"<FaultProxy {self.host}:{self.port} to port {self.target[1]}"
-            f" {mode} live={self.live}>"
+            f" {self._mode} live={self.live}>"
         )
 
     def __enter__(self) -> FaultProxy:
@@ -81,211 +131,160 @@ class FaultProxy:
 
     def start(self) -> None:
         """Listen on a free port, and set :attr:`port`."""
-        self._selector = selectors.DefaultSelector()
-        self._waker, self._woken = socket.socketpair()
-        self._waker.setblocking(False)
-        self._woken.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ, self._wake_up)
-        self._stopping = False
-        self._listen()
+        self._loop = asyncio.SelectorEventLoop()
+        # Not set while data are held.
+        self._flowing = asyncio.Event()
         self._thread = threading.Thread(
-            target=self._run, name=f"fault-proxy-{self.port}", daemon=True
+            target=self._loop.run_forever, name="fault-proxy", daemon=True
         )
         _proxies.add(self)
         self._thread.start()
+        self.resume()
+        self.listen()
 
     def close(self) -> None:
         """Close all connections, and end the thread."""
         if self._thread is not None:
-            self._call(self._stop)
+            self.refuse()
+            self.cut()
+            self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._thread = None
-            # Not before the join: the thread may still read from it.
-            self._waker.close()
-            self._woken.close()
+            self._loop.close()
 
+    @_in_thread_of_proxy
     def hang(self) -> None:
         """Accept connections, but forward neither bytes nor FINs."""
-        self._call(lambda: self._set(held=True))
+        self._flowing.clear()
+        self._mode = "held"
 
+    @_in_thread_of_proxy
     def drop_replies(self) -> None:
         """Forward requests, and drop the server's replies."""
-        self._call(lambda: self._set(dropping=True))
+        self._flowing.set()
+        self._mode = "dropping replies"
 
+    @_in_thread_of_proxy
     def resume(self) -> None:
         """Forward everything again, first the data that :meth:`hang` has held."""
-        self._call(self._set)
+        self._flowing.set()
+        self._mode = "open"
 
+    @_in_thread_of_proxy
     def refuse(self) -> None:
         """Refuse new connections; open ones stay."""
-        self._call(self._refuse)
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
 
+    @_in_thread_of_proxy
     def listen(self) -> None:
         """Accept connections again after :meth:`refuse`, on the same port."""
-        self._call(self._listen)
+        if self._listener is None:
+            listener = socket.create_server((HOST, self.port), backlog=BACKLOG)
+            listener.setblocking(False)
+            self.port = listener.getsockname()[1]
+            self._loop.add_reader(listener, self._accept, listener)
+            self._listener = listener
 
+    @_in_thread_of_proxy
     def cut(self) -> None:
         """End all connections with a FIN, to both sides."""
-        self._call(lambda: self._drop_all(reset=False))
+        for link in list(self._links):
+            self._drop(link)
 
+    @_in_thread_of_proxy
     def reset(self) -> None:
         """End all connections with a RST, to both sides."""
-        self._call(lambda: self._drop_all(reset=True))
+        for link in list(self._links):
+            self._drop(link, reset=True)
 
+    @_in_thread_of_proxy
     def half_close(self) -> None:
         """Send the clients a FIN; their data still reach the server."""
-        self._call(self._half_close)
+        for link in list(self._links):
+            if link.down.writer is not None:
+                link.down.writer.cancel()
+            self._finish(link, link.down)
 
+    @_in_thread_of_proxy
     def cut_after_request(self) -> None:
         """Lose one reply, on the connection on which a client sends data next.
 
         The request reaches the server. Its reply is dropped, and the connection cut.
         """
-        self._call(self._arm)
-
-    def _call(self, action: Callable[[], None]) -> None:
-        """Call a function in the proxy's thread, which alone uses the sockets."""
-        if self._thread is None:
-            raise RuntimeError("the proxy is not running")
-        done: Future[None] = Future()
-        self._calls.append((action, done))
-        with suppress(OSError):
-            self._waker.send(b"!")
-        done.result(CALL_SECONDS)
-
-    def _set(self, *, held: bool = False, dropping: bool = False) -> None:
-        self._held = held
-        self._dropping = dropping
-
-    def _arm(self) -> None:
         self._armed = True
 
-    def _stop(self) -> None:
-        self._stopping = True
-
-    def _listen(self) -> None:
-        if self._listener is not None:
-            return
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, self.port))
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-        self.port = listener.getsockname()[1]
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
-        self._listener = listener
-
-    def _refuse(self) -> None:
-        if self._listener is not None:
-            self._selector.unregister(self._listener)
-            self._listener.close()
-            self._listener = None
-
-    def _half_close(self) -> None:
-        for link in self._links:
-            link.down.finish()
-
-    def _drop_all(self, *, reset: bool) -> None:
-        for link in list(self._links):
-            self._drop(link, reset=reset)
-
-    def _drop(self, link: Link, *, reset: bool) -> None:
+    def _drop(self, link: _Link, *, reset: bool = False) -> None:
+        """Close both connections, and end the tasks that use them."""
         if link in self._links:
             del self._links[link]
+            for task in link.tasks:
+                task.cancel()
             for end in link.ends():
-                self._watch(end, 0, link)
-            link.close(reset)
+                self._loop.remove_reader(end)
+                self._loop.remove_writer(end)
+                _close(end, reset)
 
-    def _run(self) -> None:
-        while not self._stopping:
-            for key, events in self._selector.select(self._next_delay()):
-                key.data(key.fileobj, events)
-            for link in list(self._links):
-                self._guard(link, self._update)
-            self._answer_calls()
-        self._refuse()
-        self._drop_all(reset=False)
-        self._selector.close()
-
-    def _next_delay(self) -> float | None:
-        """Return the seconds until delayed data are due."""
-        if self._held:
-            return None
-        moments = [moment for link in self._links for moment in link.due()]
-        return max(0.0, min(moments) - time.monotonic()) if moments else None
-
-    def _answer_calls(self) -> None:
-        while self._calls:
-            action, done = self._calls.popleft()
-            try:
-                action()
-            except OSError as error:
-                done.set_exception(error)
-                continue
-            for link in list(self._links):
-                self._guard(link, self._update)
-            done.set_result(None)
-
-    def _wake_up(self, woken: socket.socket, events: int) -> None:
-        with suppress(OSError):
-            woken.recv(CHUNK)
-
-    def _accept(self, listener: socket.socket, events: int) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
             client, _ = listener.accept()
-            self._links[Link(client)] = None
             self.connections += 1
+            link = _Link(client)
+            self._links[link] = None
+            self._spawn(self._connect, link)
 
-    def _guard(self, link: Link, action: Callable[[Link], None]) -> None:
-        """Call a function; if one side has broken the connection, reset both."""
-        try:
-            if link in self._links:
-                action(link)
-        except OSError:
-            self._drop(link, reset=True)
+    def _spawn(
+        self, work: Callable[..., Coroutine[Any, Any, None]], link: _Link, *args: Any
+    ) -> asyncio.Task[None]:
+        async def guarded() -> None:
+            try:
+                await work(link, *args)
+            except OSError:  # one side has broken the connection
+                self._drop(link, reset=True)
 
-    def _update(self, link: Link) -> None:
-        """Write the data that are due, and register the events to wait for."""
-        if not self._held:
-            if not link.begun:
-                link.begin(self.target)
-            now = time.monotonic()
-            link.up.write(now)
-            link.down.write(now)
-        if link.finished:
-            return self._drop(link, reset=False)
-        for end, events in link.wants():
-            self._watch(end, 0 if self._held else events, link)
+        task = self._loop.create_task(guarded())
+        link.tasks.append(task)
+        return task
 
-    def _watch(self, end: socket.socket, events: int, link: Link) -> None:
-        known = self._selector.get_map().get(end)
-        if known is None:
-            if events:
-                self._selector.register(end, events, partial(self._handle, link))
-        elif not events:
-            self._selector.unregister(end)
-        elif known.events != events:
-            self._selector.modify(end, events, known.data)
+    async def _connect(self, link: _Link) -> None:
+        await self._flowing.wait()
+        await self._loop.sock_connect(link.server, self.target)
+        for stream in (link.up, link.down):
+            self._spawn(self._read, link, stream)
+            stream.writer = self._spawn(self._write, link, stream)
 
-    def _handle(self, link: Link, end: socket.socket, events: int) -> None:
-        self._guard(link, lambda link: self._transfer(link, end, events))
+    async def _read(self, link: _Link, stream: _Stream) -> None:
+        note = self._note_request if stream is link.up else self._note_reply
+        data = None
+        while data != END:
+            async with stream.sending:
+                await self._flowing.wait()
+            data = await self._loop.sock_recv(stream.source, CHUNK)
+            await self._flowing.wait()
+            if note(link, data) and not stream.is_finished:
+                stream.queue.put_nowait((time.monotonic() + self.delay, data))
 
-    def _transfer(self, link: Link, end: socket.socket, events: int) -> None:
-        source, sink = (
-            (link.up, link.down) if end is link.client else (link.down, link.up)
-        )
-        if events & selectors.EVENT_WRITE:
-            sink.blocked = False
-        if not events & selectors.EVENT_READ:
-            return
-        data = source.read()
-        if data is None:
-            return
-        note = self._note_request if source is link.up else self._note_reply
-        if note(link, data):
-            source.put(data, time.monotonic() + self.delay)
+    async def _write(self, link: _Link, stream: _Stream) -> None:
+        data = None
+        while data != END:
+            due, data = await stream.queue.get()
+            await asyncio.sleep(due - time.monotonic())
+            await self._flowing.wait()
+            async with stream.sending:
+                await self._loop.sock_sendall(stream.sink, data)
+        self._finish(link, stream)
 
-    def _note_request(self, link: Link, data: bytes) -> bool:
+    def _finish(self, link: _Link, stream: _Stream) -> None:
+        """Send a FIN, after which no more data are written in this direction."""
+        stream.is_finished = True
+        with suppress(OSError):
+            stream.sink.shutdown(socket.SHUT_WR)
+        if link.up.is_finished and link.down.is_finished:
+            self._drop(link)
+
+    def _note_request(self, link: _Link, data: bytes) -> bool:
         self.bytes_up += len(data)
         if data and link.replied:
             link.replied = False
@@ -295,14 +294,14 @@ class FaultProxy:
             link.cut_at_reply = True
         return True
 
-    def _note_reply(self, link: Link, data: bytes) -> bool:
+    def _note_reply(self, link: _Link, data: bytes) -> bool:
         """Count a reply, and return whether to forward it."""
         self.bytes_down += len(data)
         link.replied = True
         if link.cut_at_reply:
-            self._drop(link, reset=False)
+            self._drop(link)
             return False
-        return not self._dropping or data == END
+        return self._mode != "dropping replies" or data == END
 
     def _close_after_fork(self) -> None:
         """Close the child's copies of the sockets, which would keep ports open."""
@@ -310,11 +309,21 @@ class FaultProxy:
             return
         self._thread = None
         ends = [end for link in self._links for end in link.ends()]
-        for thing in (self._listener, self._waker, self._woken, *ends):
+        for thing in (self._listener, *ends):
             if thing is not None:
                 thing.close()
-        # Without unregistering: the parent uses the same kernel object.
-        self._selector.close()
+
+
+def _close(end: socket.socket, reset: bool) -> None:
+    with suppress(OSError):
+        if reset:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        else:
+            end.shutdown(socket.SHUT_WR)
+            # Closing a socket with unread data would send a RST.
+            while end.recv(CHUNK):
+                pass
+    end.close()
 
 
 _proxies: weakref.WeakSet[FaultProxy] = weakref.WeakSet()

@@ -10,10 +10,9 @@ import sys
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -737,23 +736,21 @@ class TestProxy:
         with pytest.raises(RuntimeError, match="not running"):
             proxy.hang()
 
-    def test_proxy_may_stop_before_it_is_woken_for_that(
+    def test_proxy_stops_while_clients_connect_and_begins_anew(
         self, server: LocalServer
     ) -> None:
-        class Overheard(deque[Any]):
-            def append(self, call: Any) -> None:
-                super().append(call)
-                socket.create_connection((proxy.host, proxy.port)).close()
-                thread.join(DEADLINE)
-
         proxy = FaultProxy(server.host, server.port)
-        proxy.start()
-        [thread] = [
-            t for t in threading.enumerate() if t.name.startswith("fault-proxy")
-        ]
-        proxy._calls = Overheard()
-        proxy.close()
-        assert not thread.is_alive()
+        ports = set()
+        for _ in range(20):
+            with ExitStack() as clients:
+                with proxy:
+                    place = (proxy.host, proxy.port)
+                    for _ in range(3):
+                        clients.enter_context(socket.create_connection(place))
+                assert proxy.live == 0
+            assert not any("fault-proxy" in t.name for t in threading.enumerate())
+            ports.add(proxy.port)
+        assert len(ports) == 1
 
     def test_forked_child_keeps_no_port_open(
         self, server: LocalServer, proxy: FaultProxy
