@@ -1,7 +1,7 @@
 """Authorization of the monitor's requests, sign-in, and protection from CSRF.
 
-The state of a visitor is in one signed cookie, HttpOnly and SameSite=Strict: an id, to
-which the CSRF token is bound, and whether the visitor has signed in.
+The state of a visitor is in one signed cookie, HttpOnly and SameSite=Strict: an id,
+which is also the CSRF token, and whether the visitor has signed in.
 """
 
 from __future__ import annotations
@@ -47,22 +47,33 @@ _NOT_IN_DEVELOPMENT = (
     " authorize."
 )
 
+_UNGUARDED = (
+    "Without authorize or token, the monitor is for debug mode and for requests from"
+    " this host to Flask's development server only."
+)
+
 Authorize = Callable[[], bool]
 
 
-class Refusal(NamedTuple):
-    """The status code of an answer, and the reason."""
+class Refused(Exception):
+    """The request is not answered as it asks: a status code, and the reason."""
 
-    status: int
-    reason: str
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
 
 
 class Visit(NamedTuple):
-    """The content of a cookie."""
+    """The content of a cookie: a random id, which is the CSRF token, too."""
 
     id: str
     #: The count of sign-outs when this visitor signed in; None before.
-    signed_in: int | None
+    signed_in: int | None = None
+
+    @classmethod
+    def begin(cls, signed_in: int | None = None) -> Visit:
+        return cls(secrets.token_hex(), signed_in)
 
 
 def is_local() -> bool:
@@ -77,10 +88,12 @@ def is_local() -> bool:
         return False
     try:
         host = urlsplit(f"//{request.host}").hostname or ""
+        is_named = host == "localhost" or host.endswith(".localhost")
+        return _is_loopback(request.remote_addr or "") and (
+            is_named or _is_loopback(host)
+        )
     except ValueError:
         return False
-    is_named = host == "localhost" or host.endswith(".localhost")
-    return _is_loopback(request.remote_addr) and (is_named or _is_loopback(host))
 
 
 def _is_in_development() -> bool:
@@ -91,14 +104,10 @@ def _is_in_development() -> bool:
     return is_test or "werkzeug.socket" in environ
 
 
-def _is_loopback(address: str | None) -> bool:
-    try:
-        found = ipaddress.ip_address(address or "")
-    except ValueError:
-        return False
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
-        return found.ipv4_mapped.is_loopback
-    return found.is_loopback
+def _is_loopback(address: str) -> bool:
+    """Tell whether it is of this host; :exc:`ValueError` if it is no address."""
+    found = ipaddress.ip_address(address)
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
 def _status_dir() -> StatusDir | None:
@@ -106,35 +115,25 @@ def _status_dir() -> StatusDir | None:
     return next((state.status_dir for state in states.values()), None)
 
 
-def _host_in(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return ""
-
-
-def _call(authorize: Authorize) -> tuple[bool, str]:
-    """Return the result of ``authorize``, and its fault; it may abort the request."""
+def _ask(authorize: Authorize) -> bool:
+    """Return the result of ``authorize``, which may also abort the request."""
     try:
         allowed: object = current_app.ensure_sync(authorize)()
+        if type(allowed) is bool:
+            return allowed
+        # Other values are mistakes: a redirect or an uncalled method is true.
+        fault = f"authorize must return True or False, not a {kind(allowed)}."
     except HTTPException:
         raise
     except BaseException as error:
         if is_exit(error):
             raise
         # Without its text, which may contain a secret.
-        return False, f"authorize raised {kind(error)}{_place(error)}."
-    if type(allowed) is not bool:
-        # Other values are mistakes: a redirect or an uncalled method is true.
-        name = kind(allowed)
-        return False, f"authorize must return True or False, not a {name}."
-    return allowed, ""
-
-
-def _place(error: BaseException) -> str:
-    """Return file and line of an error."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f" ({os.path.basename(place.filename)}, line {place.lineno})"
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        file = os.path.basename(place.filename)
+        fault = f"authorize raised {kind(error)} ({file}, line {place.lineno})."
+    log(ERROR, "the monitor: %s", fault, logger=current_app.logger)
+    raise Refused(403, fault)
 
 
 class Gate:
@@ -169,37 +168,25 @@ class Gate:
                 "the monitor signs a cookie: set SECRET_KEY before it is registered"
             )
 
-    def refusal(self) -> Refusal | None:
-        """Return why this request may not read; None if it may."""
+    def check_reader(self) -> None:
+        """Raise :exc:`Refused` for a request that may not read."""
         if self._token is not None:
-            if self._has_token() or self.has_signed_in():
-                return None
-            return Refusal(401, "Sign in with the monitor's token.")
-        if self._authorize is not None:
-            allowed, fault = _call(self._authorize)
-            if allowed:
-                return None
-            if fault:
-                log(ERROR, "the monitor: %s", fault, logger=current_app.logger)
-                return Refusal(403, fault)
+            if not self._has_token() and not self.has_signed_in():
+                raise Refused(401, "Sign in with the monitor's token.")
+        elif self._authorize is None:
+            if not (current_app.debug and is_local()):
+                raise Refused(403, _UNGUARDED)
+        elif not _ask(self._authorize):
             if self._authorize is is_local and not _is_in_development():
-                return Refusal(403, _NOT_IN_DEVELOPMENT)
-            return Refusal(403, "You may not see the monitor.")
-        if current_app.debug and is_local():
-            return None
-        return Refusal(
-            403,
-            "Without authorize or token, the monitor is for debug mode and for"
-            " requests from this host to Flask's development server only.",
-        )
+                raise Refused(403, _NOT_IN_DEVELOPMENT)
+            raise Refused(403, "You may not see the monitor.")
 
     def _has_token(self) -> bool:
         sent = request.authorization
-        is_bearer = sent is not None and sent.type == "bearer"
-        return is_bearer and self.is_token((sent and sent.token) or "")
+        return sent is not None and sent.type == "bearer" and self.is_token(sent.token)
 
-    def is_token(self, text: str) -> bool:
-        return hmac.compare_digest(text.encode(), (self._token or "").encode())
+    def is_token(self, text: str | None) -> bool:
+        return hmac.compare_digest((text or "").encode(), (self._token or "").encode())
 
     def has_signed_in(self) -> bool:
         visit = self.visit()
@@ -212,21 +199,12 @@ class Gate:
             return status_dir.desired(_SIGNED_OUT).generation if status_dir else 0
         return 0
 
-    def sign_out(self) -> Refusal | None:
-        """Invalidate all copies of the cookie; return why if that fails."""
+    def sign_out(self) -> None:
+        """Invalidate all copies of the cookie; :exc:`OSError` if that fails."""
         status_dir = _status_dir()
-        try:
-            if status_dir is None:
-                raise OSError("STATUS_DIR is False")
-            status_dir.update_desired(
-                _SIGNED_OUT, lambda o: DesiredState(o.generation + 1)
-            )
-        except OSError as error:
-            text = (
-                "You are signed out here; copies of the cookie stay valid until expiry"
-            )
-            return Refusal(503, f"{text}: {error.strerror or error}.")
-        return None
+        if status_dir is None:
+            raise OSError("STATUS_DIR is False")
+        status_dir.update_desired(_SIGNED_OUT, lambda o: DesiredState(o.generation + 1))
 
     # The cookie
 
@@ -237,13 +215,10 @@ class Gate:
             )
         except (BadSignature, TypeError, ValueError):  # perhaps another version's
             return None
-        if not isinstance(id, str):
+        if not isinstance(id, str) or not id:
             return None
         # Another version may have signed False, which equals 0.
         return Visit(id, signed_in if type(signed_in) is int else None)
-
-    def begin_visit(self, signed_in: int | None = None) -> Visit:
-        return Visit(secrets.token_urlsafe(), signed_in)
 
     def remember(self, visit: Visit, response: Response) -> None:
         secure = request.is_secure or current_app.config["SESSION_COOKIE_SECURE"]
@@ -259,48 +234,37 @@ class Gate:
         )
 
     def _signer(self) -> URLSafeTimedSerializer:
+        """Return a signer whose key changes with the app's secret key and the token."""
         return URLSafeTimedSerializer(
-            self._key("cookie"), signer_kwargs={"digest_method": hashlib.sha256}
+            current_app.secret_key or "",
+            salt=f"flask_mysqlpool.monitor {self._token or ''}",
+            signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
-
-    def _key(self, purpose: str) -> bytes:
-        """Derive a key, which changes with the app's secret key and with the token."""
-        key = current_app.secret_key or ""
-        key = key.encode() if isinstance(key, str) else key
-        about = f"flask_mysqlpool.monitor {purpose} {self._token or ''}"
-        return hmac.digest(key, about.encode(), "sha256")
 
     # Forged requests
 
-    def csrf_token(self, visit: Visit) -> str:
-        return hmac.digest(self._key("csrf"), visit.id.encode(), "sha256").hex()
-
-    def forgery(self) -> Refusal | None:
-        """Return why this request may not write; None if it may."""
+    def check_writer(self) -> None:
+        """Raise :exc:`Refused` for a request that the page has not sent."""
         visit = self.visit()
-        sent = request.headers.get(CSRF_HEADER, "")
-        if visit is None or not hmac.compare_digest(
-            sent.encode(), self.csrf_token(visit).encode()
-        ):
-            return Refusal(403, "This page is too old: reload it, and try again.")
-        return self.foreign()
+        sent = request.headers.get(CSRF_HEADER, "").encode()
+        if visit is None or not hmac.compare_digest(sent, visit.id.encode()):
+            raise Refused(403, "This page is too old: reload it, and try again.")
+        self.check_origin()
 
-    def foreign(self) -> Refusal | None:
-        """Return why this may be a cross-site request; None if it is not."""
+    def check_origin(self) -> None:
+        """Raise :exc:`Refused` for what may be a cross-site request."""
         site = request.headers.get("Sec-Fetch-Site")
-        origin = request.headers.get("Origin", "null")
         # Our pages send no referrer, and their forms therefore no origin.
-        is_ours = origin == "null" or _host_in(origin) == request.host
+        origin = request.headers.get("Origin", "null")
         if site not in (None, "same-origin"):
-            return Refusal(403, "This was sent by the page of another site.")
-        if not is_ours:
+            raise Refused(403, "This was sent by the page of another site.")
+        if origin != "null" and origin.partition("://")[2] != request.host:
             text = (
                 f"This was sent by a page of {plain(origin, 100)}, and this site is"
                 f" {request.host}. If that is one site, a proxy in between"
                 " rewrites Host: have it pass Host on, or X-Forwarded-Host, with"
                 " werkzeug's ProxyFix."
             )
-            return Refusal(403, text)
+            raise Refused(403, text)
         if site is None and origin == "null":
-            return Refusal(403, "This does not say which page has sent it.")
-        return None
+            raise Refused(403, "This does not say which page has sent it.")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import PoolConfig
-from ..pool.driver.process import process
 from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
 
 #: Maximum seconds of a connect, and of each answer.
@@ -43,25 +42,17 @@ class ServerCache:
             read_timeout=min(config.read_timeout or ANSWER, ANSWER),
             write_timeout=min(config.write_timeout or ANSWER, ANSWER),
         )
-        self._begin()
-
-    def _begin(self) -> None:
-        self._pid = process()
         self._querying = threading.Lock()
         self._last = NOT_QUERIED
 
     def answer(self, may_query: bool = True) -> Answer:
         """Return the last answer; query a new one if it is old and no thread does."""
-        if self._pid != process():
-            self._begin()
-        last = self._last
-        is_fresh = time.monotonic() < last.expires
-        if is_fresh or not may_query or not self._querying.acquire(blocking=False):
-            return last
-        try:
-            self._last = self._query()
-        finally:
-            self._querying.release()
+        is_fresh = time.monotonic() < self._last.expires
+        if may_query and not is_fresh and self._querying.acquire(blocking=False):
+            try:
+                self._last = self._query()
+            finally:
+                self._querying.release()
         return self._last
 
     def _query(self) -> Answer:

@@ -14,6 +14,7 @@ from typing import Any
 from flask import Flask
 
 from ..config import PoolConfig
+from ..pool.driver.process import process
 from ..workers.fleet import RECENT, Fleet, holders, totals
 from ..workers.status import TIMES, WorkerStatus, identity
 from .percentiles import histogram, reasons, summary
@@ -112,6 +113,8 @@ class Memory:
     """The state that a process keeps of an app between two requests."""
 
     def __init__(self) -> None:
+        #: A fork may have copied it while another thread held a lock.
+        self.process = process()
         self._lock = threading.Lock()
         self._caches: dict[object, ServerCache] = {}
         self._lines: dict[str, deque[tuple[float, int, int]]] = {}

@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader
 
 from ..config import PoolConfig
 from ..pool.driver.logs import log, plain
+from ..pool.driver.process import process
 from . import snapshot
-from .auth import Authorize, Gate, Refusal, Visit
+from .auth import Authorize, Gate, Refused, Visit
 
 #: No content of other hosts, no inline scripts or styles, no framing (clickjacking).
 CONTENT_POLICY = (
@@ -65,7 +66,8 @@ def create_monitor(
     monitor = _Monitor(Gate(authorize, token), control)
     blueprint = Blueprint(name, __name__, url_prefix=url_prefix, static_folder="static")
     blueprint.record(monitor.registered)
-    blueprint.before_request(monitor.refuse)
+    blueprint.before_request(monitor.check)
+    blueprint.register_error_handler(Refused, monitor.refused)
     blueprint.after_request(_add_headers)
     blueprint.add_url_rule("/", "page", monitor.page, strict_slashes=False)
     blueprint.add_url_rule("/status.json", "status", monitor.status)
@@ -86,39 +88,43 @@ class _Monitor:
         self._memories: WeakKeyDictionary[Flask, snapshot.Memory] = WeakKeyDictionary()
 
     def registered(self, state: BlueprintSetupState) -> None:
-        app = cast(Flask, state.app)
-        self._gate.check(app, self._needs_cookie)
-        self._memories.setdefault(app, snapshot.Memory())
+        self._gate.check(cast(Flask, state.app), self._needs_cookie)
 
     @property
     def _needs_cookie(self) -> bool:
         return self._has_control or self._gate.takes_token
 
-    def refuse(self) -> Response | None:
-        """Answer requests that are not authorized, without using the app's pools."""
-        endpoint = (request.endpoint or "").rpartition(".")[2]
-        refusal = None if endpoint in _OPEN else self._gate.refusal()
-        if refusal is None:
-            return None
-        if endpoint == "page":
-            return self._sign_in(refusal)
-        return _refused(refusal)
+    def _memory(self, app: Flask) -> snapshot.Memory:
+        memory = self._memories.get(app)
+        if memory is None or memory.process != process():
+            memory = self._memories[app] = snapshot.Memory()
+        return memory
 
-    def _sign_in(self, refusal: Refusal) -> Response:
-        form = url_for(".login") if self._gate.takes_token else None
-        page = _render(refusal.status, refused=refusal.reason, login=form)
-        return _challenged(page)
+    def check(self) -> None:
+        """Refuse requests that are not authorized, without using the app's pools."""
+        if _endpoint() not in _OPEN:
+            self._gate.check_reader()
+
+    def refused(self, error: Refused) -> Response:
+        if _endpoint() in ("page", "login"):
+            form = url_for(".login") if self._gate.takes_token else None
+            response = _render(error.status, refused=error.reason, login=form)
+        else:
+            response = _json({"error": error.reason}, error.status)
+        if error.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
 
     def page(self) -> Response:
         site = snapshot.read_site(_app())
         visit = self._gate.visit()
         if visit is None and self._needs_cookie:
-            visit = self._gate.begin_visit()
+            visit = Visit.begin()
         response = _render(
             200,
             site=site,
             settings={b: _settings(config) for b, config in site.configs.items()},
-            csrf=self._gate.csrf_token(visit) if visit else "",
+            csrf=visit.id if visit else "",
             control=url_for(".control") if self._has_control else None,
             logout=url_for(".logout") if self._gate.has_signed_in() else None,
         )
@@ -132,49 +138,48 @@ class _Monitor:
         return _json(
             snapshot.status(
                 snapshot.read_site(app),
-                self._memories[app],
+                self._memory(app),
                 with_server=request.args.get("server") != "0",
                 with_line=request.args.get("line") == "1",
             )
         )
 
     def login(self) -> Response:
-        refusal = self._gate.foreign()
-        if refusal is not None:
-            return _refused(refusal)
-        if not self._gate.is_token(request.form.get("token", "")):
-            return self._sign_in(Refusal(401, "This is not the token."))
+        self._gate.check_origin()
+        if not self._gate.is_token(request.form.get("token")):
+            raise Refused(401, "This is not the token.")
         response = _to_page()
-        visit = self._gate.begin_visit(self._gate.signed_out())
-        self._gate.remember(visit, response)
+        self._gate.remember(Visit.begin(self._gate.signed_out()), response)
         return response
 
     def logout(self) -> Response:
-        refusal = self._gate.forgery()
-        if refusal is not None:
-            return _refused(refusal)
-        fault = self._gate.sign_out()
-        response = _refused(fault) if fault else _to_page()
-        self._gate.remember(Visit("", None), response)
+        self._gate.check_writer()
+        response = _to_page()
+        try:
+            self._gate.sign_out()
+        except OSError as error:
+            text = "You are signed out here; copies of the cookie stay valid until"
+            reason = f"{text} expiry: {error.strerror or error}."
+            response = self.refused(Refused(503, reason))
+        self._gate.remember(Visit.begin(), response)
         return response
 
     def control(self) -> Response:
         """Reset, pause or resume one pool of all workers."""
-        refusal = self._gate.forgery()
-        if refusal is not None:
-            return _refused(refusal)
+        self._gate.check_writer()
         site = snapshot.read_site(_app())
         action, bind = _requested()
         if action not in _ACTIONS or bind not in site.configs:
-            return _refused(Refusal(400, "There is no such action, or no such pool."))
+            raise Refused(400, "There is no such action, or no such pool.")
         try:
             if site.fleet is None:
                 raise OSError(site.unseen)
-            how = {"by": _visitor()} if action == "pause" else {}
+            visitor = f"the monitor, asked from {plain(request.remote_addr, 100)}"
+            how = {"by": visitor} if action == "pause" else {}
             getattr(site.fleet, action)(bind, **how)
         except OSError as error:
             text = f"The workers cannot be reached: {snapshot.reason(error)}"
-            return _refused(Refusal(503, text))
+            raise Refused(503, text) from error
         text = "requested by the monitor: %s %s"
         log(INFO, text, action, bind, logger=current_app.logger)
         return _json({"action": action, "bind": bind})
@@ -194,8 +199,8 @@ def _requested() -> tuple[str, str]:
     return str(content.get("action")), str(content.get("bind"))
 
 
-def _visitor() -> str:
-    return f"the monitor, asked from {plain(request.remote_addr, 100)}"
+def _endpoint() -> str:
+    return (request.endpoint or "").rpartition(".")[2]
 
 
 def _app() -> Flask:
@@ -229,17 +234,6 @@ def _plain(data: object) -> object:
     if isinstance(data, (list, tuple)):
         return [*map(_plain, data)]
     return plain(data) if isinstance(data, str) else data
-
-
-def _refused(refusal: Refusal) -> Response:
-    return _challenged(_json({"error": refusal.reason}, refusal.status))
-
-
-def _challenged(response: Response) -> Response:
-    """Add the authentication scheme to a 401, which requires one."""
-    if response.status_code == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
 
 
 def _to_page() -> Response:

@@ -28,6 +28,8 @@ from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 import flask_mysqlpool.monitor.server_cache
+import flask_mysqlpool.monitor.snapshot
+import flask_mysqlpool.monitor.views
 from flask_mysqlpool import MySQLPool, PoolConfig, PoolTimeout
 from flask_mysqlpool.monitor import create_monitor, is_local
 from flask_mysqlpool.monitor.auth import Gate
@@ -570,20 +572,24 @@ def test_one_asks_and_the_others_take_what_is_known(
     assert answers == ["v2"] and server.asked == 2
 
 
-def test_a_fork_while_somebody_asks_leaves_nobody_waiting(
-    monkeypatch: pytest.MonkeyPatch,
+def test_after_a_fork_during_a_query_the_child_queries(
+    offline: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Patient(monkeypatch)
-    asker = ServerCache(PoolConfig(host="h"))
-    asker._querying.acquire()
-    assert version(asker) is None
+    server, client = Patient(monkeypatch), monitored(offline)
+    server.slow = True
+    first = Thread(target=lambda: pool(offline.test_client()))
+    first.start()
+    server.asking.wait()
+    server.slow = False
+    assert "error" in pool(client)["seen_by_server"]
 
-    pid = os.getpid()
-    monkeypatch.setattr(
-        flask_mysqlpool.monitor.server_cache, "process", lambda: pid + 1
-    )
+    child = os.getpid() + 1
+    for module in (flask_mysqlpool.monitor.snapshot, flask_mysqlpool.monitor.views):
+        monkeypatch.setattr(module, "process", lambda: child)
 
-    assert version(asker) == "v1"
+    assert pool(client)["seen_by_server"]["version"] == "v2"
+    server.go.wait()
+    first.join()
 
 
 def test_nothing_of_the_apps_own_pages_is_asked(offline: Flask) -> None:
@@ -870,6 +876,15 @@ def test_a_cookie_of_another_version_is_that_of_a_stranger(
     client.set_cookie("mysqlpool_monitor", cookie, path="/mysqlpool")
 
     assert answers(client) == {401 if token else 200}
+
+
+def test_a_cookie_without_an_id_has_no_csrf_token(offline: Flask) -> None:
+    client = monitored(offline, control=True)
+    with offline.app_context():
+        cookie = str(Gate(allow, None)._signer().dumps(["", None]))
+    client.set_cookie("mysqlpool_monitor", cookie, path="/mysqlpool")
+
+    assert order(client, "").status_code == 403
 
 
 def test_what_a_request_says_of_itself_is_cut(offline: Flask) -> None:
