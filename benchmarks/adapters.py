@@ -1,19 +1,24 @@
-"""Every pool that is compared, with the same face.
+"""Every pool and driver that is compared, with the same interface.
 
 Each is used as its own documentation says; where a default makes it safer or faster,
-both ways are here.
+both ways are here. One that is not installed is a row without figures.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import pymysql
 
 from flask_mysqlpool import Pool, PoolConfig
+from flask_mysqlpool.pool.transaction import transaction
 
 from .target import Target
 
@@ -25,6 +30,8 @@ class Adapter:
     #: The module that it is made of, and the distribution that has it.
     needs: ClassVar[str] = "pymysql"
     distribution: ClassVar[str] = "PyMySQL"
+    #: Where its classes of cursors are.
+    cursors: ClassVar[str] = "pymysql.cursors"
     #: Whether callers share connections that are opened when one is missing.
     grows: ClassVar[bool] = True
 
@@ -41,6 +48,12 @@ class Adapter:
     def begin(self) -> None:
         """Make the pool."""
 
+    def cursor_of(self, kind: str) -> Callable[[Any], Any]:
+        """Return what makes a cursor: for "rows", for "dicts", or for "streams"."""
+        name = {"rows": "Cursor", "dicts": "DictCursor", "streams": "SSCursor"}[kind]
+        cls = getattr(import_module(self.cursors), name)
+        return lambda connection: connection.cursor(cls)
+
     def get(self) -> Any:
         """Take a connection."""
         raise NotImplementedError
@@ -51,6 +64,14 @@ class Adapter:
 
     def close(self) -> None:
         """Close what is idle."""
+
+    def block(self, connection: Any) -> AbstractContextManager[object]:
+        """Make a transaction, where autocommit is off."""
+        return _committed(connection)
+
+    def nested(self, connection: Any) -> AbstractContextManager[object]:
+        """Make a part of it that could be undone alone."""
+        return _with_savepoint(connection)
 
     def cycle(self) -> None:
         """Take a connection and return it."""
@@ -66,12 +87,31 @@ class Adapter:
 
 
 def select(connection: Any) -> Any:
-    """The least that a request asks for."""
+    """Execute the least that a request asks for; return its rows."""
     cursor = connection.cursor()
     cursor.execute("SELECT 1")
     rows = cursor.fetchall()
     cursor.close()
     return rows
+
+
+def execute(connection: Any, statement: str) -> None:
+    cursor = connection.cursor()
+    cursor.execute(statement)
+    cursor.close()
+
+
+@contextmanager
+def _committed(connection: Any) -> Iterator[None]:
+    yield
+    connection.commit()
+
+
+@contextmanager
+def _with_savepoint(connection: Any) -> Iterator[None]:
+    execute(connection, "SAVEPOINT benchmarks")
+    yield
+    execute(connection, "RELEASE SAVEPOINT benchmarks")
 
 
 class Ours(Adapter):
@@ -90,12 +130,17 @@ class Ours(Adapter):
     def get(self) -> Any:
         return self.pool.connection()
 
+    def block(self, connection: Any) -> AbstractContextManager[object]:
+        return transaction(connection)
+
+    nested = block
+
     def close(self) -> None:
         self.pool.close()
 
 
 class Direct(Adapter):
-    """The floor: what no pool can be faster than."""
+    """The floor: bare PyMySQL, one connection for each thread."""
 
     label = "bare PyMySQL per thread"
     grows = False
@@ -107,18 +152,55 @@ class Direct(Adapter):
     def get(self) -> Any:
         connection = getattr(self._own, "connection", None)
         if connection is None:
-            connection = self.target.connect(autocommit=self.autocommit)
-            self._own.connection = connection
+            connection = self._own.connection = self.connect()
             self._all.append(connection)
         return connection
+
+    def connect(self) -> Any:
+        return self.target.connect(autocommit=self.autocommit)
 
     def put(self, connection: Any) -> None:
         pass
 
     def close(self) -> None:
         for connection in self._all:
-            if connection.open:
+            with suppress(Exception):  # it may be closed already
                 connection.close()
+
+
+class MySQLClient(Direct):
+    """The driver in C."""
+
+    label = "mysqlclient per thread"
+    needs = "MySQLdb"
+    distribution = "mysqlclient"
+    cursors = "MySQLdb.cursors"
+
+    def connect(self) -> Any:
+        import MySQLdb
+
+        return MySQLdb.connect(autocommit=self.autocommit, **self.target.arguments())
+
+
+class MariaDB(Direct):
+    """MariaDB's own driver, in C or in Python."""
+
+    label = "mariadb per thread"
+    needs = "mariadb"
+    distribution = "mariadb"
+
+    def connect(self) -> Any:
+        import mariadb
+
+        return mariadb.connect(autocommit=self.autocommit, **self.target.arguments())
+
+    def cursor_of(self, kind: str) -> Callable[[Any], Any]:
+        options = {
+            "rows": {},
+            "dicts": {"dictionary": True},
+            "streams": {"buffered": False},
+        }
+        return lambda connection: connection.cursor(**options[kind])
 
 
 class PerRequest(Adapter):
@@ -259,6 +341,85 @@ class Connector(Adapter):
         self.pool._remove_connections()
 
 
+class MariaDBPool(Adapter):
+    label = "mariadb-pool"
+    needs = "mariadb_pool"
+    distribution = "mariadb-pool"
+
+    def begin(self) -> None:
+        import mariadb
+
+        self.pool = mariadb.create_pool(
+            min_size=1,
+            max_size=self.size,
+            acquire_timeout=60,
+            autocommit=self.autocommit,
+            **self.target.arguments(),
+        )
+
+    def get(self) -> Any:
+        return self.pool.acquire()
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+class SQLSpec(Adapter):
+    """A connection for each thread, however many threads; rolled back at a return."""
+
+    label = "sqlspec"
+    needs = "sqlspec"
+    distribution = "sqlspec"
+    grows = False
+
+    def begin(self) -> None:
+        from sqlspec.adapters.pymysql import PyMysqlConfig
+
+        options = self.target.arguments() | {"autocommit": self.autocommit}
+        self.pool = PyMysqlConfig(connection_config=options).provide_pool()
+
+    def get(self) -> Any:
+        return self.pool.acquire()
+
+    def put(self, connection: Any) -> None:
+        self.pool.release(connection)
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+class ConnPool(Adapter):
+    """A pool of anything, which pings what was idle for 30 s."""
+
+    label = "connpool"
+    needs = "connpool"
+    distribution = "connpool"
+
+    def begin(self) -> None:
+        from connpool import ConnectionPool, PoolConfig
+
+        def is_alive(connection: Any) -> bool:
+            connection.ping(reconnect=False)
+            return True
+
+        self.pool = ConnectionPool.from_callables(
+            partial(self.target.connect, autocommit=self.autocommit),
+            validate=is_alive,
+            reset=lambda connection: connection.rollback(),
+            close=lambda connection: connection.close(),
+            config=PoolConfig(max_size=self.size, acquire_timeout=60),
+        )
+
+    def get(self) -> Any:
+        return self.pool.acquire()
+
+    def put(self, connection: Any) -> None:
+        self.pool.release(connection)
+
+    def close(self) -> None:
+        self.pool.close()
+
+
 ADAPTERS: dict[str, type[Adapter]] = {
     "ours": Ours,
     "direct": Direct,
@@ -270,4 +431,9 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "sqlalchemy": SQLAlchemy,
     "sqlalchemy_ping": SQLAlchemyPing,
     "connector": Connector,
+    "mysqlclient": MySQLClient,
+    "mariadb": MariaDB,
+    "mariadb_pool": MariaDBPool,
+    "sqlspec": SQLSpec,
+    "connpool": ConnPool,
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .bench import OURS
-from .table import Table
+from .results import Table
 
 OURS_COLOUR, COLOUR, INK = "#0b6e99", "#b9c4cc", "#333333"
 STYLE: Any = {
@@ -40,6 +40,13 @@ PLOTS: dict[str, Plot] = {
         True,
         lambda value: f"{value:,.2f}",
     ),
+    "rows": (
+        "rows",
+        "1000_share",
+        "1,000 rows of 5 columns: cost relative to bare PyMySQL",
+        False,
+        lambda value: f"{value:,.2f}",
+    ),
     "spike": (
         "sharing",
         "spike_ms",
@@ -51,25 +58,32 @@ PLOTS: dict[str, Plot] = {
 
 
 def draw(tables: Mapping[str, Table], folder: Path) -> list[Path]:
-    """Draw what was measured; the files that were written."""
+    """Draw what was measured; return the files that were written."""
     if find_spec("matplotlib") is None:
         return []
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, plot in PLOTS.items():
-        if bars := _bars(tables.get(plot[0]), plot[1]):
+    for name in PLOTS:
+        if found := _bars(tables, name):
             written.append(folder / f"{name}.svg")
-            _draw(bars, plot, written[-1])
+            _draw(found, PLOTS[name], written[-1])
     return written
 
 
-def _bars(table: Table | None, key: str) -> list[tuple[str, float, str]]:
+def bars(tables: Mapping[str, Table], name: str) -> list[tuple[str, str]]:
+    """Return the labels in a plot, each with its figure as text."""
+    show = PLOTS[name][-1]
+    return [(label, show(value)) for label, value, _ in _bars(tables, name)]
+
+
+def _bars(tables: Mapping[str, Table], name: str) -> list[tuple[str, float, str]]:
     """Label, value and colour, the longest first, as it is drawn from below."""
-    if table is None:
+    table, key, *_ = PLOTS[name]
+    if table not in tables:
         return []
+    labels = tables[table].labels
     found = [
-        (table.labels[row], figures[key], OURS_COLOUR if row == OURS else COLOUR)
-        for row, figures in table.rows.items()
+        (labels[row], figures[key], OURS_COLOUR if row == OURS else COLOUR)
+        for row, figures in tables[table].rows.items()
         if key in figures
     ]
     return sorted(found, key=lambda bar: -bar[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,6 +68,21 @@ class Server:
         with self._probe.cursor() as cursor:
             cursor.execute(statement)
             return tuple(cursor.fetchall())
+
+    @contextmanager
+    def table(
+        self, name: str, fields: str, records: Sequence[tuple[Any, ...]]
+    ) -> Iterator[None]:
+        """Have a table with these records, and remove it."""
+        self.rows(f"DROP TABLE IF EXISTS {name}")
+        self.rows(f"CREATE TABLE {name} ({fields})")
+        values = ", ".join(["%s"] * len(records[0]))
+        try:
+            with self._probe.cursor() as cursor:
+                cursor.executemany(f"INSERT INTO {name} VALUES ({values})", records)
+            yield
+        finally:
+            self.rows(f"DROP TABLE {name}")
 
     def commands(self) -> int:
         """Commands from clients so far; to ask is one more.

@@ -3,7 +3,7 @@
 Client and server share one CPU, so that no time is spent in parallel::
 
     git worktree add /tmp/before COMMIT
-    python benchmarks/trees.py /tmp/before .
+    python -m benchmarks.trees /tmp/before .
 
 Printed is the quietest tenth of the rounds: microseconds by the clock (client and
 server), and of them CPU time of the client.
@@ -15,25 +15,24 @@ import argparse
 import gc
 import json
 import os
-import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pymysql
 
+from .tables.clock import Action, Turn, alternate, one_cpu, quiet, timed
+
+ROOT = Path(__file__).resolve().parents[1]
 BARE = "PyMySQL"
 ROW = "SELECT a FROM t WHERE id = 7"
 INSERT = "INSERT INTO log (a) VALUES (1)"
 UPDATE = "UPDATE t SET a = a + 1 WHERE id = 7"
-
-Action = Callable[[], object]
 
 
 def run(connection: Any, statement: str) -> None:
@@ -112,8 +111,10 @@ def bare(url: str) -> dict[str, Action]:
     }
 
 
-def serve(kind: str, url: str) -> None:
+def serve(kind: str, tree: str, url: str) -> None:
     """Time what is asked for on stdin: its name, and for how many seconds."""
+    # Before the package is imported, which is also in the folder of this process.
+    sys.path.insert(0, tree)
     actions = bare(url) if kind == BARE else pooled(url)
     for action in actions.values():
         for _ in range(300):
@@ -126,20 +127,6 @@ def serve(kind: str, url: str) -> None:
         print(json.dumps(timed(actions[name], seconds)), flush=True)
 
 
-def timed(action: Action, seconds: float) -> tuple[float, float]:
-    """Return the median of the times, and the CPU time, of one action; seconds."""
-    times, clock = [], time.perf_counter
-    cpu = time.process_time()
-    start = clock()
-    end = start + seconds
-    while start < end:
-        action()
-        stop = clock()
-        times.append(stop - start)
-        start = stop
-    return median(times), (time.process_time() - cpu) / len(times)
-
-
 # The other side of it
 
 
@@ -150,11 +137,10 @@ class Side:
         self._process = process
         self.names: list[str] = self._answer()
 
-    def time(self, name: str, seconds: float) -> tuple[float, float]:
+    def time(self, name: str, seconds: float) -> Turn:
         assert self._process.stdin is not None
         print(json.dumps((name, seconds)), file=self._process.stdin, flush=True)
-        wall, cpu = self._answer()
-        return wall, cpu
+        return Turn(*self._answer())
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -164,8 +150,9 @@ class Side:
 @contextmanager
 def side(kind: str, tree: Path, url: str) -> Iterator[Side]:
     with subprocess.Popen(
-        [sys.executable, __file__, "--serve", kind, url],
-        env={**os.environ, "PYTHONPATH": str(tree.resolve()), "PYTHONHASHSEED": "0"},
+        [sys.executable, "-m", __spec__.name, "--serve", kind, tree.resolve(), url],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -175,43 +162,31 @@ def side(kind: str, tree: Path, url: str) -> Iterator[Side]:
         process.stdin.close()
 
 
-Times = dict[tuple[str, str], list[tuple[float, float]]]
+Times = dict[tuple[str, str], list[Turn]]
 
 
 def measure(trees: dict[str, Path], url: str, rounds: int, seconds: float) -> Times:
-    times: Times = {}
     with ExitStack() as stack:
         sides = {
             kind: stack.enter_context(side(kind, tree, url))
             for kind, tree in trees.items()
         }
-        turns = [(kind, name) for kind, each in sides.items() for name in each.names]
-        times.update((turn, []) for turn in turns)
-        for _ in range(rounds):
-            for kind, name in random.sample(turns, len(turns)):
-                times[kind, name].append(sides[kind].time(name, seconds))
-    return times
-
-
-def quiet(values: list[float]) -> float:
-    return sorted(values)[len(values) // 10] * 1e6
+        turns = {
+            (kind, name): partial(each.time, name, seconds)
+            for kind, each in sides.items()
+            for name in each.names
+        }
+        return alternate(turns, rounds)
 
 
 def show(times: Times, before: str, after: str) -> None:
     print(f"{'µs: clock (CPU)':20}{BARE:>16}{'before':>16}{'after':>16}   after/before")
     for name in dict.fromkeys(name for _, name in times):
-        wall, cpu = (
-            [
-                quiet([pair[index] for pair in times[kind, name]])
-                for kind in (BARE, before, after)
-            ]
-            for index in (0, 1)
-        )
-        cells = "".join(
-            f"{f'{w:.1f} ({c:.1f})':>16}" for w, c in zip(wall, cpu, strict=True)
-        )
-        ratios = f"{wall[2] / wall[1]:.3f} ({cpu[2] / cpu[1]:.3f})"
-        print(f"{name:20}{cells}   {ratios}")
+        turns = [quiet(times[kind, name]) for kind in (BARE, before, after)]
+        cells = [f"{wall * 1e6:.1f} ({cpu * 1e6:.1f})" for wall, cpu in turns]
+        _, old, new = turns
+        ratios = f"{new.wall / old.wall:.3f} ({new.cpu / old.cpu:.3f})"
+        print(f"{name:20}{''.join(f'{cell:>16}' for cell in cells)}   {ratios}")
 
 
 def main() -> None:
@@ -223,15 +198,14 @@ def main() -> None:
     parser.add_argument("--engine", choices=("mariadb", "mysql"), default="mariadb")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--turn", type=float, default=0.02, help="seconds")
-    parser.add_argument("--cpu", type=int, default=0)
     options = parser.parse_args()
-    # Inherited by the server, and by the processes that are timed.
-    os.sched_setaffinity(0, {options.cpu})
     root = os.environ.get("FLASK_MYSQLPOOL_MYSQL_ROOT")
     trees = {BARE: options.after, "before": options.before, "after": options.after}
-    with LocalServer(
+    local = LocalServer(
         engine=options.engine, root=root if options.engine == "mysql" else None
-    ) as server:
+    )
+    # Inherited by the server, and by the processes that are timed.
+    with one_cpu(), local as server:
         connection = server.connect(database="test", autocommit=True)
         run(connection, "CREATE TABLE log (id INT AUTO_INCREMENT PRIMARY KEY, a INT)")
         run(connection, "CREATE TABLE t (id INT PRIMARY KEY, a INT)")

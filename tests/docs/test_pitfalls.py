@@ -104,7 +104,7 @@ def test_an_explicit_begin_prevents_what_the_readme_says(tmp_path: Path) -> None
 
 def test_it_fails_if_ours_does_what_is_counted() -> None:
     program = (
-        "import sys; from benchmarks import pitfalls; "
+        "import sys; from benchmarks.pitfalls import __main__ as pitfalls; "
         "pitfalls.WIRINGS[pitfalls.OURS] = pitfalls.WIRINGS[pitfalls.OBVIOUS]; "
         "sys.argv[1:] = ['--only', 'session']; sys.exit(pitfalls.main())"
     )

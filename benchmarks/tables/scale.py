@@ -6,13 +6,12 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-from .bench import OURS, Bench, say
-from .clock import durations, quiet, take_turns, together
+from ..bench import OURS, Bench, say
+from ..results import Column, Table
+from .clock import durations, one_cpu, quiet, take_turns, together
 from .stubs import Stub
-from .table import Column, Table
 
 CONNECTIONS = 1, 10, 100, 1000
 WAITERS = 0, 1, 10, 100, 1000
@@ -22,33 +21,27 @@ STACK = 256 * 1024
 SHARE = 0.3
 
 
-def measure(bench: Bench) -> Iterator[Table]:
-    yield _connections(bench)
-    yield _waiters(bench)
-    if OURS in bench.stubs:
-        yield _memory(bench)
-
-
-def _connections(bench: Bench) -> Table:
+def connections(bench: Bench) -> Table:
     columns = [Column(str(n), f"{n}\nidle", 2) for n in CONNECTIONS]
     title = "µs for a checkout with so many idle connections (stub driver)"
-    table = bench.table("connections", title, *columns)
+    table = bench.table("connections", title, bench.stub_kinds, *columns)
     for name, kind in bench.stubs.items():
         say(f"idle connections: {kind.label}")
         pools = {str(n): kind(n) for n in CONNECTIONS}
         for n, pool in pools.items():
             pool.warm(int(n))
         cycles = {n: pool.cycle for n, pool in pools.items()}
-        turns = take_turns(cycles, bench.effort.rounds // 2, bench.effort.turn)
+        with one_cpu():
+            turns = take_turns(cycles, bench.effort.rounds, bench.effort.turn / 2)
         table.raw[name] = turns
-        table.add({name: {n: quiet(times) * 1e6 for n, times in turns.items()}})
+        table.add({name: {n: quiet(taken).wall * 1e6 for n, taken in turns.items()}})
     return table
 
 
-def _waiters(bench: Bench) -> Table:
+def waiters(bench: Bench) -> Table:
     columns = [Column(str(n), f"{n}\nwaiting", 1) for n in WAITERS]
     title = "µs for a checkout with so many others waiting (stub driver, threads)"
-    table = bench.table("waiters", title, *columns)
+    table = bench.table("waiters", title, bench.stub_kinds, *columns)
     before = threading.stack_size(STACK)
     try:
         for name, kind in bench.stubs.items():
@@ -68,16 +61,17 @@ def _hand_off(kind: type[Stub], waiting: int, seconds: float) -> float:
     return seconds / sum(done) * 1e6
 
 
-def _memory(bench: Bench) -> Table:
+def memory(bench: Bench) -> Table:
     columns = (
         Column("checkouts", "checkouts"),
         Column("blocks", "blocks of\nmemory more"),
         Column("resident_kb", "resident\nKB more"),
     )
-    table = bench.table("memory", "Memory after many checkouts (stub)", *columns)
-    for name in (OURS,):
-        say("memory")
-        table.add({name: _growth(bench.stubs[name], bench.effort.checkouts)})
+    say("memory")
+    ours = {name: kind for name, kind in bench.stubs.items() if name == OURS}
+    table = bench.table("memory", "Memory after many checkouts (stub)", ours, *columns)
+    for name, kind in ours.items():
+        table.add({name: _growth(kind, bench.effort.checkouts)})
     return table
 
 

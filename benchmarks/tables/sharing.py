@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import median
 
-from .bench import Bench, say
-from .clock import durations, now, quiet, take_turns, together
+from ..bench import Bench, say
+from ..results import Column, Table
+from .clock import durations, now, one_cpu, quiet, take_turns, together
 from .stubs import Stub
-from .table import Column, Table
 
 #: Fairness: threads, connections and the seconds that each holds one.
 CROWD, FEW, HOLD = 40, 4, 0.001
@@ -30,19 +30,21 @@ COLUMNS = (
 )
 
 
-def measure(bench: Bench) -> Iterator[Table]:
-    table = bench.table("sharing", "On a stub driver", *COLUMNS)
+def measure(bench: Bench) -> Table:
+    table = bench.table("sharing", "On a stub driver", bench.stub_kinds, *COLUMNS)
     say("stub driver: one thread")
     pools = {name: kind(1) for name, kind in bench.stubs.items()}
-    turns = take_turns({n: p.cycle for n, p in pools.items()}, 10, bench.effort.turn)
+    cycles = {name: pool.cycle for name, pool in pools.items()}
+    with one_cpu():
+        turns = take_turns(cycles, bench.effort.rounds, bench.effort.turn)
     table.raw["cycle_seconds"] = turns
     for name, kind in bench.stubs.items():
         say(f"stub driver: {kind.label}")
-        table.add({name: {"one_per_second": 1 / quiet(turns[name])}})
+        table.add({name: {"one_per_second": 1 / quiet(turns[name]).wall}})
         table.add({name: _throughput(kind, bench.effort.run)})
         table.add({name: _fairness(kind, bench.effort.fight)})
         table.add({name: _spike(kind, bench.effort.spikes)})
-    yield table
+    return table
 
 
 def _throughput(kind: type[Stub], seconds: float) -> dict[str, float]:
@@ -58,7 +60,7 @@ def _throughput(kind: type[Stub], seconds: float) -> dict[str, float]:
 
 
 def _fairness(kind: type[Stub], seconds: float) -> dict[str, float]:
-    """Everybody wants one again at once: who gets how many, and how late?"""
+    """All threads take a connection again at once: how many each, after which wait."""
     pool = kind(FEW)
     pool.warm(FEW)
 

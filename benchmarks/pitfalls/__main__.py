@@ -29,10 +29,10 @@ import pymysql
 
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
-from .target import Server, Target
+from ..target import Server, Target
 from .wirings import OBVIOUS, OURS, STATEMENTS, WIRINGS, Settings, Site
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 #: How often something is done, and the sum of two accounts.
 TIMES, TOTAL = 5, 200
 #: ``TIMEOUT`` where all connections stay in use, and after which time that is judged.

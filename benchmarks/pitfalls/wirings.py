@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 
 from flask_mysqlpool import MySQLPool
 
-from .target import Target
+from ..target import Target
 
 #: How a process that is started is told what its app is to be.
 ENVIRONMENT = "BENCHMARKS_WIRING"

@@ -17,10 +17,10 @@ from flask import Flask
 
 from flask_mysqlpool import MySQLPool, get_db
 
-from .adapters import ADAPTERS, select
-from .bench import FLOOR, OURS, Bench, say
-from .table import Column, Table
-from .target import Target
+from ..adapters import ADAPTERS, select
+from ..bench import FLOOR, OURS, Bench, say
+from ..results import Column, Table
+from ..target import Target
 
 THREADS = 8
 #: How the programs that are started are told what they are to do.
@@ -49,12 +49,12 @@ def make_app() -> Flask:
     return app
 
 
-def measure(bench: Bench) -> Iterator[Table]:
+def measure(bench: Bench) -> Table:
     title = "A Flask request with one query, through gunicorn, from 8 clients"
-    table = bench.table("website", title, *COLUMNS)
+    table = bench.table("website", title, bench.kinds, *COLUMNS)
     if find_spec("gunicorn") is None:
-        say("skipped: gunicorn is not installed")
-        return
+        table.notes.append("gunicorn is not installed.")
+        return table
     visits: dict[str, list[dict[str, float]]] = {name: [] for name in bench.adapters}
     with ExitStack() as stack:
         url = bench.server.target.url
@@ -68,7 +68,9 @@ def measure(bench: Bench) -> Iterator[Table]:
     table.raw["visits"] = visits
     for name in visits:
         table.add({name: _figures(visits, name)})
-    yield table
+    if FLOOR in visits:
+        table.check_floor([1 / visit["per_second"] for visit in visits[FLOOR]])
+    return table
 
 
 def _figures(
@@ -107,7 +109,7 @@ def _website(name: str, url: str) -> Iterator[int]:
 
 
 def _root() -> Path:
-    return Path(__file__).resolve().parent.parent
+    return Path(__file__).resolve().parents[2]
 
 
 def _wait_for(port: int) -> None:
@@ -122,7 +124,7 @@ def _wait_for(port: int) -> None:
 
 
 def _visit(port: int, seconds: float) -> dict[str, float]:
-    """By a process of its own, so that it gets in nobody's way."""
+    """Visit it from a process of its own, which has its own global lock."""
     command = [sys.executable, "-m", f"{__package__}.visitors"]
     run = subprocess.run(
         [*command, str(port), str(THREADS), str(seconds)],

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from statistics import median
 from typing import Any
 
-from .adapters import Adapter, select
-from .bench import FLOOR, Bench, say
+from ..adapters import Adapter, select
+from ..bench import FLOOR, Bench, say
+from ..results import Column, Table
 from .clock import now, quantile, quiet, take_turns, together
-from .table import Column, Table
 
 SIZE, THREADS = 8, 16
 
 COLUMNS = (
     Column("idle_us", "µs:\ntake,\nreturn", 1),
     Column("query_us", "µs:\ntake, query,\nreturn", 1),
+    Column("query_cpu_us", "µs of\nCPU", 1),
     Column("ratio", "of the\nfloor", 2),
     Column("commands", "commands\nper query", 2),
     Column("per_second", "16 threads\non 8:\nqueries/s"),
@@ -31,37 +31,44 @@ COLUMNS = (
 Figures = dict[str, dict[str, float]]
 
 
-def measure(bench: Bench) -> Iterator[Table]:
-    table = bench.table("statement", "A statement through the pool", *COLUMNS)
+def measure(bench: Bench) -> Table:
+    title = "A statement through the pool"
+    table = bench.table("statement", title, bench.kinds, *COLUMNS)
     for part in (_speed, _commands, _contention, _hang, _killed):
         say(f"statement: {part.__name__.strip('_')}")
-        table.add(part(bench, table.raw))
-    yield table
+        table.add(part(bench, table))
+    return table
 
 
-def _speed(bench: Bench, raw: dict[str, Any]) -> Figures:
-    """Cost of a cycle, without and with a statement."""
+def _speed(bench: Bench, table: Table) -> Figures:
+    """Cost of a cycle, without and with a statement; client and server on one CPU."""
     effort = bench.effort
     with ExitStack() as stack:
-        pools = {n: stack.enter_context(bench.pool(n, SIZE)) for n in bench.adapters}
+        pinned = stack.enter_context(bench.on_one_cpu())
+        pools = {n: stack.enter_context(pinned.pool(n, SIZE)) for n in bench.adapters}
         for pool in pools.values():
             pool.query()
         cycles = {name: pool.cycle for name, pool in pools.items()}
-        idle = take_turns(cycles, effort.rounds // 2, effort.turn / 2)
+        idle = take_turns(cycles, effort.rounds, effort.turn / 2)
         queries = {name: pool.query for name, pool in pools.items()}
         asked = take_turns(queries, effort.rounds, effort.turn)
-    raw.update(idle_seconds=idle, query_seconds=asked)
-    figures: Figures = {
-        name: {"idle_us": quiet(idle[name]) * 1e6, "query_us": quiet(times) * 1e6}
-        for name, times in asked.items()
-    }
+    table.raw.update(idle_seconds=idle, query_seconds=asked)
+    figures: Figures = {}
+    for name, turns in asked.items():
+        wall, cpu = quiet(turns)
+        figures[name] = {
+            "idle_us": quiet(idle[name]).wall * 1e6,
+            "query_us": wall * 1e6,
+            "query_cpu_us": cpu * 1e6,
+        }
+        if FLOOR in asked:
+            figures[name]["ratio"] = wall / quiet(asked[FLOOR]).wall
     if FLOOR in asked:
-        for name, times in asked.items():
-            figures[name]["ratio"] = quiet(times) / quiet(asked[FLOOR])
+        table.check_floor([turn.wall for turn in asked[FLOOR]])
     return figures
 
 
-def _commands(bench: Bench, raw: dict[str, Any]) -> Figures:
+def _commands(bench: Bench, table: Table) -> Figures:
     """What a query costs the server, from its own counters."""
     figures: Figures = {}
     count = bench.effort.counted
@@ -77,7 +84,7 @@ def _commands(bench: Bench, raw: dict[str, Any]) -> Figures:
     return figures
 
 
-def _contention(bench: Bench, raw: dict[str, Any]) -> Figures:
+def _contention(bench: Bench, table: Table) -> Figures:
     """Twice as many threads as connections, all of them in a hurry."""
     runs: dict[str, list[list[float]]] = {name: [] for name in bench.adapters}
     failed = dict.fromkeys(runs, 0)
@@ -86,13 +93,13 @@ def _contention(bench: Bench, raw: dict[str, Any]) -> Figures:
             times, failures = _contend(pool, bench.effort.run)
             runs[name].append(times)
             failed[name] += failures
-    raw["contention"] = {
+    contention = table.raw["contention"] = {
         name: [_summary(times, bench.effort.run) for times in several]
         for name, several in runs.items()
     }
     return {
         name: _figures(several) | {"failed": failed[name]}
-        for name, several in raw["contention"].items()
+        for name, several in contention.items()
     }
 
 
@@ -134,7 +141,7 @@ def _figures(runs: list[dict[str, float]]) -> dict[str, float]:
     return figures | {"longest_ms": max(run["longest_ms"] for run in runs)}
 
 
-def _hang(bench: Bench, raw: dict[str, Any]) -> Figures:
+def _hang(bench: Bench, table: Table) -> Figures:
     """What a thread whose connection is there notices of another's connect."""
     figures: Figures = {}
     for name, kind in bench.adapters.items():
@@ -172,7 +179,7 @@ def _worst_until(end: threading.Timer, pool: Adapter, mine: Any) -> float:
     return worst
 
 
-def _killed(bench: Bench, raw: dict[str, Any]) -> Figures:
+def _killed(bench: Bench, table: Table) -> Figures:
     """Statements that fail of as many as there were connections."""
     figures: Figures = {}
     for name, pool in bench.pools(SIZE):

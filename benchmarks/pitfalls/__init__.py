@@ -1,0 +1,1 @@
+"""The obvious wiring of Flask to ``PooledDB`` beside this one: ``--help``."""

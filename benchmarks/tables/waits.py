@@ -1,0 +1,75 @@
+"""How many round trips a caller waits for, counted at its sockets."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+SENDING = "send", "sendall"
+RECEIVING = "recv", "recv_into"
+
+
+class Waits:
+    """While this is entered, the sockets of the current thread are counted.
+
+    Time is counted in round trips: the answer to what is sent arrives one round trip
+    later, and who receives from the socket has waited until then. So a statement that
+    is sent without waiting costs nothing, unless its answer is needed at once. Each
+    answer is taken as that to the last write, so of writes that overlap this is the
+    most that is waited for. A driver in C has no such sockets: nothing is counted.
+    """
+
+    def __init__(self) -> None:
+        self.trips = 0
+        self._thread = threading.get_ident()
+        self._due: WeakKeyDictionary[socket.socket, int] = WeakKeyDictionary()
+        self._patched: list[tuple[type[socket.socket], str, Any]] = []
+
+    def __enter__(self) -> Waits:
+        for cls in socket.socket, ssl.SSLSocket:
+            for names, note in (SENDING, self._sent), (RECEIVING, self._received):
+                for name in names:
+                    self._patched.append((cls, name, vars(cls).get(name)))
+                    setattr(cls, name, self._noted(getattr(cls, name), note))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for cls, name, before in self._patched:
+            if before is None:  # inherited
+                delattr(cls, name)
+            else:
+                setattr(cls, name, before)
+
+    def let_arrive(self) -> None:
+        """Let all answers arrive that are under way."""
+        for sock in self._due:
+            self._due[sock] = self.trips
+
+    def _noted(
+        self, method: Callable[..., Any], note: Callable[[socket.socket], None]
+    ) -> Callable[..., Any]:
+        def noted(sock: socket.socket, *args: Any, **options: Any) -> Any:
+            result = method(sock, *args, **options)
+            if threading.get_ident() == self._thread:
+                note(sock)
+            return result
+
+        return noted
+
+    def _sent(self, sock: socket.socket) -> None:
+        self._due[sock] = self.trips + 1
+
+    def _received(self, sock: socket.socket) -> None:
+        # The first thing from a new connection is the server's greeting.
+        self.trips = max(self.trips, self._due.get(sock, self.trips + 1))
+        self._due[sock] = self.trips
