@@ -5,12 +5,16 @@ The page says which settings a table lists; default and meaning come from the pa
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import textwrap
 from dataclasses import MISSING, Field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from flask_mysqlpool.config import settings as module
 from flask_mysqlpool.config.settings import BINDS, URL, AppConfig, PoolConfig
 
 PAGE = Path(__file__).with_name("settings.rst")
@@ -24,10 +28,25 @@ def settings() -> dict[str, Field[Any]]:
     return {"URL": URL, "BINDS": BINDS} | {f.name.upper(): f for f in own if f.metadata}
 
 
+def docs() -> dict[str, str]:
+    """Return the docstrings of all settings, which Python itself does not keep."""
+    tree = ast.parse(inspect.getsource(module))
+    bodies = [tree.body, *(c.body for c in tree.body if isinstance(c, ast.ClassDef))]
+    found = {}
+    for body in bodies:
+        for setting, doc in pairwise(body):
+            if isinstance(setting, ast.Assign | ast.AnnAssign) and isinstance(
+                doc, ast.Expr
+            ):
+                name = ast.unparse(setting).partition(":")[0].partition(" ")[0]
+                found[name.upper()] = " ".join(ast.literal_eval(doc.value).split())
+    return found
+
+
 def row(name: str) -> str:
     setting = settings()[name]
-    unit = " Seconds." if setting.metadata.get("unit") == "seconds" else ""
-    doc = "     - " + setting.metadata["doc"] + unit
+    unit = " Seconds." if "float" in str(setting.type) else ""
+    doc = f"     - {docs()[name]}{unit}"
     meaning = textwrap.fill(doc, 88, subsequent_indent=" " * 7)
     # The extension passes the app's name, instead of the default of a single pool.
     default = "the app's name" if name == "NAME" else shown_default(setting)
@@ -42,6 +61,8 @@ def shown_default(setting: Field[Any]) -> str:
         return "–"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, type):
+        value = value.__name__
     return f"``{[] if value == () else value}``"
 
 

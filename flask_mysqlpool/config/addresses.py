@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
+
+ONE_OF_SEVERAL = re.compile(
+    r"(?:(?P<name>[^\s\x00-\x1f/@\[\]:,]+)|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+)
+"""One of several hosts, which are separated by commas."""
 
 
 class Place(NamedTuple):
@@ -18,14 +25,7 @@ class Place(NamedTuple):
 
 def parse(hosts: str, port: int) -> tuple[Place, ...]:
     """Parse a valid ``HOST``."""
-    return tuple(_place(host.strip(), port) for host in hosts.split(","))
-
-
-def _place(host: str, port: int) -> Place:
-    if host.startswith("["):
-        host, _, given = host[1:].partition("]")
-        return Place(host, int(given[1:] or port))
-    if host.count(":") == 1:
-        host, _, given = host.partition(":")
-        return Place(host, int(given))
-    return Place(host, port)
+    if "," not in hosts:
+        return (Place(hosts, port),)
+    found = ONE_OF_SEVERAL.finditer(hosts)
+    return tuple(Place(f["name"] or f["ipv6"], int(f["port"] or port)) for f in found)

@@ -1,9 +1,17 @@
 """Names that other packages have for our settings, and what to write instead.
 
-``{MAX_SIZE}`` stands for that setting as the user writes it.
+``{MAX_SIZE}`` stands for that setting as the user writes it. Names are found with or
+without what separates their words.
 """
 
 from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Collection
+
+from pymysql.connections import Connection
 
 _INSTEAD = {
     "write {MAX_SIZE}": "maxconnections pool_size size maxsize max_connections"
@@ -62,5 +70,35 @@ _INSTEAD = {
     "leave it out, PyMySQL does not support it": "compress named_pipe use_compression"
     " allow_public_key_retrieval ssl_cipher ssl_crl tls_version",
 }
-FOREIGN = {name: hint for hint, names in _INSTEAD.items() for name in names.split()}
-"""Hints by foreign name, in lower case and without a prefix."""
+
+
+def hint(name: str, known: Collection[str]) -> str:
+    """Return what to write instead of an unknown name; "" if it resembles nothing."""
+    bare = re.sub("^((mysql|mysqlpool|sqlalchemy|database)_)+", "", name)
+    ours = {_squeezed(one): f"write {{{one.upper()}}}" for one in known}
+    found = instead(name) or instead(bare) or ours.get(_squeezed(bare), "")
+    if not found and bare in arguments():
+        return f"write {{CONNECT_ARGS}} = {{'{bare}': …}}"
+    if not found and (near := difflib.get_close_matches(name, known, 1, cutoff=0.7)):
+        return f"write {{{near[0].upper()}}}"
+    return found
+
+
+def instead(name: str) -> str:
+    """Return what to write instead of a name of another package; "" for others."""
+    return _BY_NAME.get(_squeezed(name), "")
+
+
+def arguments() -> list[str]:
+    """Return the names of the arguments of pymysql.connect."""
+    return [*inspect.signature(Connection.__init__).parameters][1:]
+
+
+def _squeezed(name: str) -> str:
+    """Return a name without what separates words: JDBC writes connectTimeout."""
+    return re.sub("[._-]", "", name)
+
+
+_BY_NAME = {
+    _squeezed(name): hint for hint, names in _INSTEAD.items() for name in names.split()
+}

@@ -11,18 +11,20 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
-if TYPE_CHECKING:
-    from pymysql.cursors import Cursor
+from pymysql.charset import charset_by_name
+from pymysql.cursors import Cursor
+
+from .addresses import ONE_OF_SEVERAL
 
 YEAR = 31_536_000  # PyMySQL's own bound on its timeouts
 _INT = r"-?(0|[1-9][0-9]{0,17})"
 _FLOAT = _INT + r"(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 _URL = re.compile(
     r"mysql://(?:(?P<user>[^\s:@/?#]*)(?::(?P<password>[^\s/?#]*))?@)?"
-    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:@/?#\[\],]*))"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:@/?#\[\],]*)"
     r"(?::(?P<port>[0-9]+))?(?P<more>,[^\s@/?#]*)?(?:/(?P<database>[^\s@/?#]*))?"
     r"(?:\?(?P<query>(?:[\w.-]+=[^\s@#&]*(?:&[\w.-]+=[^\s@#&]*)*)?))?"
 )
@@ -50,6 +52,12 @@ def number(kind: Any, what: str, fits: Callable[[Any], bool]) -> Callable[[Any],
 def whole(low: int, high: int = 10**18) -> Callable[[Any], Any]:
     bounds = f"{low} or more" if high == 10**18 else f"{low} to {high}"
     return number(int, f"a whole number, {bounds}", lambda n: low <= n <= high)
+
+
+seconds = number(float, f"seconds, 0 or more, at most {YEAR}", lambda n: 0 <= n <= YEAR)
+positive_seconds = number(
+    float, f"seconds, more than 0, at most {YEAR}", lambda n: 0 < n <= YEAR
+)
 
 
 def text(pattern: str, what: str, number: bool = False) -> Callable[[Any], str]:
@@ -87,21 +95,16 @@ _host = text(
     "a bare host name or address (a port goes to {PORT}, a socket to {UNIX_SOCKET}, "
     "a URL to {URL})",
 )
-_ONE_OF_SEVERAL = re.compile(
-    r"(?:[^\s\x00-\x1f/@\[\]:,]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
-)
 
 
 def host(value: Any) -> str:
     """Accept one host, or several separated by commas, each with an optional port."""
-    if isinstance(value, str) and "," not in value:
-        return _host(value)
     hosts = value.split(",") if isinstance(value, str) else value
     if not isinstance(hosts, list | tuple) or len(hosts) < 2:
         return _host(hosts[0] if isinstance(hosts, list | tuple) and hosts else value)
     hosts = [one.strip() if isinstance(one, str) else one for one in hosts]
     for one in hosts:
-        form = isinstance(one, str) and _ONE_OF_SEVERAL.fullmatch(one)
+        form = isinstance(one, str) and ONE_OF_SEVERAL.fullmatch(one)
         if not form or not 1 <= int(form["port"] or 1) <= 65535:
             raise Invalid(
                 "must be hosts with a comma between them, such as db1:3306,db2:3306;"
@@ -112,9 +115,15 @@ def host(value: Any) -> str:
     return ",".join(hosts)
 
 
+def _as_bool(value: Any) -> bool | None:
+    """Return True or False, also from its name in the environment; None for others."""
+    names = {"true": True, "false": False}
+    return names.get(str(value).lower()) if isinstance(value, bool | str) else None
+
+
 def flag(value: Any) -> bool:
-    if isinstance(value, bool | str) and str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
+    if (found := _as_bool(value)) is not None:
+        return found
     raise Invalid("must be True or False")
 
 
@@ -130,12 +139,22 @@ def path(value: Any) -> str:
     return word(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
-def folder(value: Any) -> str | None:
-    if value is False or isinstance(value, str) and value.lower() == "false":
-        return None
-    if value is not True and str(value).lower() != "true":
-        return path(value)
-    raise Invalid("must be a folder's path, or False for none")
+def or_false(convert: Callable[[Any], str], what: str) -> Callable[[Any], str | None]:
+    """Accept False, too, which becomes None."""
+
+    def convert_or_none(value: Any) -> str | None:
+        # A "true" from the environment is a mistake, not a name.
+        if _as_bool(value):
+            raise Invalid(f"must be {what}, or False for none")
+        return convert(value) if _as_bool(value) is None else None
+
+    return convert_or_none
+
+
+folder = or_false(path, "a folder's path")
+command = or_false(
+    text(r"\w[\w-]*", "a command's name, or False for none"), "a command's name"
+)
 
 
 def file(value: Any) -> str:
@@ -145,8 +164,6 @@ def file(value: Any) -> str:
 
 
 def charset(value: Any) -> str:
-    from pymysql.charset import charset_by_name
-
     if charset_by_name(charset := word(value)):
         return charset
     raise Invalid("must be a character set that PyMySQL knows: write utf8mb4")
@@ -158,29 +175,36 @@ def statements(value: Any) -> tuple[str, ...]:
     raise Invalid("must be a list of SQL statements; put a single one into a list")
 
 
-def command(value: Any) -> str | None:
-    if value is False or isinstance(value, str) and value.lower() == "false":
+def _imported(path: str) -> Any:
+    try:
+        return resolve_name(path)
+    except Exception:  # a module may raise anything on its import
         return None
-    # A "true" from the environment is a mistake, not the name of a command.
-    return text(r"(?!(?i:true)$)\w[\w-]*", "a command's name, or False for none")(value)
 
 
 def backend(value: Any) -> str | type:
     """Accept ``pooled``, ``null`` or a subclass of Pool, recognized by its name."""
-    found = value
-    if isinstance(value, str):
-        if value.lower() in ("pooled", "null"):
-            return value.lower()
-        try:
-            found = resolve_name(value)
-        except Exception:  # a module may raise anything on its import
-            found = None
+    if isinstance(value, str) and value.lower() in ("pooled", "null"):
+        return value.lower()
+    found = _imported(value) if isinstance(value, str) else value
     if isinstance(found, type):
         bases = {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
         if "flask_mysqlpool.pool.pool.Pool" in bases:
             return found
     raise Invalid(
         "must be pooled, null, or a subclass of flask_mysqlpool.Pool or its dotted path"
+    )
+
+
+def cursorclass(value: Any) -> type[Cursor]:
+    found = value
+    if isinstance(value, str):
+        found = _imported(value if "." in value else f"pymysql.cursors.{value}")
+    if isinstance(found, type) and issubclass(found, Cursor):
+        return found
+    raise Invalid(
+        "must be a subclass of pymysql.cursors.Cursor or the name of one: Cursor, "
+        "DictCursor, SSCursor, SSDictCursor, or a dotted path that can be imported"
     )
 
 
@@ -202,23 +226,6 @@ def binds(value: Any) -> dict[str, Mapping[str, Any]]:
     if faults:
         raise Invalid(*faults)
     return dict(value)
-
-
-def cursorclass(value: Any) -> type[Cursor]:
-    from pymysql.cursors import Cursor
-
-    found = value
-    if isinstance(value, str):
-        try:
-            found = resolve_name(value if "." in value else f"pymysql.cursors.{value}")
-        except Exception:  # a module may raise anything on its import
-            found = None
-    if isinstance(found, type) and issubclass(found, Cursor):
-        return found
-    raise Invalid(
-        "must be a subclass of pymysql.cursors.Cursor or the name of one: Cursor, "
-        "DictCursor, SSCursor, SSDictCursor, or a dotted path that can be imported"
-    )
 
 
 def url(value: Any) -> dict[str, str]:
@@ -245,10 +252,10 @@ def url(value: Any) -> dict[str, str]:
         )
     parts = {name: text for name, text in form.groupdict().items() if text}
     if more := parts.pop("more", ""):
-        first = f"[{parts.pop('ipv6')}]" if "ipv6" in parts else parts.get("host", "")
         port = f":{parts.pop('port')}" if "port" in parts else ""
-        parts["host"] = f"{first}{port}{more}"
-    parts["host"] = parts.pop("ipv6", "") or parts.get("host", "")
+        parts["host"] = parts.get("host", "") + port + more
+    else:
+        parts["host"] = parts.get("host", "").strip("[]")
     pairs = [pair.split("=", 1) for pair in parts.pop("query", "").split("&") if pair]
     pairs += [[name, text] for name, text in parts.items() if text]
     if len(pairs) > len({name.replace("-", "_") for name, _ in pairs}):

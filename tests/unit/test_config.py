@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymysql.cursors import Cursor, DictCursor, SSCursor
 
-from flask_mysqlpool.config import PoolConfig
-from flask_mysqlpool.config.settings import URL, AppConfig
+from flask_mysqlpool.config import PoolConfig, validators
+from flask_mysqlpool.config.settings import AppConfig
 from flask_mysqlpool.errors import ConfigError
 
 SECRET = "hunter2-geheim"
@@ -144,19 +146,28 @@ def test_the_name_given_is_the_default_for_name() -> None:
     assert PoolConfig.from_mapping({"NAME": "own"}, name="shop").name == "own"
 
 
-def test_every_setting_is_documented() -> None:
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script that writes the page about settings."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "docs")
+    return importlib.import_module("settings_page")
+
+
+def test_every_setting_is_documented(page: ModuleType) -> None:
     fields = dataclasses.fields(PoolConfig) + dataclasses.fields(AppConfig)
-    for field in [URL, *(field for field in fields if field.name != "pools")]:
-        assert field.metadata["doc"].endswith(".")
+    names = {field.name.upper() for field in fields if field.name != "pools"}
+    docs = page.docs()
+    assert docs.keys() >= names | {"URL", "BINDS"}
+    for name in names | {"URL", "BINDS"}:
+        assert docs[name].endswith(".")
 
 
-def test_durations_say_their_unit() -> None:
-    by_type = {f.name for f in dataclasses.fields(PoolConfig) if "float" in f.type}
-    by_unit = {
-        f.name
-        for f in dataclasses.fields(PoolConfig)
-        if f.metadata.get("unit") == "seconds"
-    }
+def test_durations_say_their_unit(page: ModuleType) -> None:
+    fields = dataclasses.fields(PoolConfig)
+    by_type = {f.name for f in fields if "float" in f.type}
+    durations = validators.seconds, validators.positive_seconds
+    assert {f.name for f in fields if f.metadata["convert"] in durations} == by_type
+    by_unit = {f.name for f in fields if "Seconds." in page.row(f.name.upper())}
     assert by_unit == by_type
 
 
@@ -974,9 +985,10 @@ def test_a_key_that_means_a_setting_without_our_prefix_is_a_fault(
         ("user", "; by default that of the system's user, as in PyMySQL."),
     ],
 )
-def test_what_a_setting_does_by_default_is_documented(name: str, said: str) -> None:
-    [setting] = [f for f in dataclasses.fields(PoolConfig) if f.name == name]
-    assert setting.metadata["doc"].endswith(said)
+def test_what_a_setting_does_by_default_is_documented(
+    page: ModuleType, name: str, said: str
+) -> None:
+    assert page.docs()[name.upper()].endswith(said)
 
 
 # The settings of an app
