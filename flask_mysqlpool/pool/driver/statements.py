@@ -29,7 +29,7 @@ _VERSIONED = re.compile(rb"/\*m?!\d{0,6}|\*/")
 #: Texts with more readings than are tried: a version followed directly by a name, names
 #: in hints, and ``--`` that is a comment or not, depending on the character set.
 _UNREADABLE = re.compile(rb"/\*m?!\d{6}[\w$\x80-\xff]|--[\x7f-\xff]")
-_QUOTE_IN_HINT = re.compile(rb"/\*\+[^*]*['\"`]")
+_QUOTE_IN_HINT = re.compile(rb"/\*\+[^*]*['\"`](?:.*?\*/){2}", re.DOTALL)
 
 
 @lru_cache
@@ -75,32 +75,24 @@ def _left_of(token: re.Match[bytes]) -> bytes:
     return b" " if first in b"/-#" else text
 
 
-def readings(statement: bytes) -> tuple[set[bytes], bool]:
+def _readings(statement: bytes) -> tuple[set[bytes], bool]:
     """Return the code of a statement in each reading, and whether these are all.
 
     The code is in lower case; strings and quoted names are reduced to a pair of quotes,
-    comments to a space. Of a reading with an unclosed quote, only the statements before
-    the one with that quote are returned.
+    comments to a space, and everything after an unclosed quote to a zero byte.
     """
-    codes, complete = _lexed(statement)
-    return {_closed(code) for code in codes}, complete
-
-
-def _lexed(statement: bytes) -> tuple[set[bytes], bool]:
     if len(statement) > LONGEST or b"\0" in statement:
         return set(), False
     text = statement.lower()
     codes = set()
-    hints = b"/*+" in text and text.count(b"*/") > 1
-    complete = not (hints and _QUOTE_IN_HINT.search(text))
+    complete = not _QUOTE_IN_HINT.search(text)
     for reading in _ways_to_read(text):
         code = _lexer(*reading, True).sub(_left_of, text)
+        complete &= not _UNREADABLE.search(code)
         if b"/*" in code:
             codes.add(_lexer(*reading, False).sub(_left_of, text))
-            complete &= text.count(b"/*") == 1 and not _UNREADABLE.search(code)
+            complete &= text.count(b"/*") == 1
             code = _VERSIONED.sub(b" ", code)
-        elif b"--" in code:
-            complete &= not _UNREADABLE.search(code)
         codes.add(code)
     return codes, complete
 
@@ -117,12 +109,6 @@ def _ways_to_read(text: bytes) -> list[tuple[bool, bool, int]]:
     return [(*quoting, half) for quoting in quotings for half in halves]
 
 
-def _closed(code: bytes) -> bytes:
-    """Return the statements that a server may execute before an unclosed quote."""
-    before, is_open, _ = code.partition(b"\0")
-    return before.rpartition(b";")[0] if is_open else code
-
-
 def bare(statement: str | bytes) -> bytes:
     """Return a short statement in lower case, without comments, with single spaces.
 
@@ -132,7 +118,7 @@ def bare(statement: str | bytes) -> bytes:
         statement = statement.encode("utf-8", "replace")
     if len(statement) > 1000:
         return b""
-    codes, complete = _lexed(bytes(statement))
+    codes, complete = _readings(bytes(statement))
     code = codes.pop() if complete and len(codes) == 1 else b""
     return b"" if b"\0" in code else b" ".join(code.split()).rstrip(b" ;")
 
@@ -184,62 +170,75 @@ SIDE_EFFECTS_OF = {
 ANY, MARIADB, MYSQL, MYSQL_8 = range(4)
 SEVERAL = 4
 
-_FIRST_WORD = re.compile(rb"[\s(]*([a-z]+)(?![\w$\x80-\xff])", re.IGNORECASE)
+_CHANGES_ROWS = re.compile(
+    rb"[\s(]*(?:insert|update|delete|replace)(?![\w$\x80-\xff])", re.IGNORECASE
+)
+_SELECTS = re.compile(rb"[\s(]*select(?![\w$\x80-\xff])", re.IGNORECASE)
 _LEADING_COMMENTS = re.compile(
     rb"(?:/\*(?![!+mM]).*?\*/|(?:--(?=[\x01-\x20])|#)[^\n]*\n|\s+)+", re.DOTALL
 )
-_CHANGING = frozenset([b"insert", b"update", b"delete", b"replace"])
 
-_DDL = (
-    rb"(?:create(?: or replace)?|drop)\b(?! (?:temporary|prepare|or)\b)|alter"
-    rb"|truncate|rename|grant|revoke|optimize|repair|flush|install|uninstall"
-    rb"|check|checksum|cache index|load index|lock tables?|reset|xa"
-    rb"|analyze (?:(?:local|no_write_to_binlog) )?tables?"
-    rb"|set (?:password|default role)"
-)
-# After comments and with single spaces.
-_HEADS = re.compile(
-    rb"(?P<reads>(?:select|values|table|show)\b)"
-    rb"|(?P<plans>(?:with|explain|describe|desc|analyze (?:select|with|update|delete"
-    rb"|insert|replace|format))\b)"
-    rb"|(?P<computes>do\b)"
-    rb"|(?P<changes>(?:insert|update|delete|replace|handler"
-    rb"|load (?:data|xml)|create(?: or replace)? temporary table"
-    rb"|drop temporary table)\b)"
-    rb"|(?P<signals>(?:signal|resignal|get (?:current |stacked )?diagnostics)\b)"
-    rb"|(?P<uncleanable>(?:xa|backup|binlog|flush|lock instance)\b)"
-    rb"|(?P<moves>use\b)"
-    rb"|(?P<prepares>(?:prepare|deallocate prepare|drop prepare)\b)"
-    rb"|(?P<savepoint>(?:savepoint|release savepoint"
-    rb"|rollback(?: work)? to(?: savepoint)?) [^ ]+\Z)"
-    rb"|(?P<bounds>(?:begin(?: work)?|start transaction"
-    rb"|(?:commit|rollback)(?: work)?)\Z)"
-    rb"|(?P<chains>(?:start transaction|commit|rollback)\b(?! (?:work )?to\b))"
-    rb"|(?P<ddl>(?:" + _DDL + rb")\b)"
-    rb"|(?P<sets>set\b)"
-)
-_LEFT_BY = {
-    "changes": CHANGES,
-    "uncleanable": ANYTHING | ENDS | UNCLEANABLE,
-    "signals": SNAPSHOT | SESSION,
-    "moves": SNAPSHOT | SESSION | DIRTY_SCHEMA,
-    "savepoint": TRANSACTION,
-    "bounds": TRANSACTION | ENDS,
-    "chains": TRANSACTION | SESSION | ENDS,
-    "ddl": ANYTHING | ENDS,
+# What else counts, in the table below: expressions, a subquery, which may lock rows, a
+# word that changes rows, names of variables.
+_EXPRESSIONS, _SUBQUERY, _CHANGE, _ASSIGNMENT = 1024, 2048, 4096, 8192
+_MORE = _EXPRESSIONS | _SUBQUERY | _CHANGE | _ASSIGNMENT
+_READS = SNAPSHOT | _EXPRESSIONS
+#: What a statement may leave, by its beginning, after comments and with single spaces;
+#: the first that matches counts.
+_BEGINNINGS = {
+    rb"select\b": _READS,
+    rb"(?:values|table|show|do)\b": _READS | _SUBQUERY,
+    rb"(?:with|explain|describe|desc|analyze (?:select|with|update|delete|insert"
+    rb"|replace|format))\b": _READS | _CHANGE,
+    rb"(?:insert|update|delete|replace|handler|load (?:data|xml)|drop temporary table"
+    rb"|create(?: or replace)? temporary table)\b": CHANGES,
+    rb"(?:signal|resignal|get (?:current |stacked )?diagnostics)\b": SNAPSHOT | SESSION,
+    rb"(?:xa|backup|binlog|flush|lock instance)\b": ANYTHING | ENDS | UNCLEANABLE,
+    rb"use\b": SNAPSHOT | SESSION | DIRTY_SCHEMA,
+    rb"(?:prepare|deallocate prepare|drop prepare)\b": _READS | SESSION,
+    rb"(?:savepoint|release savepoint|rollback(?: work)? to(?: savepoint)?)"
+    rb" [^ ]+\Z": TRANSACTION,
+    rb"(?:begin(?: work)?|start transaction|(?:commit|rollback)(?: work)?)\Z": (
+        TRANSACTION | ENDS
+    ),
+    rb"(?:start transaction|commit|rollback)\b(?! (?:work )?to\b)": (
+        TRANSACTION | SESSION | ENDS
+    ),
+    rb"(?:(?:create(?: or replace)?|drop)\b(?! (?:temporary|prepare|or)\b)|alter"
+    rb"|truncate|rename|grant|revoke|optimize|repair|install|uninstall|check|checksum"
+    rb"|cache index|load index|lock tables?|reset|set (?:password|default role)"
+    rb"|analyze (?:(?:local|no_write_to_binlog) )?tables?)\b": ANYTHING | ENDS,
+    rb"set statement ": _READS | SESSION,
+    rb"set\b": _READS | SESSION | _SUBQUERY | _ASSIGNMENT,
+    rb"": ANYTHING,
 }
+_BY_BEGINNING = {re.compile(words): effects for words, effects in _BEGINNINGS.items()}
+
 _CHANGING_WORD = re.compile(rb"\b(?:insert|update|delete|replace)\b(?! ?\()")
-_SUBQUERY = re.compile(rb"\bselect\b|\( ?(?:table|with|values)\b")
-_AUTOCOMMIT = re.compile(rb"\bautocommit ?:?=")
-_NO_RESET_UNDOES = re.compile(rb"\b(?:resource|authorization|profiling)\b")
-_ROLE = re.compile(rb"\brole\b")
+_QUERY = re.compile(rb"\bselect\b|\( ?(?:table|with|values)\b")
+#: What an expression may do, by its text: a part that is found fast, and a pattern.
+_BY_EXPRESSION = tuple(
+    (part, re.compile(pattern), effects)
+    for part, pattern, effects in (
+        (b"@", rb"(?<!@)@(?!@)", SESSION),
+        (b"into", rb"\binto\b(?!\s*@)", SESSION | WRITES),
+        (b"update", rb"\bfor[^\w]+update\b", TRANSACTION),
+        (b"share", rb"\b(?:for|in)[^\w]+share\b", TRANSACTION),
+        (b"sql_calc", rb"", SESSION),
+        (b"val", rb"nextval|value[^\w]+for\b", SESSION | WRITES),
+        (b"last_insert_id", rb"last_insert_id\s*\(\s*[^\s)]", SESSION),
+        # A qualified name, with a space that separates it from its dot.
+        (b".", rb"\.\s+\w+\s*\(", CHANGES),
+    )
+)
+#: What the assignment of a variable may do, by its name, which may be quoted.
+_BY_ASSIGNMENT = {
+    re.compile(rb"\bautocommit(?: ?:?=|[`\"])"): ENDS,
+    re.compile(rb"\brole\b"): ROLE,
+    re.compile(rb"\b(?:resource|authorization|profiling)\b"): UNCLEANABLE,
+}
 
 _IN_BRACKETS = re.compile(rb"\([^()]*\)")
-_INTO = re.compile(rb"\binto\b(?!\s*@)")
-_USER_VARIABLE = re.compile(rb"(?<!@)@(?!@)")
-_LOCKING = re.compile(rb"\bfor[^\w]+(?:update|share)\b|\bin[^\w]+share\b")
-_SEQUENCE = re.compile(rb"value[^\w]+for\b")
-_SETS_INSERT_ID = re.compile(rb"last_insert_id\s*\(\s*[^\s)]")
 # Characters that cannot be part of a name, quoted or qualified, become a comma. Square
 # and curly brackets are left: in some character sets they may be half of a character.
 _PUNCTUATION = bytes.maketrans(b"!%&')*+-/:;<=>?", b"," * 15)
@@ -330,7 +329,6 @@ _HARMLESS_ON_MYSQL = b"""
     st_pointfromgeohash st_simplify st_swapxy st_transform st_validate
     statement_digest statement_digest_text uuid_to_bin wait_for_executed_gtid_set
     """.split()
-_HARMLESS_ON_MYSQL_8 = b"md5 sha sha1".split()
 _CALLS = {
     **dict.fromkeys([*_HARMLESS, *_HARMLESS_IF_ADJACENT], NONE),
     **dict.fromkeys([b"get_lock", b"release_lock", b"release_all_locks"], SESSION),
@@ -341,10 +339,9 @@ _MARIADB_CALLS = {
     **dict.fromkeys([b"nextval", b"setval"], SESSION | WRITES),
 }
 _MYSQL_CALLS = {**_CALLS, **dict.fromkeys(_HARMLESS_ON_MYSQL, NONE)}
-_MYSQL_8_CALLS = {**_MYSQL_CALLS, **dict.fromkeys(_HARMLESS_ON_MYSQL_8, NONE)}
+_MYSQL_8_CALLS = {**_MYSQL_CALLS, **dict.fromkeys([b"md5", b"sha", b"sha1"], NONE)}
 _CALLS_ON = (_CALLS, _MARIADB_CALLS, _MYSQL_CALLS, _MYSQL_8_CALLS)
 _ADJACENT = frozenset(_HARMLESS_IF_ADJACENT)
-
 
 #: Effects of statements below this length, in bytes, are cached; longer ones are rarely
 #: repeated.
@@ -363,14 +360,23 @@ def find_side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
     if statement.startswith((b"/*", b"--", b"#")):
         if comments := _LEADING_COMMENTS.match(statement):
             statement = statement[comments.end() :]
-    if first := _FIRST_WORD.match(statement):
-        word = first[1].lower()
-        if word == b"select":
-            if _only_reads(statement.lower(), _CALLS_ON[server & 3]):
-                return SNAPSHOT
-        elif word in _CHANGING and not (server & SEVERAL and _is_several(statement)):
+    calls = _CALLS_ON[server & 3]
+    if _CHANGES_ROWS.match(statement):
+        if not (server & SEVERAL and b";"[0] in statement.rstrip(b"; \t\r\n")):
             return CHANGES
-    return _judge_code(statement, server)
+    elif _SELECTS.match(statement) and _only_reads(statement.lower(), calls):
+        return SNAPSHOT
+    codes, complete = _readings(statement)
+    left = NONE if complete else ANYTHING
+    for code in codes:
+        # A server may execute the statements before the one with an unclosed quote.
+        closed, *unclosed = code.split(b"\0", 1)
+        parts = closed.split(b";")
+        for part in parts[: len(parts) - len(unclosed)]:
+            if words := part.split():
+                left |= _judge(b" ".join(words), statement, calls)
+    left = left or ANYTHING
+    return left & ~SNAPSHOT if left & TRANSACTION else left
 
 
 _cached_side_effects = lru_cache(maxsize=1000)(find_side_effects)
@@ -388,54 +394,42 @@ def _only_reads(text: bytes, calls: dict[bytes, int]) -> bool:
 
     Strings are removed first, if that needs no lexer.
     """
+    text = text.rstrip(b"; \t\r\n")
     if b"'"[0] in text and not (b"\\"[0] in text or b'"'[0] in text or b"`"[0] in text):
         text = b"''".join(text.split(b"'")[::2])
     return not (
         (b"/"[0] in text and b"/*" in text)
         or (b"-"[0] in text and b"--" in text)
         or b"#"[0] in text
-        or _is_several(text)
-        or _reads(text, calls)
+        or b";"[0] in text
+        or _expressions(text, calls)
     )
 
 
-def _is_several(text: bytes) -> bool:
-    return b";"[0] in text and b";"[0] in text.rstrip(b"; \t\r\n")
+def _judge(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
+    """Judge one statement, whose code is given in lower case and with single spaces.
 
-
-def _judge_code(statement: bytes, server: int) -> int:
-    """Judge the code of a statement: return the union over all its readings."""
-    codes, complete = readings(statement)
-    left = NONE if complete else ANYTHING
-    calls = _CALLS_ON[server & 3]
-    for code in codes:
-        for part in code.split(b";"):
-            words = part.split()
-            if words:
-                left |= _judge_one(b" ".join(words), statement, calls)
-    return left or ANYTHING
-
-
-def _judge_one(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
-    """Judge one statement, whose code is given in lower case and with single spaces."""
+    The names of variables in a SET may be quoted: these are found in the whole text.
+    """
     code = code.lstrip(b"( ")
-    head = _HEADS.match(code)
-    kind = head.lastgroup if head else None
-    if kind is None:
-        return ANYTHING
-    if kind == "sets":
-        return _sets(code, text, calls)
-    left = _LEFT_BY.get(kind, SNAPSHOT)
-    if kind in ("reads", "plans", "computes", "prepares"):
-        does = _reads(code, calls)
-        left |= _reads(_NOT_CALLED.sub(b"", code), calls) if does & RUNS_CODE else does
-    if kind == "plans" and _CHANGING_WORD.search(code):
+    left = next(left for words, left in _BY_BEGINNING.items() if words.match(code))
+    if left & _EXPRESSIONS:
+        does = _expressions(code, calls)
+        if does & RUNS_CODE:
+            does = _expressions(_NOT_CALLED.sub(b"", code), calls)
+        left |= does
+    if left & _SUBQUERY and _QUERY.search(code):
+        left |= TRANSACTION
+    if left & _CHANGE and _CHANGING_WORD.search(code):
         left |= CHANGES
-    if not code.startswith((b"select", b"with")) and kind in ("reads", "computes"):
-        left |= TRANSACTION if _SUBQUERY.search(code) else NONE
-    if kind == "prepares":
-        left |= SESSION
-    return left & ~SNAPSHOT if left & TRANSACTION else left
+    if left & _ASSIGNMENT:
+        names = code + text.lower() if b"`" in code or b'"' in code else code
+        for pattern, effects in _BY_ASSIGNMENT.items():
+            left |= effects if pattern.search(names) else NONE
+    if code.startswith(b"set statement "):
+        ends = _without_brackets(code).find(b" for ")
+        left |= _judge(code[ends + 5 :] if ends > 0 else b"", text, calls)
+    return left & ~_MORE
 
 
 def _without_brackets(code: bytes) -> bytes:
@@ -445,57 +439,18 @@ def _without_brackets(code: bytes) -> bytes:
     return code
 
 
-def _sets(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
-    """Judge a SET; quoted names of variables are found in the whole text."""
-    left = SNAPSHOT | SESSION
-    if code.startswith(b"set statement "):
-        ends = _without_brackets(code).find(b" for ")
-        statement = code[ends + 5 :] if ends > 0 else b""
-        return left | _reads(code, calls) | _judge_one(statement, text, calls)
-    left |= _reads(code, calls)
-    if _SUBQUERY.search(code):
-        left |= TRANSACTION
-    names = text.lower() if b"`" in code or b'"' in code else code
-    if _AUTOCOMMIT.search(code) or names is not code and b"autocommit" in names:
-        left |= ENDS
-    if _ROLE.search(names):
-        left |= ROLE
-    if _NO_RESET_UNDOES.search(names):
-        left |= UNCLEANABLE
-    return left & ~SNAPSHOT if left & TRANSACTION else left
-
-
-def _reads(code: bytes, calls: dict[bytes, int]) -> int:
-    """Judge the side effects of a query, given in lower case."""
+def _expressions(code: bytes, calls: dict[bytes, int]) -> int:
+    """Judge the expressions of a statement, given in lower case."""
     left = NONE
-    if b"@"[0] in code and _USER_VARIABLE.search(code):
-        left |= SESSION
-    if b"into" in code and _INTO.search(code):
-        left |= SESSION | WRITES
-    if (b"update" in code or b"share" in code) and _LOCKING.search(code):
-        left |= TRANSACTION
-    if b"sql_calc" in code:
-        left |= SESSION
-    if b"val" in code and (b"nextval" in code or _SEQUENCE.search(code)):
-        left |= SESSION | WRITES
-    if b"("[0] in code:
-        left |= _called(code, calls)
-        if b"last_insert_id" in code and _SETS_INSERT_ID.search(code):
-            left |= SESSION
-    return left
-
-
-def _called(code: bytes, calls: dict[bytes, int]) -> int:
-    """Judge the names before brackets, which may be names of functions."""
-    left = NONE
+    for part, pattern, effects in _BY_EXPRESSION:
+        # Not "in", which takes three times as long.
+        if code.find(part) >= 0 and pattern.search(code):
+            left |= effects
     for before in code.translate(_PUNCTUATION).split(b"(")[:-1]:
-        text = before.rstrip()
-        name = text.rsplit(None, 1)[-1].rsplit(b",", 1)[-1] if text else text
-        if not name:
-            continue
-        left |= calls.get(name, CHANGES)
-        if name in _ADJACENT and len(text) != len(before):
-            left |= CHANGES
-        if text[: -len(name)].rstrip().endswith(b"."):
+        # The name before each bracket, which may be that of a function.
+        text = b"," + before.rstrip()
+        name = text.rsplit(None, 1)[-1].rsplit(b",", 1)[-1]
+        left |= calls.get(name, CHANGES) if name else NONE
+        if name in _ADJACENT and len(text) <= len(before):
             left |= CHANGES
     return left
