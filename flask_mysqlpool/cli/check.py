@@ -9,12 +9,13 @@ import errno
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..config import PoolConfig
 from ..workers.fleet import Fleet
 from ..workers.mysql_server import Facts, Unanswered, connect_to
+from ..workers.overview import Overview, capacity
 from ..workers.status_file import try_out
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
@@ -116,38 +117,36 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
 
 
 def examine_status_dir(
-    fleet: Fleet | None,
-    pools: Mapping[str, PoolConfig],
-    typed: Callable[[str], str],
+    site: Overview, typed: Callable[[str], str]
 ) -> Iterator[Finding]:
     """Examine whether workers can publish their status, and commands can read it.
 
     ``typed`` returns the command line of another command of the group.
     """
     fix = "set STATUS_DIR to a folder that the site's user can write to"
-    if fleet is None:
+    status_dir = site.status_dir
+    if status_dir is None:
         yield Finding("workers", "STATUS_DIR is False, so they cannot be seen", fix)
         return
     try:
-        workers = fleet.workers()
-        try_out(fleet.status_dir)
+        fleet = site.fleet()
+        try_out(status_dir)
     except OSError as error:
-        text = f"{fleet.status_dir.path}: {error.strerror or error}"
-        is_failure = any(config.max_host_connections for config in pools.values())
+        text = f"{status_dir.path}: {error.strerror or error}"
+        is_failure = any(pool.max_host_connections for pool in site.pools.values())
         if is_failure:
             text += "; so MAX_HOST_CONNECTIONS cannot be kept, and nothing connects"
         yield Finding("workers", text, fix_of(error) or fix, is_failure)
         return
     # Containers that share the folder may have the same process ids.
-    pids = {(w.site, w.pid) for some in workers.values() for w in some}
-    place = fleet.status_dir.path if pids else fleet.status_dir.place()
+    pids = {(each.site, each.pid) for some in site.workers.values() for each in some}
+    place = status_dir.path if pids else status_dir.place()
     yield Finding("workers", f"{len(pids)} publish in {place}")
     for problem in fleet.problems:
         yield Finding("workers", problem, _fix_of_problem(problem, fleet, typed))
-    for bind in pools:
-        if fleet.is_paused(bind, workers.get(bind, [])):
-            text = f"{bind} is {fleet.desired(bind).in_words()}: checkouts wait"
-            yield Finding("workers", text, typed("resume"))
+    for bind in filter(site.is_paused, site.pools):
+        text = f"{bind} is {site.desired(bind).in_words()}: checkouts wait"
+        yield Finding("workers", text, typed("resume"))
 
 
 def fix_of(error: OSError) -> str:
@@ -257,7 +256,7 @@ def _capacity(config: PoolConfig, facts: Facts, workers: int | None) -> Finding:
     text = f"{number} worker{'s' * (number != 1)}{' seen' * (workers is not None)}"
     text += f" × MAX_SIZE {config.max_size} = {most}"
     if config.max_host_connections is not None:
-        most = min(most, config.max_host_connections)
+        most = capacity(config, number)
         text += f", MAX_HOST_CONNECTIONS {config.max_host_connections}"
     elsewhere = facts.of_other_hosts
     others = max(facts.connected - facts.of_this_user, 0)

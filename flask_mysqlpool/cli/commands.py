@@ -21,17 +21,18 @@ from flask.cli import AppGroup
 
 from ..config import PoolConfig
 from ..config.validators import YEAR
-from ..workers.desired_state import DesiredState
-from ..workers.fleet import (
-    Fleet,
+from ..workers.fleet import Fleet
+from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
+from ..workers.overview import (
+    Overview,
     holders,
-    is_degraded,
     last_failure,
     last_timeout,
+    reason,
+    recent,
     spread,
     totals,
 )
-from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
 from ..workers.status import WorkerStatus
 from . import render
 from .check import FAILURE, Finding, examine, examine_status_dir, fix_of
@@ -49,42 +50,17 @@ NO_WORKER = (
 UNREADABLE = "No worker of {app!r} can be read in {place}."
 
 
-class Site(NamedTuple):
-    """The current app, its pools, and their workers."""
-
-    app: str
-    pools: dict[str, PoolConfig]
-    fleet: Fleet | None
-    #: Why the workers cannot be seen, or an empty string.
-    unseen: str
-    workers: dict[str, list[WorkerStatus]]
-
-
-def _site(bind: str | None = None) -> Site:
-    pools: dict[str, PoolConfig] = {}
-    states = list(current_app.extensions["mysqlpool"].values())
-    for state in states:
-        pools.update(state.published())
-    if bind is not None:
-        if bind not in pools:
-            known = ", ".join(map(repr, pools))
-            raise click.UsageError(f"no bind is called {bind!r}; configured: {known}")
-        pools = {bind: pools[bind]}
-    status_dir = states[0].status_dir
-    if status_dir is None:
-        return Site(current_app.name, pools, None, "STATUS_DIR is False", {})
-    fleet = Fleet(status_dir, current_app.name, pools)
+def _site(bind: str | None = None) -> Overview:
+    states = current_app.extensions["mysqlpool"].values()
     try:
-        workers = fleet.workers()
-    except OSError as error:
-        return Site(current_app.name, pools, fleet, _reason(error), {})
-    return Site(current_app.name, pools, fleet, "", workers)
+        return Overview(current_app.name, states, bind)
+    except LookupError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _reason(error: OSError) -> str:
-    place = f"{error.filename}: " if error.filename else ""
     fix = fix_of(error)
-    return f"{place}{error.strerror or error}{' -> ' * bool(fix)}{fix}"
+    return f"{reason(error)}{' -> ' * bool(fix)}{fix}"
 
 
 class _Seconds(click.FloatRange):
@@ -154,53 +130,48 @@ def _show(report: dict[str, Any], as_json: bool, clear: bool) -> None:
     _echo(render.status(report, sys.stdout.isatty()))
 
 
-def _report(site: Site, with_server: bool) -> tuple[int, dict[str, Any]]:
+def _report(site: Overview, with_server: bool) -> tuple[int, dict[str, Any]]:
     """Return the exit code, and the object that ``--json`` prints."""
-    pools = {
-        bind: _pool(site, bind, site.workers.get(bind, []), with_server)
-        for bind in site.pools
-    }
-    workers = [worker for bind in pools for worker in site.workers.get(bind, [])]
-    problems = list(site.fleet.problems) if site.fleet else []
-    if not workers:
-        problems.insert(0, _why_no_worker(site))
-    report = {"app": site.app, "host": socket.gethostname(), "pools": pools}
-    code = HEALTHY if workers else NOTHING
-    if is_degraded(workers) or any(map(_is_degraded, pools.values())):
+    pools = {bind: _pool(site, bind, with_server) for bind in site.pools}
+    has_workers = any(site.workers.values())
+    problems = [*([] if has_workers else [_why_no_worker(site)]), *site.problems]
+    code = HEALTHY if has_workers else NOTHING
+    if any(map(_is_degraded, pools.values())):
         code = DEGRADED
+    report = {"app": site.app, "host": socket.gethostname(), "pools": pools}
     return code, {**report, "problems": problems}
 
 
-def _why_no_worker(site: Site) -> str:
-    if site.fleet is None or site.unseen:
-        return f"the workers cannot be seen: {site.unseen}"
-    text = UNREADABLE if site.fleet.hidden else NO_WORKER
-    return text.format(app=site.app, place=site.fleet.status_dir.place())
+def _why_no_worker(site: Overview) -> str:
+    if site.error is not None:
+        return f"the workers cannot be seen: {_reason(site.error)}"
+    fleet = site.fleet()
+    text = UNREADABLE if fleet.hidden else NO_WORKER
+    return text.format(app=site.app, place=fleet.status_dir.place())
 
 
 def _is_degraded(pool: dict[str, Any]) -> bool:
-    return pool["paused"] or "error" in pool.get("seen_by_server", ())
+    reasons = pool["paused"], pool["checkout_timeout"], pool["connect_failure"]
+    is_unanswered = "error" in pool.get("seen_by_server", ())
+    return any(reasons) or pool["totals"]["waiting"] > 0 or is_unanswered
 
 
-def _pool(
-    site: Site, bind: str, workers: list[WorkerStatus], with_server: bool
-) -> dict[str, Any]:
-    config = site.pools[bind]
-    fleet = None if site.unseen else site.fleet
-    desired = fleet.desired(bind) if fleet else DesiredState()
+def _pool(site: Overview, bind: str, with_server: bool) -> dict[str, Any]:
+    config, workers = site.pools[bind], site.workers[bind]
+    desired = site.desired(bind)
     pool = {
         "max_size": config.max_size,
         "max_host_connections": config.max_host_connections,
         "server": config.server,
-        "paused": fleet is not None and fleet.is_paused(bind, workers),
+        "paused": site.is_paused(bind),
         "pause": desired.about() if desired.paused else None,
         "generation": desired.generation,
         "totals": totals(workers),
         "spread": spread(workers),
         "workers": [_public(worker) for worker in workers],
         "holders": holders(workers),
-        "checkout_timeout": last_timeout(workers),
-        "connect_failure": last_failure(workers),
+        "checkout_timeout": recent(last_timeout(workers)),
+        "connect_failure": recent(last_failure(workers)),
     }
     if with_server:
         pool["seen_by_server"] = _ask_server(config, workers)
@@ -270,7 +241,7 @@ def reset(bind: str | None, wait: float | None, server: bool, yes: bool) -> None
     sys.exit(HEALTHY if wait is None and code == DEGRADED else code)
 
 
-def _reset_at_server(site: Site) -> None:
+def _reset_at_server(site: Overview) -> None:
     for bind, config in site.pools.items():
         try:
             with connect_to(config) as server:
@@ -334,14 +305,15 @@ PAUSE = _Change("pause", "paused", "size", "connection{s} to go")
 RESUME = _Change("resume", "resumed", "waiting", "checkout{s} still waiting")
 
 
-def _request(site: Site, change: _Change, wait: float | None, **how: Any) -> int:
+def _request(site: Overview, change: _Change, wait: float | None, **how: Any) -> int:
     """Request a change of all pools, wait for the workers, and return the exit code.
 
     However that ends, it prints what is paused at last.
     """
-    fleet = site.fleet
-    if fleet is None or site.unseen:
-        _end(f"The workers cannot be reached: {site.unseen}")
+    try:
+        fleet = site.fleet()
+    except OSError as error:
+        _end(f"The workers cannot be reached: {_reason(error)}")
     with _interrupted_by_signals():
         try:
             request = getattr(fleet, change.method)
@@ -394,7 +366,7 @@ def _end(text: str) -> NoReturn:
 
 
 def _wait_for_workers(
-    site: Site,
+    site: Overview,
     fleet: Fleet,
     change: _Change,
     tests: Mapping[str, Callable[[WorkerStatus], bool]],
@@ -464,8 +436,8 @@ def check(bind: str | None) -> None:
             findings.append(finding)
             _echo([render.finding(finding)])
 
-    show(examine_status_dir(site.fleet, site.pools, _typed))
+    show(examine_status_dir(site, _typed))
     for name, config in site.pools.items():
         _echo(["", f"{name}: {config.server}"])
-        show(examine(config, len(site.workers.get(name, [])) or None))
+        show(examine(config, len(site.workers[name]) or None))
     sys.exit(DEGRADED if any(f.level == FAILURE for f in findings) else HEALTHY)

@@ -7,16 +7,25 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Flask
 
 from ..config import PoolConfig
 from ..pool.driver.process import process
-from ..workers.fleet import RECENT, Fleet, holders, totals
-from ..workers.status import TIMES, WorkerStatus, identity
+from ..workers.overview import (
+    RECENT,
+    Overview,
+    capacity,
+    holders,
+    last_failure,
+    last_timeout,
+    own_workers,
+    reason,
+    totals,
+)
+from ..workers.status import TIMES, WorkerStatus
 from .percentiles import histogram, reasons, summary
 from .server_cache import Answer, ServerCache, describe
 
@@ -41,72 +50,17 @@ _FIELDS = (
 _COLUMNS = "thread_id", "pid", "worker", "endpoint", "for", "age"
 
 
-@dataclass(frozen=True)
-class Site:
-    """An app's pools, and the workers that use them."""
-
-    app: str
-    configs: Mapping[str, PoolConfig]
-    fleet: Fleet | None
-    workers: Mapping[str, list[WorkerStatus]]
-    #: Why only this process is shown instead of all workers, or an empty string.
-    unseen: str
-
-    @property
-    def problems(self) -> list[str]:
-        if self.unseen:
-            return [f"Only this worker is shown, {os.getpid()}: {self.unseen}."]
-        if self.fleet is None:
-            return []
-        desired = {bind: self.fleet.desired(bind) for bind in self.configs}
-        pauses = [f"{b}: {d.in_words()}" for b, d in desired.items() if d.paused]
-        return [*pauses, *self.fleet.problems]
-
-
-def read_site(app: Flask) -> Site:
+def read_site(app: Flask) -> Overview:
     """Read what all workers publish; if that fails, the state of this process."""
     states = app.extensions.get("mysqlpool")
     if not states:
         raise RuntimeError(
             f"the monitor has nothing to show: the app {app.name!r} has no MySQLPool"
         )
-    configs = {}
-    for state in states.values():
-        configs.update(state.published())
-    status_dir = next(iter(states.values())).status_dir
-    fleet, unseen = None, "STATUS_DIR is False"
-    if status_dir is not None:
-        fleet = Fleet(status_dir, app.name, configs)
-        try:
-            return Site(app.name, configs, fleet, fleet.workers(), "")
-        except OSError as error:
-            unseen = reason(error)
-    own = {
-        bind: [_own_status(pool, identity(app.name, bind, configs[bind]))]
-        for bind, pool in own_pools(app).items()
-    }
-    return Site(app.name, configs, None, own, unseen)
-
-
-def reason(error: OSError) -> str:
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or error}"
-
-
-def own_pools(app: Flask) -> dict[str, Any]:
-    """Return this process's pools, by their names for commands."""
-    return {
-        bind: pool
-        for db, state in app.extensions["mysqlpool"].items()
-        for bind, pool in zip(state.published(), db.pools.values(), strict=True)
-    }
-
-
-def _own_status(pool: Any, identity: Mapping[str, str | None]) -> WorkerStatus:
-    """Return what this process would publish as a worker."""
-    status = WorkerStatus.of(pool.stats(), pool.connections(), **identity)
-    status.name, status.heard = str(status.pid), status.updated
-    return status
+    site = Overview(app.name, states.values())
+    if site.error:
+        site.workers |= own_workers(app.name, states.values())
+    return site
 
 
 class Memory:
@@ -140,10 +94,10 @@ class Memory:
 
 
 def status(
-    site: Site, memory: Memory, *, with_server: bool, with_line: bool
+    site: Overview, memory: Memory, *, with_server: bool, with_line: bool
 ) -> dict[str, Any]:
     """Return all data of the page that change."""
-    pools = {bind: _pool(site, bind) for bind in site.configs}
+    pools = {bind: _pool(site, bind) for bind in site.pools}
     answers = _query(site, memory) if with_server else {}
     for bind, pool in pools.items():
         line = memory.line(bind, pool["totals"])
@@ -151,7 +105,7 @@ def status(
             pool["line"] = line
         if bind in answers:
             _add_server(pool, answers[bind])
-            if "," not in site.configs[bind].host:
+            if "," not in site.pools[bind].host:
                 # With several hosts, thread ids are ambiguous.
                 _match(pool, answers[bind], _claimed(site, bind))
     return {
@@ -159,21 +113,29 @@ def status(
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "time": round(time.time(), 3),
-        "problems": site.problems,
+        "problems": _problems(site),
         "pools": pools,
     }
 
 
-def _pool(site: Site, bind: str) -> dict[str, Any]:
-    config, workers = site.configs[bind], site.workers.get(bind, [])
+def _problems(site: Overview) -> list[str]:
+    if site.error:
+        return [f"Only this worker is shown, {os.getpid()}: {reason(site.error)}."]
+    desired = {bind: site.desired(bind) for bind in site.pools}
+    pauses = [f"{b}: {d.in_words()}" for b, d in desired.items() if d.paused]
+    return [*pauses, *site.problems]
+
+
+def _pool(site: Overview, bind: str) -> dict[str, Any]:
+    config, workers = site.pools[bind], site.workers[bind]
     counts = totals(workers)
-    held = holders(workers)
+    held, timeout = holders(workers), last_timeout(workers)
     pool = {
         "server": config.server,
         "max_size": config.max_size,
         "max_host_connections": config.max_host_connections,
-        "capacity": _capacity(config, len(workers)),
-        "paused": _is_paused(site, bind),
+        "capacity": capacity(config, len(workers)),
+        "paused": site.is_paused(bind),
         "totals": counts,
         "waited": max((worker.waited for worker in workers), default=0.0),
         "workers": [_public(worker) for worker in workers],
@@ -182,23 +144,10 @@ def _pool(site: Site, bind: str) -> dict[str, Any]:
         "unlisted": max(counts["in_use"], len(held)) - len(held[:LISTED]),
         **{name: summary(workers, name) for name in TIMES},
         "discarded_by_reason": reasons(workers),
-        "last_timeout": _ago(worker.last_timeout for worker in workers),
-        "connect_failure": _failure(workers),
+        "last_timeout": timeout and timeout["ago"],
+        "connect_failure": last_failure(workers),
     }
     return {"state": _state(pool), **pool}
-
-
-def _capacity(config: PoolConfig, workers: int) -> int:
-    """Return the maximum number of connections of these workers together."""
-    most = config.max_size * workers
-    return min(most, config.max_host_connections or most)
-
-
-def _is_paused(site: Site, bind: str) -> bool:
-    workers = site.workers.get(bind, [])
-    if site.fleet is not None:
-        return site.fleet.is_paused(bind, workers)
-    return any(worker.paused for worker in workers)
 
 
 def _state(pool: Mapping[str, Any]) -> str:
@@ -228,39 +177,25 @@ def _public(worker: WorkerStatus) -> dict[str, Any]:
     }
 
 
-def _ago(moments: Iterable[float | None]) -> float | None:
-    known = [moment for moment in moments if moment]
-    return round(max(time.time() - max(known), 0), 1) if known else None
-
-
-def _failure(workers: Iterable[WorkerStatus]) -> dict[str, Any] | None:
-    """Return the last failed connect, however long ago."""
-    last = max(workers, key=lambda w: w.last_connect_failure or 0.0, default=None)
-    if last is None or not last.last_connect_failure:
-        return None
-    ago, error = _ago([last.last_connect_failure]), last.connect_error or "unknown"
-    return {"pid": last.pid, "worker": last.name, "ago": ago, "error": error}
-
-
 # The server
 
 
-def _query(site: Site, memory: Memory) -> dict[str, Answer]:
+def _query(site: Overview, memory: Memory) -> dict[str, Answer]:
     deadline = time.monotonic() + BUDGET
     return {
         bind: memory.server_cache(config).answer(may_query=time.monotonic() < deadline)
-        for bind, config in site.configs.items()
+        for bind, config in site.pools.items()
     }
 
 
-def _claimed(site: Site, bind: str) -> set[int]:
+def _claimed(site: Overview, bind: str) -> set[int]:
     """Return the thread ids that all workers have at this bind's server."""
-    place = site.configs[bind].server
+    place = site.pools[bind].server
     return {
         number
-        for other, config in site.configs.items()
+        for other, config in site.pools.items()
         if config.server == place
-        for worker in site.workers.get(other, [])
+        for worker in site.workers[other]
         for number in worker.all_thread_ids
     }
 

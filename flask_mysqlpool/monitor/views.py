@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader
 from ..config import PoolConfig
 from ..pool.driver.logs import log, plain
 from ..pool.driver.process import process
+from ..workers.overview import map_texts, reason
 from . import snapshot
 from .auth import Authorize, Gate, Refused, Visit
 
@@ -123,7 +124,7 @@ class _Monitor:
         response = _render(
             200,
             site=site,
-            settings={b: _settings(config) for b, config in site.configs.items()},
+            settings={b: _settings(config) for b, config in site.pools.items()},
             csrf=visit.id if visit else "",
             control=url_for(".control") if self._has_control else None,
             logout=url_for(".logout") if self._gate.has_signed_in() else None,
@@ -169,16 +170,14 @@ class _Monitor:
         self._gate.check_writer()
         site = snapshot.read_site(_app())
         action, bind = _requested()
-        if action not in _ACTIONS or bind not in site.configs:
+        if action not in _ACTIONS or bind not in site.pools:
             raise Refused(400, "There is no such action, or no such pool.")
         try:
-            if site.fleet is None:
-                raise OSError(site.unseen)
             visitor = f"the monitor, asked from {plain(request.remote_addr, 100)}"
             how = {"by": visitor} if action == "pause" else {}
-            getattr(site.fleet, action)(bind, **how)
+            getattr(site.fleet(), action)(bind, **how)
         except OSError as error:
-            text = f"The workers cannot be reached: {snapshot.reason(error)}"
+            text = f"The workers cannot be reached: {reason(error)}"
             raise Refused(503, text) from error
         text = "requested by the monitor: %s %s"
         log(INFO, text, action, bind, logger=current_app.logger)
@@ -223,17 +222,8 @@ def _render(status: int, **context: Any) -> Response:
 
 
 def _json(data: object, status: int = 200) -> Response:
-    text = json.dumps(_plain(data), separators=(",", ":"))
+    text = json.dumps(map_texts(plain, data), separators=(",", ":"))
     return Response(text + "\n", status, mimetype="application/json")
-
-
-def _plain(data: object) -> object:
-    """Escape control characters in all texts."""
-    if isinstance(data, dict):
-        return {plain(key): _plain(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [*map(_plain, data)]
-    return plain(data) if isinstance(data, str) else data
 
 
 def _to_page() -> Response:

@@ -7,7 +7,6 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 from ..config import PoolConfig
 from .desired_state import DesiredState
@@ -15,15 +14,6 @@ from .exited import ExitedCounters, total
 from .records import user_name
 from .status import Counts, WorkerStatus, identity, key_of, process_group_id
 from .status_dir import Reading, StatusDir
-
-#: The fields that ``status`` adds up over the workers of a pool.
-COUNTS = (
-    *("size", "idle", "in_use", "connecting", "waiting"),
-    *("checkouts", "timeouts", "opened", "discarded"),
-)
-
-#: Seconds for which a pool is degraded after a timeout or a failed connect.
-RECENT = 60.0
 
 #: Seconds within which every worker with a connection makes a round; a little more than
 #: ``agent.QUIET``.
@@ -233,73 +223,3 @@ def _other_pool(pool: tuple[str, int]) -> str:
 
 #: The fields by which the progress of a pending worker is seen.
 _PROGRESS = "id", "outdated", "in_use", "size", "waiting"
-
-
-def totals(workers: Iterable[WorkerStatus]) -> dict[str, int]:
-    """Add up each count, and count the workers."""
-    workers = list(workers)
-    sums = {count: sum(getattr(w, count) for w in workers) for count in COUNTS}
-    return {"workers": len(workers), **sums}
-
-
-def spread(workers: Iterable[WorkerStatus]) -> float:
-    """Return the seconds between the oldest and the newest record of a sum.
-
-    Workers without connections are left out: they publish every change at once.
-    """
-    heard = [w.heard for w in workers if w.size or w.waiting]
-    return round(max(heard) - min(heard), 1) if heard else 0.0
-
-
-def is_degraded(workers: Iterable[WorkerStatus]) -> bool:
-    """Tell whether a checkout waits, or a checkout or connect failed recently."""
-    since = time.time() - RECENT
-    return any(
-        w.waiting or _timed_out_at(w) > since or _failed_at(w) > since for w in workers
-    )
-
-
-def last_failure(workers: Iterable[WorkerStatus]) -> dict[str, Any] | None:
-    """Return the last failed connect, if it was within the last minute."""
-    last = max(workers, key=_failed_at, default=None)
-    if last is None or (ago := time.time() - _failed_at(last)) > RECENT:
-        return None
-    error = str(last.connect_error)
-    return {**_worker_ids(last), "ago": round(max(ago, 0.0), 1), "error": error}
-
-
-def last_timeout(workers: Iterable[WorkerStatus]) -> dict[str, Any] | None:
-    """Return the last checkout that timed out, if it was within the last minute."""
-    last = max(workers, key=_timed_out_at, default=None)
-    if last is None or (ago := time.time() - _timed_out_at(last)) > RECENT:
-        return None
-    return {**_worker_ids(last), "ago": round(max(ago, 0.0), 1)}
-
-
-def _worker_ids(worker: WorkerStatus) -> dict[str, Any]:
-    """Return the fields that identify a worker."""
-    return {"pid": worker.pid, "worker": worker.name}
-
-
-def _timed_out_at(worker: WorkerStatus) -> float:
-    return worker.last_timeout or 0.0
-
-
-def _failed_at(worker: WorkerStatus) -> float:
-    return worker.last_connect_failure or 0.0
-
-
-def holders(workers: Iterable[WorkerStatus]) -> list[dict[str, Any]]:
-    """List all connections in use, with their workers; the longest held first."""
-    held = [
-        {**_worker_ids(worker), **connection, "for": _held_for(worker, connection)}
-        for worker in workers
-        for connection in worker.connections
-        if connection["state"] == "in_use"
-    ]
-    return sorted(held, key=lambda connection: -connection["for"])
-
-
-def _held_for(worker: WorkerStatus, connection: dict[str, Any]) -> float:
-    """Add the time since the worker published: it publishes changes only."""
-    return round(float(connection["for"] + max(time.time() - worker.updated, 0)), 3)

@@ -23,7 +23,7 @@ from websites import BOARD, PATIENCE, Load, Site, good_site
 from flask_mysqlpool import PoolTimeout, get_db
 from flask_mysqlpool.metrics.prometheus import PoolCollector
 from flask_mysqlpool.workers.exited import total
-from flask_mysqlpool.workers.fleet import totals
+from flask_mysqlpool.workers.overview import totals
 from flask_mysqlpool.workers.records import TURN
 from flask_mysqlpool.workers.status_dir import StatusDir
 from flask_mysqlpool.workers.status_file import StatusFile

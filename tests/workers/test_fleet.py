@@ -18,12 +18,12 @@ from websites import BOARD, PATIENCE, Load, Site, good_site
 
 from flask_mysqlpool.testing import LocalServer
 from flask_mysqlpool.workers.agent import QUIET
-from flask_mysqlpool.workers.fleet import (
-    ROUND,
-    Fleet,
+from flask_mysqlpool.workers.fleet import ROUND, Fleet
+from flask_mysqlpool.workers.overview import (
     holders,
-    is_degraded,
     last_failure,
+    last_timeout,
+    recent,
     spread,
     totals,
 )
@@ -237,33 +237,33 @@ def test_totals_of_nobody_are_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("about", "degraded"),
-    [
-        ({}, False),
-        ({"waiting": 1}, True),
-        ({"last_timeout": 0.0}, False),
-        ({"last_timeout": float("inf")}, True),
-    ],
+    ("moment", "is_recent"),
+    [(None, False), (0.0, False), (1.0, False), (float("inf"), True)],
 )
-def test_who_waits_or_gave_up_lately_is_degraded(
-    about: dict[str, Any], degraded: bool
+def test_a_timeout_is_recent_for_a_minute(
+    moment: float | None, is_recent: bool
 ) -> None:
-    assert is_degraded([worker(), worker(**about)]) is degraded
+    found = last_timeout([worker(), worker(last_timeout=moment, pid=7, name="7-a")])
+
+    assert (found is None) is (not moment)
+    assert (recent(found) is not None) is is_recent
+    if is_recent:
+        assert found == {"pid": 7, "worker": "7-a", "ago": 0.0}
 
 
-def test_a_connect_that_failed_lately_is_degraded_and_told_of() -> None:
+def test_of_failed_connects_the_last_is_shown_and_recent_for_a_minute() -> None:
     now = time.time()
     failed = {"last_connect_failure": now - 5, "connect_error": "2003: down"}
     older = {"last_connect_failure": now - 50, "connect_error": "1045: wrong"}
     long_ago = {"last_connect_failure": now - 70, "connect_error": "1045: wrong"}
 
-    assert is_degraded([worker(), worker(**failed)])
-    assert not is_degraded([worker(), worker(**long_ago)])
-    assert last_failure([worker(), worker(**long_ago)]) is None
+    assert recent(last_failure([worker(), worker(**long_ago)])) is None
+    assert last_failure([worker()]) is None
     found = last_failure(
         [worker(**older), worker(**failed, pid=7, name="7-a"), worker()]
     )
-    assert found is not None and 5 <= found.pop("ago") < 50
+    assert found is not None and recent(found) is found
+    assert 5 <= found.pop("ago") < 50
     assert found == {"pid": 7, "worker": "7-a", "error": "2003: down"}
 
 
