@@ -70,8 +70,8 @@ _POOLS: WeakSet[Pool] = WeakSet()
 class Coordinator(Protocol):
     """Coordinates this pool with those of other processes; called without the lock."""
 
-    def state_changed(self) -> None:
-        """Note that the pool has changed; see ``Pool.notify_from``."""
+    def wake(self) -> None:
+        """Coordinate now: a checkout waits or has timed out."""
 
     def before_connect(self) -> None:
         """Prepare for a connect, on the thread that is about to make it."""
@@ -92,7 +92,7 @@ class NoCoordinator:
     def __init__(self, config: PoolConfig) -> None:
         self._config = config
 
-    def state_changed(self) -> None:
+    def wake(self) -> None:
         """No-op."""
 
     def before_connect(self) -> None:
@@ -126,8 +126,6 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.config = config
         self.name = config.name
         self.coordinator: Coordinator = NoCoordinator(config)
-        #: The coordinator is notified of changes from this `time.monotonic()` on.
-        self.notify_from = float("inf")
         #: Records statements; None unless a setting asks for that.
         self.recorder: Recorder | None = make_recorder(config, _ignore)
         self._ping_after = config.ping_after
@@ -233,8 +231,6 @@ class Pool(PooledDB):  # type: ignore[misc]
             con.holder = threading.get_ident()
             con.writes = handle.writes
             handle._con = con
-            if started >= self.notify_from:
-                self.notify_state_changed()
             if self._observers or not at_once:
                 self._record_checkout(handle, monotonic() - started)
         except BaseException:
@@ -273,8 +269,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         Raises :exc:`~.errors.PoolTimeout`, or the error that the waiter was given.
         """
         state = self._state
-        if waiter.since >= self.notify_from:
-            self.notify_state_changed()
+        self.coordinator.wake()
         while not waiter.served:
             with state.lock:
                 now = monotonic()
@@ -389,8 +384,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._state.timeouts += 1
             self._state.last_timeout = time.time()
         error = diagnostics.timeout(self._state, started, monotonic())
-        if monotonic() >= self.notify_from:
-            self.notify_state_changed()
+        self.coordinator.wake()
         self._notify("timed_out", error)
         return error
 
@@ -459,16 +453,12 @@ class Pool(PooledDB):  # type: ignore[misc]
             fault = self._state.opened_by(connect, con, took, now)
         if fault is not None:
             self._discard(con, fault)
-        elif now >= self.notify_from:
-            self.notify_state_changed()
         self._notify("created", number, took)
 
     def _postpone(self, connect: ConnectAttempt) -> None:
         """Postpone a connect: the pool is paused, or the host limit is reached."""
         with self._state.lock:
             self._state.postpone(connect, monotonic())
-        if monotonic() >= self.notify_from:
-            self.notify_state_changed()
 
     def _connect_failed(self, connect: ConnectAttempt, error: BaseException) -> None:
         """Record the error of a connect and raise it in the waiters it concerns."""
@@ -554,8 +544,6 @@ class Pool(PooledDB):  # type: ignore[misc]
             fault = self._state.put_back(con, now)
         if fault is not None:
             self._discard(con, fault)
-        elif now >= self.notify_from:
-            self.notify_state_changed()
 
     def dropped(self, con: Session) -> None:
         """Leave a connection to the maintenance thread; callable from a finalizer."""
@@ -758,11 +746,6 @@ class Pool(PooledDB):  # type: ignore[misc]
                 self._observers = tuple(o for o in self._observers if o is not observer)
                 text = "%s: observer %r raised and is removed"
                 log(ERROR, text, self.name, observer, error=error)
-
-    def notify_state_changed(self) -> None:
-        """Notify the coordinator, which then sets ``notify_from`` for the next time."""
-        self.notify_from = float("inf")
-        self.coordinator.state_changed()
 
     def __del__(self) -> None:
         """No-op: PooledDB would talk to the server from the finalizer."""

@@ -1,7 +1,8 @@
 """The agent of a pool: publishes its status, and applies its desired state.
 
 It works on a background thread, so that a disk that is full or hangs delays no request.
-It sleeps while nothing changes, and publishes at most ten times a second.
+It looks for changes twice a second while the pool has connections, and publishes them
+at most ten times a second.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .status_dir import LIMIT, StatusDir
 from .status_file import StatusFile
 
 #: Seconds between two rounds: while something changes, and while nothing does.
-BUSY, QUIET = 0.1, 0.4
+BUSY, QUIET = 0.1, 0.5
 #: Seconds for which the first connect of a pool waits for a round of the agent.
 PATIENCE = 0.25
 
@@ -61,8 +62,6 @@ class WorkerAgent:
         self._host_limit = self._make_host_limit()
         self._begin()
         pool.coordinator = self
-        if not read_only:
-            pool.notify_from = 0.0
         _AGENTS.add(self)
 
     def _make_host_limit(self) -> HostLimit | None:
@@ -75,11 +74,13 @@ class WorkerAgent:
 
     def _begin(self) -> None:
         self._file = StatusFile(self._status_dir)
-        self._published: tuple[Any, ...] | None = None
+        self._published: dict[str, Any] | None = None
         self._applied: DesiredState | None = None
         self._closed = False
         #: Whether rounds are being made, so that the desired state is up to date.
         self._is_running = False
+        #: Whether :meth:`wake` has to ask for a round.
+        self._is_quiet = False
         #: Set at the end of the next round.
         self._round_made = Event()
         self._problem = ""
@@ -89,9 +90,11 @@ class WorkerAgent:
 
     # Called by the pool
 
-    def state_changed(self) -> None:
-        """Wake the background thread for a round."""
-        maintenance_thread("workers").wake(self)
+    def wake(self) -> None:
+        """Make a round now: other processes may have connections to give up."""
+        if self._is_quiet:
+            self._is_quiet = False
+            maintenance_thread("workers").wake(self)
 
     def before_connect(self) -> None:
         """Apply the desired state first, unless rounds are being made.
@@ -136,19 +139,16 @@ class WorkerAgent:
             self._is_running = stats.size > 0
         finally:
             round_made.set()
-        if not stats.waiting and before == (self._published, self._applied):
-            # From here on the pool notifies of every change; a last one may have come
-            # just before.
-            pool.notify_from = 0.0
-            if _essence(pool.stats()) == _essence(stats):
-                return QUIET if stats.size else None
-            pool.notify_from = float("inf")
-        return BUSY
+        if stats.waiting or before != (self._published, self._applied):
+            return BUSY
+        self._is_quiet = True
+        # A checkout that waits from here on asks for a round.
+        return QUIET if stats.size or pool.stats().waiting else None
 
     def _try_publish(self, stats: PoolStats) -> None:
         """Publish a change; with waiters always, because their waiting times grow."""
         applied = self._applied or DesiredState()
-        state = (*_essence(stats), applied)
+        state = {**vars(stats), "waited": 0.0, "applied": applied}
         unchanged = state == self._published and not stats.waiting
         self._published = state
         try:
@@ -228,10 +228,3 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
-
-
-def _essence(stats: PoolStats) -> tuple[Any, ...]:
-    """Return what of the statistics does not change with time alone."""
-    about = vars(stats).copy()
-    del about["waited"], about["discarded_by_reason"]
-    return tuple(about.values())

@@ -18,7 +18,7 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -46,6 +46,8 @@ STALE = 2.0
 #: Where the demands begin in the file, and the layout of each: when it was published,
 #: since when its first waiter waits, its size, and whether it met the host's limit.
 _DEMANDS, _DEMAND = 1 << 20, struct.Struct("<ddII")
+#: Where in a demand is the byte that tells that it met the limit.
+_SHORT = 20
 
 
 class Slot:
@@ -167,13 +169,15 @@ class _File:
     def publish(self, place: int, *demand: Any) -> None:
         os.pwrite(self._fds[-1], _DEMAND.pack(*demand), place)
 
-    def demands(self) -> Iterator[tuple[int, tuple[float, float, int, int]]]:
-        """Read the demand in each place."""
+    def demands(self) -> dict[int, tuple[float, float, int, int]]:
+        """Read the demand in each place; nothing while no process is short."""
         fd = self._fds[-1]
         count, _ = divmod(os.fstat(fd).st_size - _DEMANDS, _DEMAND.size)
         data = os.pread(fd, max(count, 0) * _DEMAND.size, _DEMANDS)
-        for n, demand in enumerate(_DEMAND.iter_unpack(data)):
-            yield _DEMANDS + n * _DEMAND.size, demand
+        if not any(data[_SHORT :: _DEMAND.size]):
+            return {}
+        places = range(_DEMANDS, _DEMANDS + len(data), _DEMAND.size)
+        return dict(zip(places, _DEMAND.iter_unpack(data), strict=True))
 
 
 #: By path and process. Closing a file would end its locks.
@@ -189,6 +193,8 @@ class HostLimit:
         self._path = os.path.realpath(os.path.join(status_dir.path, name))
         #: The place of this process's demand, and its file.
         self._place: tuple[_File, int] | None = None
+        #: Whether the demand that was published last is above zero.
+        self._demanded = False
 
     def take(self) -> Slot | None:
         """Take a slot; None if all are taken.
@@ -216,11 +222,14 @@ class HostLimit:
         file.reopen_if_deleted()
         if self._place is None or self._place[0] is not file:
             self._place = file, file.find_place()
-        own = self._place[1]
-        file.publish(own, now, since, demand, short)
-        found = {place: d for place, d in file.demands() if abs(now - d[0]) < STALE}
+        own, mine = self._place[1], (now, since, demand, int(short))
+        if demand or self._demanded:
+            file.publish(own, *mine)
+        self._demanded = demand > 0
+        found = {p: d for p, d in file.demands().items() if abs(now - d[0]) < STALE}
         if not any(d[3] for place, d in found.items() if place != own):
             return None
+        found[own] = mine
         demands = [Demand(d[1], place, d[2]) for place, d in found.items()]
         return fair_shares(self.size, demands)[own]
 

@@ -115,7 +115,7 @@ def totals(workers: Collection[WorkerStatus]) -> dict[str, int]:
 def spread(workers: Iterable[WorkerStatus]) -> float:
     """Return the seconds between the oldest and the newest record of a sum.
 
-    Workers without connections are left out: they publish every change at once.
+    Workers without connections are left out: they make no rounds.
     """
     heard = [w.heard for w in workers if w.size or w.waiting]
     return round(max(heard) - min(heard), 1) if heard else 0.0

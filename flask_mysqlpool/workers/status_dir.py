@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -55,6 +56,9 @@ MARK = ".mysqlpool"
 _STATUS_NAME = re.compile(f"[0-9a-f]{{16}}({re.escape(STATUS)}|{re.escape(NEW)})")
 _OTHER_NAME = re.compile(rf"({DESIRED}|{EXITED})(\.lock)?|{LIMIT}.+")
 
+#: More seconds than the clock of a file system takes for a tick.
+_TICK = 2.0
+
 #: Seconds that a process that exits waits for a disk that hangs.
 PATIENCE = 1.0
 
@@ -85,6 +89,8 @@ class StatusDir:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         # A slash at the end would have a symbolic link followed.
         self.path = os.fspath(path).rstrip("/") or "/"
+        #: The desired state of all pools, and the stamp that it had when it was read.
+        self._desired: tuple[object, dict[str, Any]] = None, {}
 
     @contextmanager
     def opened(self, create: bool = False) -> Iterator[int]:
@@ -225,12 +231,30 @@ class StatusDir:
 
     def desired(self, pool: str) -> DesiredState:
         """Read the desired state of this pool; :exc:`ValueError` if it is damaged."""
-        with self.opened() as folder:
-            try:
-                content = load_record(folder, DESIRED)
-            except FileNotFoundError:
-                return DesiredState()
-            return _desired_in(content, pool).now()
+        stamp = self._desired_stamp()
+        if stamp is None or stamp != self._desired[0]:
+            with self.opened() as folder:
+                content: dict[str, Any] = {}
+                with suppress(FileNotFoundError):
+                    content = load_record(folder, DESIRED)
+                self._desired = stamp, content
+        return _desired_in(self._desired[1], pool).now()
+
+    def _desired_stamp(self) -> object:
+        """Return what differs after a change; None if that is not certain.
+
+        A file that does not exist is represented by the directory, which changes when
+        it is created.
+        """
+        about = None
+        with suppress(OSError):
+            about = os.stat(self.path, follow_symlinks=False)
+            about = os.stat(os.path.join(self.path, DESIRED), follow_symlinks=False)
+        # Two changes within one tick of the file system's clock have the same time.
+        if about is None or abs(time.time() - about.st_mtime) < _TICK:
+            return None
+        identity = about.st_dev, about.st_ino, about.st_size
+        return *identity, about.st_mtime_ns, about.st_ctime_ns
 
     def update_desired(
         self, pool: str, change: Callable[[DesiredState], DesiredState]

@@ -70,7 +70,7 @@ class Foreign(Observer, logging.Handler):
                 self._left = -1
                 raise self._error("foreign")
 
-    state_changed = before_connect = closed = call
+    wake = before_connect = closed = call
 
     def emit(self, record: logging.LogRecord) -> None:
         record.exc_info = None  # pytest keeps it, and so the frames of what was dropped

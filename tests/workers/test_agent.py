@@ -747,6 +747,20 @@ def test_who_needs_one_gets_it_from_who_has_two(
     waiter.result().close()
 
 
+def test_a_pool_at_rest_whose_share_was_zero_gets_what_is_free_now(
+    make: MakePool, board: StatusDir
+) -> None:
+    pool = make(MAX_HOST_CONNECTIONS=1)
+    pool.connection().close()
+    pool.reset()
+    until(lambda: shown(board, size=0))
+    time.sleep(0.5)  # for the last round
+    pool.coordinator._limit = 0  # type: ignore[attr-defined]
+    pool.limit(0)
+
+    pool.connection(timeout=5).close()
+
+
 def test_a_sheet_of_another_version_is_in_no_share_and_in_nobodys_way(
     make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
 ) -> None:

@@ -636,6 +636,25 @@ def test_a_reader_of_damaged_orders_notices_the_next(board: StatusDir) -> None:
     assert reader.desired("shop/default").generation == 7
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_desired_state_is_read_again_only_after_a_change(
+    board: StatusDir, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    if given:
+        board.update_desired("shop/default", raised)
+    os.makedirs(board.path, mode=0o700, exist_ok=True)
+    for path in (*Path(board.path).iterdir(), Path(board.path)):
+        os.utime(path, (0, 0))
+    assert board.desired("shop/default").generation == given
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StatusDir, "opened", None)
+        assert board.desired("shop/default").generation == given
+    StatusDir(board.path).update_desired("shop/default", lambda _: DesiredState(7))
+
+    assert board.desired("shop/default").generation == 7
+
+
 @pytest.mark.parametrize(
     ("harm", "fault"),
     [(make_link_of, "a symbolic link"), (make_folder_of, "not a file")],
