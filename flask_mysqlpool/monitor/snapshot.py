@@ -21,7 +21,6 @@ from ..workers.overview import (
     holders,
     last_failure,
     last_timeout,
-    own_workers,
     reason,
     totals,
 )
@@ -59,7 +58,7 @@ def read_site(app: Flask) -> Overview:
         )
     site = Overview(app.name, states.values())
     if site.error:
-        site.workers |= own_workers(app.name, states.values())
+        site.read_own(states.values())
     return site
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import PoolConfig
 from .desired_state import DesiredState
 from .fleet import Fleet
-from .status import WorkerStatus, identity
+from .status import Counts, WorkerStatus, identity
 
 #: The fields that are added up over the workers of a pool.
 COUNTS = (
@@ -26,11 +26,16 @@ class Overview:
     """The pools of an app and their workers or, if these cannot be seen, why.
 
     ``states`` are those of the app's extension objects. With ``only``, it shows one
-    pool; raises :exc:`LookupError` if there is none of that name.
+    pool; raises :exc:`LookupError` if there is none of that name. With
+    ``with_counts``, it reads the sums of all counters, too.
     """
 
     def __init__(
-        self, app: str, states: Collection[Any], only: str | None = None
+        self,
+        app: str,
+        states: Collection[Any],
+        only: str | None = None,
+        with_counts: bool = False,
     ) -> None:
         self.app = app
         self.pools: dict[str, PoolConfig] = {}
@@ -42,15 +47,29 @@ class Overview:
                 raise LookupError(f"no bind is called {only!r}; configured: {known}")
             self.pools = {only: self.pools[only]}
         self.status_dir = next(iter(states)).status_dir
-        self.workers: dict[str, list[WorkerStatus]] = dict.fromkeys(self.pools, [])
+        self.workers: dict[str, list[WorkerStatus]] = {b: [] for b in self.pools}
+        self.counts: dict[str, Counts] = {}
         self.error: OSError | None = None
         try:
             if self.status_dir is None:
                 raise OSError("STATUS_DIR is False")
             self._fleet = Fleet(self.status_dir, app, self.pools)
-            self.workers |= self._fleet.workers()
+            if with_counts:
+                workers, self.counts = self._fleet.counts()
+            else:
+                workers = self._fleet.workers()
+            self.workers |= workers
         except OSError as error:
             self.error = error
+
+    def read_own(self, states: Collection[Any]) -> None:
+        """Show what this process would publish of the pools that it has used."""
+        for state in states:
+            for bind, pool in state.named_pools():
+                about = identity(self.app, bind, self.pools[bind])
+                own = WorkerStatus.of(pool.stats(), pool.connections(), **about)
+                own.name, own.heard = str(own.pid), own.updated
+                self.workers[bind], self.counts[bind] = [own], own.counts
 
     def fleet(self) -> Fleet:
         """Return the workers; :exc:`OSError` if they cannot be seen."""
@@ -70,19 +89,6 @@ class Overview:
         if self.error:
             return any(worker.paused for worker in workers)
         return self._fleet.is_paused(bind, workers)
-
-
-def own_workers(app: str, states: Iterable[Any]) -> dict[str, list[WorkerStatus]]:
-    """Return what this process would publish of the pools that it has used, by bind."""
-    own = {}
-    for state in states:
-        configs = state.published()
-        for bind, pool in state.named_pools():
-            about = identity(app, bind, configs[bind])
-            worker = WorkerStatus.of(pool.stats(), pool.connections(), **about)
-            worker.name, worker.heard = str(worker.pid), worker.updated
-            own[bind] = [worker]
-    return own
 
 
 def reason(error: OSError) -> str:

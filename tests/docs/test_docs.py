@@ -215,6 +215,19 @@ def test_every_error_that_the_doctor_knows_is_among_the_troubles() -> None:
     assert [code for code in _FIXES if str(code) not in page] == []
 
 
+def test_every_metric_is_in_the_docs() -> None:
+    pytest.importorskip("prometheus_client")
+    pytest.importorskip("opentelemetry")
+    from flask_mysqlpool.metrics import opentelemetry, prometheus
+
+    page = (DOCS / "observability.rst").read_text("utf-8")
+    names = [f"mysqlpool_{name}" for _, name, _, _ in prometheus._METRICS]
+    names += [f"``{name}``" for name, *_ in opentelemetry._VALUES]
+    names += [f"``{name}``" for name in opentelemetry._DURATIONS]
+
+    assert [name for name in names if name not in page] == []
+
+
 # Code
 
 
