@@ -31,7 +31,6 @@ START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 INSTALL_SECONDS = 120.0
 POLL_SECONDS = 0.002
-PORT_ATTEMPTS = 5
 LOG_LINES = 20
 PORT_TAKEN = re.compile(r"Address already in use|Do you already have another")
 
@@ -96,7 +95,6 @@ class LocalServer:
         self.port = 0
         self.pid = 0
         self._supervisor: Supervisor | None = None
-        self._finalizer: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         place = f"{self.host}:{self.port}" if self.port else "not started"
@@ -179,7 +177,7 @@ class LocalServer:
         if self.running:
             return
         if self._supervisor is not None:
-            self._serve_on_same_port()
+            self._serve()
             return
         try:
             self._create()
@@ -223,8 +221,8 @@ class LocalServer:
 
     def close(self) -> None:
         """Kill the server and remove its folder; :meth:`start` creates a new one."""
-        if self._finalizer is not None:
-            self._finalizer()
+        if self._supervisor is not None:
+            self._supervisor.close()
         self._supervisor = None
 
     def _owner(self) -> Supervisor:
@@ -235,13 +233,13 @@ class LocalServer:
     def _create(self) -> None:
         supervisor = Supervisor(self._engine.base())
         self._supervisor = supervisor
-        self._finalizer = weakref.finalize(self, supervisor.close)
+        weakref.finalize(self, supervisor.close)
         for name in ("files", "plugin"):
             Path(supervisor.folder, name).mkdir(mode=0o700)
         _install(self._engine, supervisor)
         first = Path(supervisor.folder, "first.sql")
         first.write_text("".join(f"{line};\n" for line in self._first_statements()))
-        self._serve_on_free_port()
+        self._serve()
         first.unlink()
 
     def _first_statements(self) -> Iterator[str]:
@@ -262,26 +260,23 @@ class LocalServer:
             yield f"CREATE USER IF NOT EXISTS {account} IDENTIFIED BY {secret}"
             yield f"GRANT ALL ON *.* TO {account} WITH GRANT OPTION"
 
-    def _serve_on_free_port(self) -> None:
-        for _ in range(PORT_ATTEMPTS - 1):
-            self.port = _free_port()
-            with suppress(_PortTaken):
-                return self._serve()
-        self.port = _free_port()
-        return self._serve()
-
-    def _serve_on_same_port(self) -> None:
-        # A client's outgoing connection may sit on the port for a moment.
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            with suppress(_PortTaken):
-                return self._serve()
-            time.sleep(0.1)
-        return self._serve()
-
     def _serve(self) -> None:
-        first = Path(self.folder, "first.sql").exists()
-        begin = [self._engine.run_first(self.folder)] if first else []
+        """Serve on a free port at the first start, and later on the same one."""
+        is_first = Path(self.folder, "first.sql").exists()
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            if is_first:
+                self.port = _free_port()
+            try:
+                return self._serve_on_port(is_first)
+            except _PortTaken:
+                # A client's outgoing connection may sit on the port for a moment.
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    def _serve_on_port(self, is_first: bool) -> None:
+        begin = [self._engine.run_first(self.folder)] if is_first else []
         options = [*begin, *self.options]
         command = self._engine.serve(self.folder, self.port, options)
         # A socket that was left by kill -9 would look like the new server's.
