@@ -501,9 +501,12 @@ class Pool(PooledDB):  # type: ignore[misc]
             con.fresh_until = min(
                 con.expires, now + self._ping_after, con.lag_checked + LAG_CHECKED
             )
-            self._put_back(con, now)
-        else:
+            with self._state.lock:
+                fault = self._state.put_back(con, now)
+        if fault is not None:
             self._discard(con, fault)
+        elif now >= self.notify_from:
+            self.notify_state_changed()
         if self._observers:
             self._notify("checked_in", con.raw.thread_id(), used)
 
