@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from threading import Lock, get_ident
 from types import FrameType
@@ -29,7 +29,7 @@ from ..errors import (
 from . import cursors
 from .diagnostics import Stack
 from .driver.process import process
-from .driver.session import OWN, Session, Writes
+from .driver.session import OWN, Progress, Session, Writes
 from .driver.statements import TRANSACTION
 from .driver.transport import without_traceback
 from .query_log import Recorder
@@ -264,6 +264,18 @@ class PooledConnection(_Face):
         finally:
             self._leave()
 
+    def execute_many(self, statements: Iterable[bytes]) -> Progress | None:
+        """Execute statements of a block, many at once; None outside blocks."""
+        con = self._enter()
+        try:
+            if con.block is None:
+                return None
+            done: Progress = con.execute_many(statements)
+            self._result = done.result
+            return done
+        finally:
+            self._leave()
+
     def next_result(self, unbuffered: bool = False) -> int:
         """Read the next result of the last statement."""
         return self._command("next_result", unbuffered)  # type: ignore[no-any-return]
@@ -351,11 +363,7 @@ class PooledConnection(_Face):
         self._do("refuse_open_transaction")
         # Nothing is uncommitted, so a lost connection can be replaced without an error.
         self._detach()
-        try:
-            self._do("begin_block")
-        except MySQLError:
-            self._detach()
-            raise
+        self._do("begin_block")
 
     def begin_savepoint(self, name: str) -> None:
         """Begin an inner block, whose savepoint is set when it first writes."""
@@ -649,6 +657,7 @@ _CALLS = frozenset(
     method.__code__
     for method in (
         *(PooledConnection._do, PooledConnection._command, PooledConnection.query),
+        PooledConnection.execute_many,
         *(PooledConnection._attached, PooledConnection._settle_blocks),
         PooledConnection._detach,
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from pymysql.cursors import Cursor, SSCursor
+from pymysql.cursors import RE_INSERT_VALUES, Cursor, SSCursor
 from pymysql.err import MySQLError, ProgrammingError
 
 from ..errors import ConnectionLost
@@ -149,6 +149,28 @@ def _execute(cursor: Any, query: str | bytes, args: Any = None) -> int:
     return found
 
 
+def _executemany(cursor: Any, query: Any, args: Any) -> Any:
+    """Execute a statement with each of these arguments.
+
+    In a block, statements that PyMySQL cannot merge into one are sent many at once, and
+    all of them are undone if one fails.
+    """
+    handle = cursor.connection
+    if not args or handle is None or not handle.blocks or RE_INSERT_VALUES.match(query):
+        return Cursor.executemany(cursor, query, args)
+    while cursor.nextset():
+        pass
+    mogrify, encoding = getattr(cursor, _FILL_IN), handle.encoding
+    statements = (mogrify(query, row).encode(encoding) for row in args)
+    done = handle.execute_many(statements)
+    if done is None:
+        return Cursor.executemany(cursor, query, args)
+    cursor._executed = query
+    cursor._do_get_result()
+    cursor.rowcount = done.rows
+    return done.rows
+
+
 def _fetchall(cursor: Any) -> Any:
     """Return the rows that were not fetched yet, as PyMySQL does."""
     rows, handle = cursor._rows, cursor.connection
@@ -232,6 +254,8 @@ def bound_class(cls: type[Cursor]) -> type[Cursor]:
     made: Any = bound
     if cls.execute is Cursor.execute:
         made.execute = _execute
+        if cls.executemany is Cursor.executemany:
+            made.executemany = _executemany
     if cls.fetchall is Cursor.fetchall:
         made.fetchall = _fetchall
     if cls.__init__ is Cursor.__init__:

@@ -11,8 +11,10 @@ import re
 import struct
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from pymysql.constants import CLIENT, COMMAND, CR, ER, SERVER_STATUS
@@ -24,6 +26,7 @@ from ...errors import TransactionError
 from .error_codes import NOT_OF_A_STATEMENT, NOT_READY, READ_ONLY, ROLLED_BACK
 from .login import NO_PROFILES, NO_WARNINGS, Login
 from .login import questions as login_questions
+from .results import MOST_SENT
 from .statements import (
     BEYOND_ROLLBACK,
     DIRTY_SCHEMA,
@@ -71,6 +74,7 @@ ROLE_PATIENCE = 1.0
 #: Prefix of the names of savepoints, to avoid collisions with the user's.
 OWN = f"mysqlpool_{os.urandom(6).hex()}"
 _PROBE = f"SAVEPOINT {OWN}_probe".encode()
+_BEFORE_MANY = f"SAVEPOINT {OWN}_many".encode()
 
 #: Explicit, because ``completion_type`` is meant for the user's own transactions.
 _COMMIT = b"COMMIT AND NO CHAIN NO RELEASE"
@@ -80,6 +84,11 @@ _BEGIN = b"START TRANSACTION"
 
 #: The number of a block that cannot continue; no transaction has it.
 _ENDED = -1
+
+#: Statements, and bytes of them, that :meth:`Session.execute_many` sends in one piece.
+#: Few enough that the answers fit into the socket's buffers: while the client writes,
+#: nothing reads them.
+MOST_AT_ONCE, BYTES_AT_ONCE = 200, 1 << 16
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
 
 
@@ -114,6 +123,22 @@ class Writes:
     """Whether a statement that may have changed rows was sent for one request."""
 
     sent = False
+
+
+class Progress:
+    """What :meth:`Session.execute_many` has done so far."""
+
+    #: The number of the current statement, from 1.
+    count = 0
+    savepoint_is_set = False
+    #: Rows changed by all statements, and the result of the last one.
+    rows = 0
+    result: Any = None
+
+    def add(self, result: Any) -> None:
+        """Add the result of one statement."""
+        self.rows += result.affected_rows
+        self.result = result
 
 
 class Session(Transport):
@@ -166,6 +191,10 @@ class Session(Transport):
         self.may_have_changed = False
         #: The number of the transaction of a block; None outside blocks.
         self.block: int | None = None
+        #: Whether the block's transaction is begun by its first statement.
+        self.begin_due = False
+        #: Whether autocommit is off until the block ends; see :meth:`execute_many`.
+        self.autocommit_is_off = False
         #: Savepoints of inner blocks, to be set before the next statement that writes.
         self.savepoints_due: list[str] = []
         #: Whether a statement may have committed the block's transaction, and the
@@ -292,13 +321,15 @@ class Session(Transport):
         if self.check_first:
             self.check_status()
         left = side_effects(statement, self._server)
-        if self.block is not None:
-            self._prepare_in_block(left)
+        first = self._prepare_in_block(left) if self.block is not None else ()
         self.side_effects |= left
         if left & WRITES:
             self.writes.sent = True
         try:
-            raw.query(statement, unbuffered)
+            if first:
+                self._execute_after(first, statement, left, unbuffered)
+            else:
+                raw.query(statement, unbuffered)
         except BaseException as error:
             self.failed(error)
             raise
@@ -457,16 +488,15 @@ class Session(Transport):
     # Blocks
 
     def begin_block(self) -> None:
-        """Begin a transaction; refuse statements that would end it early."""
+        """Begin a block, whose transaction begins with its first statement.
+
+        Statements that would end the transaction early are refused.
+        """
         self.refuse_open_transaction()
+        if self.check_first:
+            self.check_status()
         self.commit_unknown = False
-        self.block = _ENDED  # until it has begun
-        try:
-            self.begin()
-        except MySQLError:
-            self.leave_block()
-            raise
-        self.block = self.transactions
+        self.block, self.begin_due = self.transactions, True
 
     def refuse_open_transaction(self) -> None:
         """Refuse to begin a block if that would commit earlier changes."""
@@ -478,10 +508,11 @@ class Session(Transport):
                 " first, or begin it with transaction(), which can be nested"
             )
 
-    def _prepare_in_block(self, left: int) -> None:
-        """Refuse a statement that would end the transaction; guard one that may end it.
+    def _prepare_in_block(self, left: int) -> list[bytes]:
+        """Return the statements to send before one with these side effects.
 
-        Send nothing before a mere read, which may ask about the statement before it, as
+        Refuse one that would end the transaction; guard one that may end it. Send
+        nothing before a mere read, which may ask about the statement before it, as
         ``SELECT ROW_COUNT()`` does.
         """
         changes = left & (TRANSACTION | WRITES | MAY_END)
@@ -498,12 +529,179 @@ class Session(Transport):
                 " does), was refused inside transaction(): execute it outside; to"
                 " roll back, let an exception out; to nest, use transaction() again"
             )
-        while changes and self.savepoints_due:
-            self.attempt(self._tell, b"SAVEPOINT " + self.savepoints_due[0].encode())
-            del self.savepoints_due[0]
+        first = []
+        if self.begin_due:
+            first.append(_BEGIN)
+            self._transaction_ended()  # BEGIN commits, but there is nothing to commit
+            self.side_effects |= TRANSACTION
+            self.block, self.begin_due = self.transactions, False
+        if changes:
+            first += [b"SAVEPOINT " + name.encode() for name in self.savepoints_due]
+            self.savepoints_due.clear()
         if left & MAY_END:
-            self.attempt(self._tell, _PROBE)
+            first.append(_PROBE)
             self.pending_check = True
+        return first
+
+    def _execute_after(
+        self, first: list[bytes], statement: bytes, left: int, unbuffered: bool
+    ) -> None:
+        """Execute a statement of the block after others, all sent in one piece."""
+        raw = self.raw
+        if len(statement) < MOST_SENT:
+            self._write_all([*first, statement])
+            self._read_first(first, [left])
+            raw._next_seq_id = 1
+            raw._affected_rows = raw._read_query_result(unbuffered)
+        else:
+            self._write_all(first)
+            self._read_first(first, [])
+            raw.query(statement, unbuffered)
+
+    def _write_all(self, statements: list[bytes]) -> None:
+        if self.raw._sock is None:
+            _gone()
+        self.raw._write_bytes(
+            b"".join(
+                struct.pack("<iB", len(statement) + 1, COMMAND.COM_QUERY) + statement
+                for statement in statements
+            )
+        )
+
+    def _read_first(self, first: list[bytes], effects: list[int]) -> None:
+        """Read the answers to what was sent before statements with these side effects.
+
+        If one is an error, read those to the statements, too: these were executed
+        outside the transaction, or without a savepoint.
+        """
+        errors = [self._read_ok_or_error() for _ in first]
+        error = next(filter(None, errors), None)
+        if error is None:
+            return
+        answers = [self._read_answer() for _ in effects]
+        self.raw._result = None
+        self.block = _ENDED
+        if errors[0] is not None and first[0] == _BEGIN:
+            self.has_committed = any(
+                left & (WRITES | MAY_END) and not isinstance(answer, MySQLError)
+                for left, answer in zip(effects, answers, strict=True)
+            )
+        raise error
+
+    def _read_ok_or_error(self) -> MySQLError | None:
+        self.raw._next_seq_id = 1
+        try:
+            self.raw._read_ok_packet()
+        except MySQLError as error:
+            if not self._is_answer(error):
+                raise
+            return error
+        return None
+
+    def execute_many(self, statements: Iterable[bytes]) -> Any:
+        """Execute statements of a block, many sent in one piece: all of them or none.
+
+        Return the last result of PyMySQL and the number of rows changed by all. Raise
+        the first error, with the number of its row, from 1.
+        """
+        done = Progress()
+        window: list[bytes] = []
+        effects: list[int] = []
+        size = 0
+        self.read_leftovers()
+        if self.check_first:
+            self.check_status()
+        try:
+            for statement in statements:
+                left = side_effects(statement, self._server)
+                alone = left & (MAY_END | ENDS) or len(statement) >= BYTES_AT_ONCE
+                full = (
+                    len(window) == MOST_AT_ONCE or size + len(statement) > BYTES_AT_ONCE
+                )
+                if window and (alone or full):
+                    self._execute_window(window, effects, done)
+                    window, effects, size = [], [], 0
+                if alone:
+                    self._execute_window([], [], done)
+                    done.count += 1
+                    done.add(self.execute(statement, False))
+                else:
+                    window.append(statement)
+                    effects.append(left)
+                    size += len(statement)
+            if window:
+                self._execute_window(window, effects, done)
+        except BaseException as error:
+            if done.savepoint_is_set and self.lost is None:
+                self._undo_many()
+            if isinstance(error, MySQLError) and len(error.args) > 1:
+                text = f"{error.args[1]} (row {done.count} of executemany())"
+                error.args = error.args[0], text
+            raise
+        return done
+
+    def _execute_window(
+        self, window: list[bytes], effects: list[int], done: Progress
+    ) -> None:
+        """Execute these in one piece; before the first ones, set a savepoint."""
+        left = reduce(or_, effects, WRITES)
+        first = self._prepare_in_block(left)
+        if not done.savepoint_is_set:
+            if self.raw.server_status & _AUTOCOMMIT:
+                # A deadlock ends the transaction. What was sent after it must not be
+                # committed.
+                first.append(b"SET autocommit = 0")
+                self.autocommit_is_off = True
+            first.append(_BEFORE_MANY)
+            done.savepoint_is_set = True
+        self.side_effects |= left
+        self.writes.sent = True
+        self.attempt(self._send_and_read, first, window, effects, done)
+
+    def _send_and_read(
+        self,
+        first: list[bytes],
+        window: list[bytes],
+        effects: list[int],
+        done: Progress,
+    ) -> None:
+        raw = self.raw
+        failure: MySQLError | None = None
+        self._write_all([*first, *window])
+        self._read_first(first, effects)
+        for _ in window:
+            done.count += failure is None
+            raw._next_seq_id = 1
+            try:
+                raw._read_query_result()
+                while raw._result.has_next:
+                    raw.next_result()
+            except MySQLError as error:
+                if not self._is_answer(error):
+                    raise
+                failure = failure or error
+            else:
+                done.add(raw._result)
+                if raw._result.warning_count:
+                    self.side_effects |= SESSION
+                self._note_change(raw._result.affected_rows, more=False)
+        raw._result = None
+        if failure is not None:
+            raise failure
+
+    def _undo_many(self) -> None:
+        """Undo what :meth:`execute_many` has done before an error."""
+        before = _BEFORE_MANY.replace(b"SAVEPOINT", b"ROLLBACK TO SAVEPOINT")
+        try:
+            self.attempt(self._tell, before)
+        except MySQLError as error:
+            if self.lost is not None or error.args[0] != ER.SP_DOES_NOT_EXIST:
+                raise
+            # A deadlock has ended the transaction.
+            self._transaction_ended()
+            self.side_effects |= TRANSACTION
+        else:
+            self.transaction_unknown = self.check_first = False
 
     def block_is_open(self) -> bool:
         """Return whether the block's transaction is open; ask the server if unknown."""
@@ -552,8 +750,10 @@ class Session(Transport):
             self.attempt(self._tell, f"ROLLBACK TO SAVEPOINT {name}".encode())
 
     def commit_block(self) -> None:
-        """Commit, and allow commit() and rollback() again."""
-        self.commit(_COMMIT)
+        """Commit what the block has done, and allow commit() and rollback() again."""
+        if not self.begin_due:
+            self.commit(_COMMIT)
+        self._restore_autocommit()
         self.leave_block()
 
     def undo_block(self) -> bool:
@@ -562,13 +762,24 @@ class Session(Transport):
         if self.pending_check:
             self._check_probe()
         certain = not self.has_committed
-        self.rollback(_ROLLBACK)
+        if not self.begin_due:
+            self.rollback(_ROLLBACK)
+        self._restore_autocommit()
         self.leave_block()
         return certain
 
+    def _restore_autocommit(self) -> None:
+        """Switch autocommit on again; give up the connection if that fails."""
+        if self.autocommit_is_off:
+            try:
+                self.attempt(self._tell, b"SET autocommit = 1")
+            except MySQLError as error:
+                self.failed(OSError(f"autocommit cannot be restored: {error}"))
+            self.autocommit_is_off = False
+
     def leave_block(self, fails: bool = False) -> None:
         """End the block; with ``fails``, enter one in which every statement raises."""
-        self.pending_check = self.has_committed = False
+        self.pending_check = self.has_committed = self.begin_due = False
         self.savepoints_due.clear()
         self.block = _ENDED if fails else None
 
@@ -686,6 +897,9 @@ class Session(Transport):
                 raw._result = None
         if left > SNAPSHOT or unknown:
             self.changed, self.may_have_changed, self.check_first = 0, False, False
+        if self.autocommit_is_off:
+            left |= SESSION
+            self.autocommit_is_off = False
         if self.block is not None:
             self.leave_block()
         left = left & self._cleaned | self._always_cleaned
