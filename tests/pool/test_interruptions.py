@@ -159,8 +159,9 @@ def test_an_alarm_at_random_moments_costs_no_place(
         raise SoftLimit
 
     with alarm_handled_by(ring):
-        end = time.monotonic() + 2
-        while time.monotonic() < end:
+        # Longer than 2 s only where the machine is busy with something else.
+        begun = time.monotonic()
+        while (took := time.monotonic() - begun) < 2 or (alarms <= 50 and took < 60):
             try:
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 8e-4))
                 for _ in range(100):

@@ -1,0 +1,240 @@
+"""How often a block waits for the server, and statements that are sent ahead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pymysql.err
+import pytest
+from conftest import MakePool, Sql, execute, until
+
+from flask_mysqlpool import PooledConnection, TransactionError
+from flask_mysqlpool.pool.driver import session
+from flask_mysqlpool.pool.transaction import transaction
+
+ROWS = 300
+WAITING = """
+    SELECT 1 FROM information_schema.processlist
+    WHERE info = 'UPDATE t SET a = 5000 WHERE id = 1' AND state = 'updating'
+"""
+
+
+class CountingSocket:
+    """A socket that counts the writes; the client waits for an answer after each."""
+
+    def __init__(self, sock: Any) -> None:
+        self.sock, self.turns = sock, 0
+
+    def sendall(self, data: bytes) -> None:
+        self.turns += 1
+        self.sock.sendall(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+@pytest.fixture(params=[False, True], ids=["manual", "autocommit"])
+def connection(
+    make_pool: MakePool, table: str, sql: Sql, request: pytest.FixtureRequest
+) -> Iterator[PooledConnection]:
+    sql("ALTER TABLE t ADD UNIQUE (a)")
+    rows = ", ".join(f"({i}, {i})" for i in range(1, ROWS + 1))
+    sql(f"INSERT INTO t (id, a) VALUES {rows}")
+    with make_pool(AUTOCOMMIT=request.param).connection() as connection:
+        yield connection
+
+
+@pytest.fixture
+def turns(connection: PooledConnection) -> Callable[[Callable[[], object]], int]:
+    """Count the turns of a function."""
+    assert connection._con is not None
+    raw = connection._con.raw
+    counting = raw._sock = CountingSocket(raw._sock)
+
+    def count(function: Callable[[], object]) -> int:
+        counting.turns = 0
+        function()
+        return counting.turns
+
+    return count
+
+
+def change(connection: PooledConnection, row: int) -> None:
+    with connection.cursor() as cursor:
+        assert cursor.execute("UPDATE t SET a = -id WHERE id = %s", (row,)) == 1
+
+
+def change_all(connection: PooledConnection, broken: int = 0) -> int | None:
+    """Change each row by a statement of its own; a duplicate in a row that is given."""
+    rows = [(1 if i == broken else -i, i) for i in range(1, ROWS + 1)]
+    # The first row keeps its value, so that the broken one has the same.
+    rows[0] = 1, 1
+    with connection.cursor() as cursor:
+        return cursor.executemany("UPDATE t SET a = %s WHERE id = %s", rows)
+
+
+def changed(sql: Sql) -> int:
+    return int(sql("SELECT COUNT(*) FROM t WHERE a <> id")[0][0])
+
+
+@pytest.mark.parametrize("changes", [1, 3])
+def test_a_block_waits_for_its_statements_and_one_commit(
+    connection: PooledConnection, turns: Any, sql: Sql, changes: int
+) -> None:
+    def block() -> None:
+        with transaction(connection):
+            for row in range(1, changes + 1):
+                change(connection, row)
+
+    assert turns(block) == changes + 1
+    assert changed(sql) == changes
+
+
+def test_an_inner_block_waits_for_nothing_of_its_own(
+    connection: PooledConnection, turns: Any, sql: Sql
+) -> None:
+    def block() -> None:
+        with transaction(connection), transaction(connection):
+            change(connection, 1)
+            change(connection, 2)
+
+    assert turns(block) == 3
+    assert changed(sql) == 2
+
+
+def test_an_empty_block_sends_nothing(connection: PooledConnection, turns: Any) -> None:
+    def block() -> None:
+        with transaction(connection), transaction(connection):
+            pass
+
+    assert turns(block) == 0
+
+
+def test_many_statements_go_out_in_few_writes(
+    connection: PooledConnection, turns: Any, sql: Sql
+) -> None:
+    was_on = connection.get_autocommit()
+    found = []
+
+    def block() -> None:
+        with transaction(connection):
+            found.append(change_all(connection))
+
+    assert turns(block) <= 5
+    # The first row had its value already.
+    assert found == [ROWS - 1]
+    assert changed(sql) == ROWS - 1
+    assert connection.get_autocommit() == was_on
+
+
+def test_an_error_undoes_all_rows_and_says_which_it_was(
+    connection: PooledConnection, sql: Sql
+) -> None:
+    was_on = connection.get_autocommit()
+    with transaction(connection):
+        change(connection, 7)
+        with pytest.raises(pymysql.err.IntegrityError, match=r"\(row 150 of execute"):
+            change_all(connection, broken=150)
+        execute(connection, "UPDATE t SET a = -8 WHERE id = 8")
+
+    assert sorted(sql("SELECT a FROM t WHERE a <> id")) == [(-8,), (-7,)]
+    assert connection.get_autocommit() == was_on
+
+
+def test_arguments_that_raise_undo_the_rows_before(
+    connection: PooledConnection, sql: Sql
+) -> None:
+    def rows() -> Iterator[tuple[int, int]]:
+        for i in range(1, 251):
+            yield -i, i
+        raise ValueError("no more")
+
+    with transaction(connection):
+        with pytest.raises(ValueError, match="no more"), connection.cursor() as cursor:
+            cursor.executemany("UPDATE t SET a = %s WHERE id = %s", rows())
+        change(connection, 9)
+
+    assert sql("SELECT a FROM t WHERE a <> id") == ((-9,),)
+
+
+def test_what_is_sent_after_a_deadlock_is_not_committed(
+    connection: PooledConnection, make_pool: MakePool, sql: Sql
+) -> None:
+    # InnoDB ends the transaction that has changed fewer rows.
+    with make_pool().connection() as other, pytest.raises(TransactionError):
+        with transaction(connection):
+            change(connection, 1)
+            execute(other, "UPDATE t SET a = a + 1000 WHERE id >= 100")
+            waiting = threading.Thread(
+                target=execute, args=(other, "UPDATE t SET a = 5000 WHERE id = 1")
+            )
+            waiting.start()
+            try:
+                until(lambda: sql(WAITING))
+                with pytest.raises(
+                    pymysql.err.OperationalError, match=r"row 98 of"
+                ) as e:
+                    with connection.cursor() as cursor:
+                        cursor.executemany(
+                            "UPDATE t SET a = %s WHERE id = %s",
+                            [(-i, i) for i in [*range(3, 101), *range(50, 90)]],
+                        )
+                assert e.value.args[0] == 1213
+            finally:
+                waiting.join()
+            other.rollback()
+
+    assert changed(sql) == 0
+
+
+def test_calls_of_procedures_are_executed_one_by_one(
+    connection: PooledConnection, sql: Sql
+) -> None:
+    sql("DROP PROCEDURE IF EXISTS negate")
+    sql("CREATE PROCEDURE negate(n INT) UPDATE t SET a = -n WHERE id = n")
+    with transaction(connection), connection.cursor() as cursor:
+        assert cursor.executemany("CALL negate(%s)", [(1,), (2,), (3,)]) == 3
+
+    assert changed(sql) == 3
+
+
+def test_a_merged_insert_stays_one_statement(
+    connection: PooledConnection, turns: Any, sql: Sql
+) -> None:
+    def block() -> None:
+        with transaction(connection), connection.cursor() as cursor:
+            cursor.executemany("INSERT INTO t (a) VALUES (%s)", [(-1,), (-2,)])
+
+    assert turns(block) == 2
+    assert changed(sql) == 2
+
+
+def test_a_begin_that_fails_fails_the_block(
+    connection: PooledConnection, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_BEGIN", b"START TRANSACTIO")
+    with pytest.raises(TransactionError, match="may have committed"):
+        with transaction(connection):
+            with pytest.raises(pymysql.err.ProgrammingError, match="TRANSACTIO"):
+                change(connection, 1)
+            with pytest.raises(TransactionError, match="has been ended"):
+                change(connection, 2)
+            raise pymysql.err.ProgrammingError(1064, "as before")
+
+    assert changed(sql) == connection.get_autocommit()
+
+
+def test_a_savepoint_that_fails_undoes_the_block(
+    connection: PooledConnection, sql: Sql
+) -> None:
+    connection.savepoint = "not a name {}"
+    with pytest.raises(TransactionError, match="was ended inside its block"):
+        with transaction(connection):
+            change(connection, 1)
+            with pytest.raises(pymysql.err.ProgrammingError, match="not a name"):
+                with transaction(connection):
+                    change(connection, 2)
+
+    assert changed(sql) == 0
