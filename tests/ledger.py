@@ -148,6 +148,15 @@ def by_statements(connection: Any, transfer: Transfer, execute: Execute) -> None
         execute(cursor, ENTRY, transfer.row)
 
 
+def by_executemany(connection: Any, transfer: Transfer, execute: Execute) -> None:
+    """Change both accounts by one call, which a block sends in one piece."""
+    rows = [(-transfer.amount, transfer.source), (transfer.amount, transfer.target)]
+    with connection.cursor() as cursor:
+        if cursor.executemany(POSTING, rows) != 2:
+            raise _NotPosted
+        execute(cursor, ENTRY, transfer.row)
+
+
 def by_trigger(connection: Any, transfer: Transfer, execute: Execute) -> None:
     with connection.cursor() as cursor:
         execute(
@@ -292,7 +301,10 @@ def _told(transfer: Transfer) -> Iterator[None]:
     transfer.outcome = "acknowledged"
 
 
-POSTS = (by_statements, by_trigger, by_procedure, by_unread_results, by_several)
+POSTS = (
+    *(by_statements, by_executemany, by_trigger),
+    *(by_procedure, by_unread_results, by_several),
+)
 BLOCKS = (in_block, in_savepoints, in_retries)
 EXECUTES = (plainly, plainly, stubbornly, once_more)
 
@@ -329,7 +341,7 @@ MANNERS: dict[str, Sequence[Manner]] = {
         # A statement alone: of a procedure that fails, a part may be done.
         *(
             Manner(post, end, once_more_after_a_conflict)
-            for post in (by_statements, by_trigger)
+            for post in (by_statements, by_executemany, by_trigger)
             for end in BLOCKS
         ),
         *(Manner(by_committing, end) for end in (by_hand, in_block, in_retries)),
