@@ -505,8 +505,6 @@ class Pool(PooledDB):  # type: ignore[misc]
                 fault = self._state.put_back(con, now)
         if fault is not None:
             self._discard(con, fault)
-        elif now >= self.notify_from:
-            self.notify_state_changed()
         if self._observers:
             self._notify("checked_in", con.raw.thread_id(), used)
 

@@ -144,69 +144,73 @@ class Progress:
 class Session(Transport):
     """One session with the server, and what its pool records about it."""
 
+    # Recorded by the pool. Times are in `time.monotonic()` seconds.
+    expires = float("inf")
+    generation = 0
+    #: Until when a checkout need not validate it, except by is_alive().
+    fresh_until = 0.0
+    #: The number of checkouts, and the thread of the current one.
+    uses = 0
+    holder = 0
+    #: The durations of the uses: a histogram, made by the pool.
+    times: Any = None
+    #: Endpoint and stack of the handle that has vanished without a checkin.
+    dropped_by: tuple[str | None, Any] | None = None
+    #: The reason to close it at the checkin although it works, if there is one.
+    discard_reason = ""
+
+    # The state of the server.
+    #: Whether the server was read-only when this was opened, if it was asked.
+    is_replica = False
+    #: Whether an error may mean that the server was demoted; whether it was asked for
+    #: its role; whether it has confirmed the demotion.
+    is_suspect = _role_asked = is_demoted = False
+    #: The statement that shows a replica's lag.
+    _replication = "SHOW REPLICA STATUS"
+    #: When the lag was last measured.
+    lag_checked = float("inf")
+    #: The kind of server, as :mod:`.statements` distinguishes them.
+    _server = SEVERAL
+
+    # The state of the session.
+    #: What the statements of the current checkout may have left behind.
+    side_effects = NONE
+    #: Rows changed by the open transaction; number of transactions ended so far.
+    changed = transactions = 0
+    #: Whether it may have changed rows that the server does not report: by a statement
+    #: that returns rows, or in stored code.
+    may_have_changed = False
+    #: The number of the transaction of a block; None outside blocks.
+    block: int | None = None
+    #: Whether the block's transaction is begun by its first statement.
+    begin_due = False
+    #: Whether autocommit is off until the block ends; see :meth:`execute_many`.
+    autocommit_is_off = False
+    #: Whether a statement may have committed the block's transaction, and the server
+    #: was not asked since; see :meth:`_check_probe`.
+    pending_check = False
+    #: Whether the block's transaction is known to have been ended by a statement.
+    has_committed = False
+    #: Whether it is unknown, after an error or stored code, if a transaction is open;
+    #: and whether the server must be asked before the next statement.
+    transaction_unknown = check_first = False
+    #: Whether a COMMIT was sent whose outcome is unknown.
+    commit_unknown = False
+
     def __init__(self, config: PoolConfig, arguments: dict[str, Any]) -> None:
         self.config = config
-        # Recorded by the pool. Times are in `time.monotonic()` seconds.
         self.opened = self.since = time.monotonic()
-        self.expires = float("inf")
-        self.generation = 0
-        #: Until when a checkout need not validate it, except by is_alive().
-        self.fresh_until = 0.0
-        #: The number of checkouts, and the thread of the current one.
-        self.uses = 0
-        self.holder = 0
-        #: The durations of the uses: a histogram, made by the pool.
-        self.times: Any = None
-        #: Endpoint and stack of the handle that has vanished without a checkin.
-        self.dropped_by: tuple[str | None, Any] | None = None
-        #: The reason to close it at the checkin although it works, if there is one.
-        self.discard_reason = ""
-        # The state of the server.
-        #: Whether the server was read-only when this was opened, if it was asked.
-        self.is_replica = False
-        #: Whether an error may mean that the server was demoted; whether it was asked
-        #: for its role; whether it has confirmed the demotion.
-        self.is_suspect = self._role_asked = self.is_demoted = False
-        #: The statement that shows a replica's lag.
-        self._replication = "SHOW REPLICA STATUS"
-        #: When the lag was last measured.
-        self.lag_checked = float("inf")
-        #: The kind of server, as :mod:`.statements` distinguishes them.
-        self._server = SEVERAL
-        # The state of the session.
         #: What the login has set.
         self.login = Login()
-        #: What the statements of the current checkout may have left behind.
-        self.side_effects = NONE
         #: Where to record that rows may have been changed.
         self.writes = Writes()
-        policy = config.reset_session
-        #: The side effects that RESET_SESSION has a clean-up for.
-        self._cleaned = TRANSACTIONS if policy == "transaction" else ~NONE
-        self._always_cleaned = SESSION if policy == "always" else NONE
-        #: Rows changed by the open transaction; number of transactions ended so far.
-        self.changed = self.transactions = 0
-        #: Whether it may have changed rows that the server does not report: by a
-        #: statement that returns rows, or in stored code.
-        self.may_have_changed = False
-        #: The number of the transaction of a block; None outside blocks.
-        self.block: int | None = None
-        #: Whether the block's transaction is begun by its first statement.
-        self.begin_due = False
-        #: Whether autocommit is off until the block ends; see :meth:`execute_many`.
-        self.autocommit_is_off = False
         #: Savepoints of inner blocks, to be set before the next statement that writes.
         self.savepoints_due: list[str] = []
-        #: Whether a statement may have committed the block's transaction, and the
-        #: server was not asked since; see :meth:`_check_probe`.
-        self.pending_check = False
-        #: Whether the block's transaction is known to have been ended by a statement.
-        self.has_committed = False
-        #: Whether it is unknown, after an error or stored code, if a transaction is
-        #: open; and whether the server must be asked before the next statement.
-        self.transaction_unknown = self.check_first = False
-        #: Whether a COMMIT was sent whose outcome is unknown.
-        self.commit_unknown = False
+        policy = config.reset_session
+        #: The side effects that RESET_SESSION has a clean-up for, and those for which
+        #: it always has.
+        self._cleaned = TRANSACTIONS if policy == "transaction" else ~NONE
+        self._always_cleaned = SESSION if policy == "always" else NONE
         super().__init__(arguments)
 
     def open(self, deadline: float, thorough: bool = True) -> None:
