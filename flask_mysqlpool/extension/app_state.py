@@ -37,10 +37,6 @@ from ..pool.stats import Observer
 from ..workers.agent import WorkerAgent
 from ..workers.status_dir import StatusDir
 
-#: Key in ``g`` of the connections that each state of the app has checked out.
-KEY_IN_G = "_mysqlpool"
-#: Key in ``g`` that tells that all teardown functions have been called.
-KEY_OF_END = "_mysqlpool_end"
 #: Key in ``g`` of the recorded statements.
 QUERIES_IN_G = "_mysqlpool_queries"
 #: Statements that are kept; then the oldest go.
@@ -56,16 +52,36 @@ class _Held(dict[str, PooledConnection]):
         #: Whether the request has written, by bind, on connections old and new.
         self.writes: defaultdict[str, Writes] = defaultdict(Writes)
 
+    def has_written(self, bind: str) -> bool:
+        connection = self.get(bind)
+        may_have_written = connection is not None and connection.may_have_written
+        return may_have_written or self.writes[bind].sent
+
+
+class _Requests(dict[Any, _Held]):
+    """The requests of one application context, and what each has checked out."""
+
+    #: Whether all teardown functions have been called.
+    ended = False
+
+    def held(self, key: Any) -> _Held:
+        held = self.get(key)
+        return self.setdefault(key, _Held()) if held is None else held
+
 
 class State:
     """The state of one :class:`MySQLPool` in one app."""
 
     def __init__(self, config: AppConfig, app: Flask, number: int) -> None:
         self.config = config
-        self.status_dir = _status_dir(app, config)
+        self.status_dir: StatusDir | None = None
+        if config.status_dir is not None:
+            path = os.path.join(app.instance_path, config.status_dir)
+            self.status_dir = StatusDir(path)
         self._app = app
         # Commands know the pools of a second MySQLPool of one app by this suffix.
         self._suffix = f"-{number + 1}" if number else ""
+        self._key_in_g = f"_mysqlpool{self._suffix}"
         self._pools: dict[str, Pool] = {}
         self._observers: list[Observer] = []
         #: By thread, connections that were checked out after all teardown functions.
@@ -84,18 +100,14 @@ class State:
             pool = self._pools.setdefault(bind, self._make(bind, config))
         return pool
 
-    def pools_in_use(self) -> list[Pool]:
-        """Return the pools that have been used."""
-        return list(self._pools.values())
-
-    def named_pools(self) -> list[tuple[str, Pool]]:
-        """Return the pools that have been used, with their names for commands."""
-        return [(f"{b}{self._suffix}", pool) for b, pool in self._pools.items()]
+    def pools_in_use(self) -> dict[str, Pool]:
+        """Return the pools that have been used, by their names for commands."""
+        return {f"{b}{self._suffix}": pool for b, pool in list(self._pools.items())}
 
     def observe(self, observer: Observer) -> None:
         """Add an observer to all pools, present and future."""
         self._observers.append(observer)
-        for pool in self.pools_in_use():
+        for pool in list(self._pools.values()):
             pool.add_observer(observer)
 
     def published(self) -> dict[str, PoolConfig]:
@@ -124,89 +136,72 @@ class State:
             if known is pool and isinstance(pool, Pool):
                 del self._pools[bind]
 
-    def reader(self, bind: str) -> str:
-        """Return the bind that the current request reads from instead of this one."""
-        readers = self.readers(bind)
-        if readers is None:
-            return bind
-        held = self._all_held(app_context()).get(request_context())
-        if held is None:
-            return readers
-        own = held.get(bind)
-        written = held.writes[bind].sent or (own is not None and own.may_have_written)
-        return bind if written else readers
-
-    def readers(self, bind: str) -> str | None:
-        """Return the setting ``READERS`` of this bind."""
+    def readers(self, bind: str) -> str:
+        """Return the bind that ``READERS`` names, or the bind itself."""
         config = self.config.pools.get(bind)
-        return None if config is None else config.readers
+        return bind if config is None else config.readers or bind
 
-    def get_db(self, bind: str) -> PooledConnection:
-        context, key = app_context(), request_context()
-        held = self._held_by(context, key)
+    def get_db(self, bind: str, readonly: bool) -> PooledConnection:
+        requests = self._requests()
+        held = requests.held(request_context())
+        if readonly and not held.has_written(bind):
+            bind = self.readers(bind)
         connection = held.get(bind)
         if connection is not None and not connection.returned:
             return connection
-        taken = self.pool(bind).connection(endpoint=endpoint_of(context, key))
-        taken.note_writes_in(held.writes[bind])
+        taken = self._checkout(bind, held)
         with held.lock:
             connection = held.get(bind)
             if connection is None or connection.returned:
                 held[bind] = connection = taken
-        if context.g.__dict__.get(KEY_OF_END):
-            self._return_when_popped(connection)
+        if requests.ended:
+            # A receiver of a teardown signal has taken it.
+            self._late.setdefault(threading.get_ident(), []).append(connection)
+            flask.signals.appcontext_popped.connect(self.release_late, self._app)
         if connection is not taken:
             # A thread with a copy of this context has checked out one meanwhile.
             taken.close()
         return connection
 
-    def _return_when_popped(self, connection: PooledConnection) -> None:
-        """Return the connection, which a receiver of a teardown signal has taken."""
-        late = self._late.setdefault(threading.get_ident(), [])
-        late.append(connection)
-        flask.signals.appcontext_popped.connect(self.release_late, self._app)
-
     def connection(self, bind: str, timeout: float | None) -> PooledConnection:
         """Check out a separate connection, for use in the current request."""
-        context, key = app_context(), request_context()
-        endpoint = endpoint_of(context, key)
-        taken = self.pool(bind).connection(timeout=timeout, endpoint=endpoint)
-        taken.note_writes_in(self._held_by(context, key).writes[bind])
+        return self._checkout(bind, self._held(), timeout)
+
+    def _checkout(
+        self, bind: str, held: _Held, timeout: float | None = None
+    ) -> PooledConnection:
+        taken = self.pool(bind).connection(timeout=timeout, endpoint=endpoint())
+        taken.note_writes_in(held.writes[bind])
         return taken
 
-    def _held_by(self, context: AppContext, key: Any) -> _Held:
-        all_held = self._all_held(context)
-        held = all_held.get(key)
-        return all_held.setdefault(key, _Held()) if held is None else held
+    def _held(self) -> _Held:
+        """Return the current request's connections."""
+        return self._requests().held(request_context())
 
     def close_db(self, bind: str | None) -> None:
         held = self._held()
-        for name in [bind] if bind is not None else list(held):
+        for name in list(held) if bind is None else [bind]:
             if name in held:
                 held.pop(name).close()
 
-    def _held(self) -> dict[str, PooledConnection]:
-        """Return the current request's connections."""
-        return self._all_held(app_context()).get(request_context()) or {}
-
-    def _all_held(self, context: AppContext) -> dict[Any, _Held]:
-        """Return the connections in ``g``, by request context and bind."""
-        values: dict[str, Any] = context.g.__dict__
-        by_state = values.get(KEY_IN_G) or values.setdefault(KEY_IN_G, {})
-        held: dict[Any, _Held] = by_state.get(self) or by_state.setdefault(self, {})
-        return held
+    def _requests(self) -> _Requests:
+        values: dict[str, Any] = app_context().g.__dict__
+        requests: _Requests | None = values.get(self._key_in_g)
+        if requests is None:
+            # Threads may share a context.
+            requests = values.setdefault(self._key_in_g, _Requests())
+        return requests
 
     @contextmanager
     def closing(self) -> Iterator[None]:
         """Return the block's connections at its end."""
-        all_held, key = self._all_held(app_context()), request_context()
-        taken = list((all_held.get(key) or {}).values())
-        before = [handle for handle in taken if not handle.returned]
+        requests, key = self._requests(), request_context()
+        before = [h for h in list(requests.held(key).values()) if not h.returned]
         thread = threading.get_ident()
         try:
             yield
         finally:
-            held: dict[str, PooledConnection] = all_held.get(key) or {}
+            held = requests.held(key)
             # Another thread that shares the context keeps its connections.
             own = [
                 bind
@@ -217,27 +212,26 @@ class State:
 
     def release_request(self, error: BaseException | None = None) -> None:
         """Return the connections of the request that ends. Never raises."""
-        if all_held := self._all_held(app_context()):
-            if held := all_held.pop(request_context(), None):
-                _release(held.values(), error)
+        if held := self._requests().pop(request_context(), None):
+            _release(held.values(), error)
 
     def release_all(self, error: BaseException | None = None) -> None:
         """Return all connections of the application context. Never raises."""
         if not app_ctx:
             return  # of a stream that was dropped on an unrelated thread
-        all_held = self._all_held(app_context())
-        while all_held:
-            _release(all_held.popitem()[1].values(), error)
+        requests = self._requests()
+        while requests:
+            _release(requests.popitem()[1].values(), error)
 
     def release_last(self, error: BaseException | None = None) -> None:
         """Return them again, after all teardown functions. Never raises."""
         self.release_all(error)
         if app_ctx:
-            app_context().g.__dict__[KEY_OF_END] = True
+            self._requests().ended = True
 
     def begin_again(self, app: Flask, **_: object) -> None:
         """Clear the mark of the end; Flask 3.1 pushes the context of a stream twice."""
-        app_context().g.__dict__.pop(KEY_OF_END, None)
+        self._requests().ended = False
 
     def release_late(self, app: Flask, **_: object) -> None:
         """Return what this thread has checked out after the end. Never raises."""
@@ -281,12 +275,6 @@ def _warn_of_rollback(endpoint: str | None, rows: int) -> None:
         )
 
 
-def _status_dir(app: Flask, config: AppConfig) -> StatusDir | None:
-    if config.status_dir is None:
-        return None
-    return StatusDir(os.path.join(app.instance_path, config.status_dir))
-
-
 def _is_own_command(group: str | None) -> bool:
     """Tell whether this process is ``flask mysqlpool …``, not a worker of the site.
 
@@ -328,11 +316,12 @@ def request_context() -> Any:
     return context._get_current_object() if context else None
 
 
-def endpoint_of(context: AppContext, request_context: Any) -> str | None:
+def endpoint() -> str | None:
     """Return the endpoint of the current request; None outside requests."""
-    if request_context is None:
+    context = request_context()
+    if context is None:
+        context = app_context()
         if not getattr(context, "has_request", False):
             return None
-        request_context = context
-    endpoint: str | None = request_context.request.endpoint
-    return endpoint
+    found: str | None = context.request.endpoint
+    return found

@@ -108,8 +108,7 @@ class MySQLPool:
         Raises what :meth:`Pool.connection() <flask_mysqlpool.Pool.connection>` raises,
         and :exc:`RuntimeError` without an application context.
         """
-        state = self._state()
-        return state.get_db(state.reader(bind) if readonly else bind)
+        return self._state().get_db(bind, readonly)
 
     def close_db(self, bind: str | None = None) -> None:
         """Return this request's connection of one bind, or of all binds, early."""
@@ -131,7 +130,7 @@ class MySQLPool:
         """
         state = self._state(app)
         if readonly:
-            bind = state.readers(bind) or bind
+            bind = state.readers(bind)
         if app is None:
             return state.connection(bind, timeout)
         return state.pool(bind).connection(timeout=timeout)
@@ -188,19 +187,13 @@ class MySQLPool:
                 "auto_close_db cannot tell when a generator ends; use"
                 " 'with db.connection() as conn:' inside it"
             )
-        if inspect.iscoroutinefunction(function):
+        if not inspect.iscoroutinefunction(function):
+            return self._closing()(function)
 
-            @functools.wraps(function)
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with self._closing():
-                    return await function(*args, **kwargs)
-
-        else:
-
-            @functools.wraps(function)
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with self._closing():
-                    return function(*args, **kwargs)
+        @functools.wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self._closing():
+                return await function(*args, **kwargs)
 
         return cast(F, wrapper)
 
@@ -281,8 +274,7 @@ def _only_state() -> State:
 
 def get_db(bind: str = "default", *, readonly: bool = False) -> PooledConnection:
     """Call :meth:`MySQLPool.get_db` of the current app's only :class:`MySQLPool`."""
-    state = _only_state()
-    return state.get_db(state.reader(bind) if readonly else bind)
+    return _only_state().get_db(bind, readonly)
 
 
 def close_db(bind: str | None = None) -> None:
@@ -303,14 +295,8 @@ def _unavailable(error: PoolTimeout | PoolFull) -> Any:
     """Answer 503, unless the app has a handler for a more general error."""
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     handlers = app.error_handler_spec[None][None]
-    for parent in _ancestors(type(error)):
-        if parent in handlers:
+    for parent in type(error).__mro__:
+        if parent in handlers and parent not in (PoolTimeout, PoolFull):
             return app.ensure_sync(handlers[parent])(error)
     log(ERROR, "%s", error, logger=app.logger)
     return app.handle_http_exception(ServiceUnavailable(retry_after=RETRY_AFTER))
-
-
-def _ancestors(cls: type[BaseException]) -> Iterator[type[BaseException]]:
-    for parent in cls.__mro__:
-        if parent not in (PoolTimeout, PoolFull) and issubclass(parent, BaseException):
-            yield parent

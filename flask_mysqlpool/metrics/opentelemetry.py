@@ -97,7 +97,7 @@ def _observe(
     """Observe the sums of pools with one name, because a series is observed once."""
     # Record first, so that histograms are as recent as the other metrics.
     durations.record()
-    pools = [pool.stats() for state in states for pool in state.pools_in_use()]
+    pools = [pool.stats() for state in states for pool in state.pools_in_use().values()]
     for state, field in fields.items():
         sums: Counter[str] = Counter()
         for stats in pools:

@@ -65,7 +65,7 @@ class Overview:
     def read_own(self, states: Collection[Any]) -> None:
         """Show what this process would publish of the pools that it has used."""
         for state in states:
-            for bind, pool in state.named_pools():
+            for bind, pool in state.pools_in_use().items():
                 about = identity(self.app, bind, self.pools[bind])
                 own = WorkerStatus.of(pool.stats(), pool.connections(), **about)
                 own.name, own.heard = str(own.pid), own.updated
