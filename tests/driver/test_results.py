@@ -26,7 +26,13 @@ from pymysql.err import (
     ProgrammingError,
 )
 
-from flask_mysqlpool.pool.driver.results import BUFFER, ReadingConnection
+from flask_mysqlpool.pool.driver.results import (
+    BUFFER,
+    LONGEST,
+    REMEMBERED,
+    ReadingConnection,
+    _columns,
+)
 from flask_mysqlpool.testing import LocalServer
 
 ERROR = b"\xff\x28\x04#42000no such thing"
@@ -217,6 +223,26 @@ def responses(draw: st.DrawFn) -> bytes:
     return response(kinds, rows, end)
 
 
+def integer(value: int) -> bytes:
+    """A length, or another number that has as many bytes as it needs."""
+    for first, size in ((252, 2), (253, 3), (254, 8)):
+        if value < 251:
+            return bytes([value])
+        if value < 1 << 8 * size:
+            return bytes([first]) + value.to_bytes(size, "little")
+    raise ValueError(value)
+
+
+integers = st.integers(0, 7).flatmap(lambda n: st.integers(0, (1 << 8 * n) - 1))
+
+
+@st.composite
+def oks(draw: st.DrawFn) -> bytes:
+    numbers = integer(draw(integers)) + integer(draw(integers))
+    about = struct.pack("<HH", draw(st.integers(0, 65535)), draw(st.integers(0, 3)))
+    return packet(b"\0" + numbers + about + draw(st.binary(max_size=60)), 1)
+
+
 def results(
     cls: type[Any], data: list[bytes], piece: int, unbuffered: bool, **how: Any
 ) -> list[Any]:
@@ -233,13 +259,16 @@ def results(
             con._result, con._next_seq_id = None, 1
             con._read_query_result(unbuffered)
             result = con._result
-            rows: Any = result.rows
-            if unbuffered:
-                rows = [*iter(result._read_rowdata_packet_unbuffered, None)]
-            names = [(field.name, field.table_name) for field in result.fields]
-            found.append((rows, result.description, names, result.affected_rows))
+            rows: Any = [] if unbuffered and result.field_count else result.rows
+            found.append(rows)
+            while (row := result._read_rowdata_packet_unbuffered()) is not None:
+                rows.append(row)
+            fields = getattr(result, "fields", ())
+            names = [(field.name, field.table_name) for field in fields]
+            found.append((result.description, names, result.affected_rows))
             found.append((result.warning_count, result.has_next, con._next_seq_id))
             found.append((result.unbuffered_active, result.field_count))
+            found.append((result.insert_id, result.message, result.server_status))
     except Exception as error:
         told = isinstance(error, MySQLError) and con._sock
         found += [type(error), error.args, told and con._next_seq_id]
@@ -261,7 +290,7 @@ HOW: list[dict[str, Any]] = [
 
 @settings(deadline=None, max_examples=400)
 @given(
-    st.lists(responses(), min_size=1, max_size=3),
+    st.lists(st.one_of(responses(), oks()), min_size=1, max_size=3),
     st.sampled_from((1, 7, 100, 1 << 20)),
     st.booleans(),
     st.sampled_from(HOW),
@@ -291,6 +320,67 @@ def test_a_result_may_be_cut_at_every_byte() -> None:
             assert found == expected
 
 
+@pytest.mark.parametrize("rows, insert_id", [(0, 0), (1, 300), (1 << 20, 1 << 40)])
+def test_an_ok_may_be_cut_at_every_byte(rows: int, insert_id: int) -> None:
+    numbers = integer(rows) + integer(insert_id)
+    whole = packet(b"\0" + numbers + b"\2\0\1\0Rows matched: 1", 1)
+    for length in range(len(whole) + 1):
+        expected = results(Connection, [whole, whole[:length]], 1 << 20, False)
+        assert expected[0:2] == [None, (None, [], rows)]
+        assert results(ReadingConnection, [whole, whole[:length]], 1 << 20, False) == (
+            expected
+        )
+
+
+def test_a_row_of_a_stream_is_there_once_its_last_byte_has_come() -> None:
+    """And those before a row that cannot be converted come before the error."""
+    kinds = [FIELD_TYPE.LONG, FIELD_TYPE.VAR_STRING]
+    rows: list[list[bytes | None]] = [[b"%d" % n, b"a"] for n in range(6)]
+    whole = response(kinds, rows, EOF_PACKET)
+    told = [(n, "a") for n in range(6)]
+    begin = len(response(kinds, [], b"")) - 4
+    size = (len(whole) - begin - 9) // 6
+    for length in range(begin, len(whole)):
+        found = results(ReadingConnection, [whole, whole[:length]], 1 << 20, True)
+        assert found[5:7] == [told[: (length - begin) // size], OperationalError]
+    for bad in range(6):
+        data = [whole, whole.replace(b"\1%d\1a" % bad, b"\1%d\1\xff" % bad)]
+        found = results(ReadingConnection, data, 1 << 20, True)
+        assert found == results(Connection, data, 1 << 20, True)
+        assert found[5:7] == [told[:bad], UnicodeDecodeError]
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_an_interrupt_while_rows_are_converted_is_not_lost(unbuffered: bool) -> None:
+    class Interrupt(Exception):
+        """As the handler of a signal raises it, at any moment."""
+
+    calls = []
+
+    def convert(text: str) -> str:
+        calls.append(text)
+        if len(calls) == 10:
+            raise Interrupt
+        return text
+
+    rows: list[list[bytes | None]] = [[b"%d" % n] for n in range(6)]
+    whole = response([FIELD_TYPE.LONG], rows, EOF_PACKET)
+    how = {"conv": {FIELD_TYPE.LONG: convert}}
+    found = results(ReadingConnection, [whole, whole], 1 << 20, unbuffered, **how)
+    assert Interrupt in found
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    wide = response([FIELD_TYPE.LONG] * 150, [], EOF_PACKET)
+    one = response([FIELD_TYPE.LONG], [], EOF_PACKET)
+    for n in range(2 * REMEMBERED):
+        name = bytes((33 + n % 90, 33 + n // 90))
+        data = [one.replace(b"c0", name), wide]
+        assert results(ReadingConnection, data, 1 << 20, False)[0] == ()
+        assert len(_columns) <= REMEMBERED
+    assert all(len(beginning) < LONGEST + 5 for beginning, *_ in _columns)
+
+
 @pytest.mark.parametrize("byte", [0, 1, 5, 251, 252, 254, 255])
 def test_any_byte_may_be_another_one(byte: int) -> None:
     """A length, the kind of a packet, or what it says."""
@@ -301,7 +391,7 @@ def test_any_byte_may_be_another_one(byte: int) -> None:
 
 
 @settings(deadline=None, max_examples=1000)
-@given(responses(), st.integers(0, 10_000), st.integers(0, 255))
+@given(st.one_of(responses(), oks()), st.integers(0, 10_000), st.integers(0, 255))
 def test_a_byte_that_is_wrong_never_makes_other_rows(
     whole: bytes, at: int, byte: int
 ) -> None:
@@ -311,15 +401,14 @@ def test_a_byte_that_is_wrong_never_makes_other_rows(
 def assert_no_other_rows(whole: bytes, at: int, byte: int) -> None:
     """Any error will do, for the connection is lost by it; rows must be PyMySQL's."""
     data = [whole, whole[:at] + bytes([byte]) + whole[at + 1 :]]
-
-    expected = results(Connection, data, 1 << 20, False)
-    found = results(ReadingConnection, data, 1 << 20, False)
-
-    if isinstance(expected[-1], tuple):
-        assert found == expected
-    else:
-        assert found[:3] == expected[:3]
-        assert not isinstance(found[-1], tuple)
+    for unbuffered in (False, True):
+        expected = results(Connection, data, 1 << 20, unbuffered)
+        found = results(ReadingConnection, data, 1 << 20, unbuffered)
+        if isinstance(expected[-1], tuple):
+            assert found == expected
+        else:
+            assert found[:-3] == expected[:-3]
+            assert not isinstance(found[-1], tuple)
 
 
 def test_many_rows_are_read_across_the_buffer() -> None:

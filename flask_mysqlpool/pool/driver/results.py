@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -38,13 +39,12 @@ REMEMBERED, LONGEST = 500, 4000
 #: Columns for which a function is made; PyMySQL reads wider results.
 MOST_COLUMNS = 200
 
-#: Why a decoder has stopped: there is no whole packet left; the next one is no row; it
-#: is one that PyMySQL has to read.
-NO_MORE, NO_ROW, ODD_ROW = range(3)
+#: What PyMySQL says to be the number of rows that were not read yet.
+NOT_COUNTED = (1 << 64) - 1
 
-#: Takes a buffer, a position, a packet number and a function that takes rows; returns
-#: the position and the number after them, and why it has stopped.
-Decoder = Callable[[bytes, int, int, Callable[[Any], None]], tuple[int, int, int]]
+#: Takes a buffer, a position, the number of the packet there, and where the rows go;
+#: returns the position and the number of the first packet that it could not decode.
+Decoder = Callable[[bytes, int, int, "list[Any] | deque[Any]"], tuple[int, int]]
 
 
 class Columns(NamedTuple):
@@ -58,11 +58,16 @@ class Columns(NamedTuple):
 
 #: The length of a packet, and in the highest byte its number.
 _head = Struct("<I").unpack_from
-#: And the command in it, for those that are sent.
+#: The length of a packet of less than 64 KiB, and its number, in the higher byte.
+_SHORT_HEAD = Struct("<HH")
+#: The length of a packet that is sent as the first one, and the command in it.
 _command = Struct("<IB").pack
 
-#: What the packet that ends the rows says: warnings and the status.
+#: How the packet with this number begins, if it ends the definitions or the rows.
+_ends = [bytes((5, 0, 0, number, 0xFE)) for number in range(256)]
+#: What such a packet says: warnings and the status. An OK says the status first.
 _end = Struct("<hh").unpack_from
+_ok = Struct("<HH").unpack_from
 
 #: By the bytes of the definitions, and by what else the conversion depends on.
 _columns: dict[tuple[Any, ...], Columns] = {}
@@ -87,7 +92,10 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
 
     def read_faster(self) -> None:
         """Begin to do so, after the login."""
-        self._rfile = io.BufferedReader(self._rfile.detach(), BUFFER)
+        raw: Any = self._rfile.detach()
+        if type(raw) is socket.SocketIO:  # no step between the buffer and the socket
+            raw.readinto = self._sock.recv_into  # type: ignore[method-assign]
+        self._rfile = io.BufferedReader(raw, BUFFER)
         with suppress(TypeError):  # a converter that has no hash
             self.conversions = _conversions.setdefault(
                 tuple(self.decoders.items()), object()
@@ -106,10 +114,11 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
     def _read_query_result(self, unbuffered: bool = False) -> Any:
         self._result = None
         result = Result(self)
-        if unbuffered:
-            result.init_unbuffered_query()
-        else:
-            result.read()
+        if self.conversions is None or not result.read_at_once(self, unbuffered):
+            if unbuffered:
+                result.init_unbuffered_query()
+            else:
+                result.read()
         self._result = result
         if result.server_status is not None:
             self.server_status = result.server_status
@@ -203,45 +212,59 @@ class Result(_Result):  # type: ignore[misc]
     def __init__(self, connection: ReadingConnection) -> None:
         self.connection: Any = connection
 
-    def read(self) -> None:
-        con = self.connection
-        try:
-            if con.conversions is None or not self._read_at_once(con):
-                super().read()
-        finally:
-            self.connection = None
-
-    def _read_at_once(self, con: ReadingConnection) -> bool:
-        """Read rows of known columns that begin in the buffer; False if it has others.
+    def read_at_once(self, con: ReadingConnection, unbuffered: bool) -> bool:
+        """Read an OK or rows of known columns from the buffer; False if it has others.
 
         A result whose columns PyMySQL has read once is read here the next time.
         """
         buffer = con.peek()
-        if len(buffer) < 5 or buffer[0] != 1 or buffer[3] != con._next_seq_id:
+        if len(buffer) < 11 or buffer[3] != con._next_seq_id:
             return False
         count = buffer[4]
-        end = _end_of(buffer, count + 2)
-        columns = _columns.get(_key(con, buffer[:end]))
-        if columns is None:
+        if not count:
+            return self._read_ok(con, buffer)
+        number = buffer[3] + count + 1 & 0xFF
+        at = buffer.find(_ends[number])
+        columns = _columns.get(
+            (buffer[:at], con.encoding, con.use_unicode, con.conversions)
+        )
+        if columns is None or not 0 < at <= len(buffer) - 9:
             return False
         self.field_count = count
         self.fields, self.converters, self.description, decode = columns
+        at, number = at + 9, number + 1 & 0xFF
+        if unbuffered:
+            con.take(at, number)
+            self.affected_rows, self.unbuffered_active = NOT_COUNTED, True
+            self._decode = decode
+            return True
         rows: list[Any] = []
-        number = buffer[3] + count + 2 & 0xFF
-        at, number, why = decode(buffer, end, number, rows.append)
-        if (
-            why == NO_ROW
-            and buffer[at : at + 5 : 4] == b"\5\xfe"
-            and at + 9 <= len(buffer)
-        ):
+        at, number = decode(buffer, at, number, rows)
+        if buffer.startswith(_ends[number], at) and at <= len(buffer) - 9:
             self.warning_count, status = _end(buffer, at + 5)
             self.has_next = status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
             con.take(at + 9, number + 1 & 0xFF)
+            self.connection = None
             self.affected_rows, self.rows = len(rows), tuple(rows)
         else:
             con.take(at, number)
             self._decode = decode
             self._read_rowdata_packet(rows)
+        return True
+
+    def _read_ok(self, con: ReadingConnection, buffer: bytes) -> bool:
+        """Read the OK in the buffer; False if it is cut."""
+        end = 4 + (_head(buffer, 0)[0] & 0xFFFFFF)
+        rows, at = _integer(buffer, 5)
+        insert_id, at = _integer(buffer, at)
+        if not max(11, at + 4) <= end <= len(buffer):
+            return False
+        self.affected_rows, self.insert_id = rows, insert_id
+        self.server_status, self.warning_count = _ok(buffer, at)
+        self.message = buffer[at + 4 : end]
+        self.has_next = self.server_status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
+        con.take(end, buffer[3] + 1 & 0xFF)
+        self.connection = None
         return True
 
     def _get_descriptions(self) -> None:
@@ -251,19 +274,15 @@ class Result(_Result):  # type: ignore[misc]
             super()._get_descriptions()
             return
         buffer, number = con.peek(), con._next_seq_id
-        end = _end_of(buffer, count + 1)
+        end = _end_of(buffer, count)
         # As the whole answer begins: with the packet that tells how many columns.
-        key = _key(con, bytes((1, 0, 0, number - 1 & 0xFF, count)) + buffer[:end])
-        columns = _columns.get(key) if end else None
-        if columns is not None:
-            self.fields, self.converters, self.description, self._decode = columns
-            con.take(end, number + count + 1 & 0xFF)
-            return
+        start = bytes((1, 0, 0, number - 1 & 0xFF, count)) + buffer[:end]
         super()._get_descriptions()
         self._decode = make_decoder(tuple(self.converters))
         if 0 < end < LONGEST:
             if len(_columns) >= REMEMBERED:
                 _columns.clear()
+            key = start, con.encoding, con.use_unicode, con.conversions
             _columns[key] = Columns(
                 self.fields, self.converters, self.description, self._decode
             )
@@ -274,24 +293,36 @@ class Result(_Result):  # type: ignore[misc]
             return
         if rows is None:
             rows = []
-        while self._read_rows(self._decode, rows.append):
+        while self._read_rows(self._decode, rows):
             pass
         self.affected_rows = len(rows)
         self.rows = tuple(rows)
 
-    def _read_rows(self, decode: Decoder, add: Callable[[Any], None]) -> bool:
+    def _read_rows(self, decode: Decoder, rows: list[Any] | deque[Any]) -> bool:
         """Read the rows that are there, or wait for one; False if there was an end."""
         con = self.connection
-        at, number, why = decode(con.peek(), 0, con._next_seq_id, add)
+        buffer, number = con.peek(), con._next_seq_id
+        try:
+            at, after = decode(buffer, 0, number, rows)
+        except Exception:
+            at, after = _end_of(buffer, len(rows)), number + len(rows) & 0xFF
+            if not (
+                at and self.unbuffered_active and _fails(decode, buffer[at:], after)
+            ):
+                raise
         if at:
-            con.take(at, number)
-            if why == NO_MORE or self.unbuffered_active:
-                return True
+            con.take(at, after)
+            return True
         packet = con._read_packet()
+        data = packet.get_all_data()
+        if len(data) < 1 << 16:  # of which the buffer had only the beginning
+            head = _SHORT_HEAD.pack(len(data), number << 8)
+            if decode(head + data, 0, number, rows)[0]:
+                return True
         if self._check_packet_is_eof(packet):
             self.connection = None
             return False
-        add(self._read_row_from_packet(packet))
+        rows.append(self._read_row_from_packet(packet))
         return True
 
     def _read_rowdata_packet_unbuffered(self) -> Any:
@@ -299,7 +330,7 @@ class Result(_Result):  # type: ignore[misc]
             return super()._read_rowdata_packet_unbuffered()
         if self._ahead is None:
             self._ahead = deque()
-        if not self._ahead and not self._read_rows(self._decode, self._ahead.append):
+        if not self._ahead and not self._read_rows(self._decode, self._ahead):
             self.unbuffered_active, self.rows = False, None
             return None
         row = self._ahead.popleft()
@@ -308,9 +339,13 @@ class Result(_Result):  # type: ignore[misc]
         return row
 
 
-def _key(con: ReadingConnection, beginning: bytes) -> tuple[Any, ...]:
-    """Return what the columns of the result that begins so are known by."""
-    return beginning, con.encoding, con.use_unicode, con.conversions
+def _fails(decode: Decoder, buffer: bytes, number: int) -> bool:
+    """Return whether the first row cannot be converted."""
+    try:
+        decode(buffer[: _end_of(buffer, 1)], 0, number, [])
+    except Exception:
+        return True
+    return False
 
 
 def _end_of(buffer: bytes, packets: int) -> int:
@@ -323,28 +358,31 @@ def _end_of(buffer: bytes, packets: int) -> int:
     return at if at <= last + 4 else 0
 
 
+def _integer(data: bytes, at: int) -> tuple[int | None, int]:
+    """Return the integer of variable length that begins there, and where it ends."""
+    first = data[at]
+    if first < 251:
+        return first, at + 1
+    size = {252: 2, 253: 3, 254: 8}.get(first, 0)
+    end = at + 1 + size
+    return int.from_bytes(data[at + 1 : end], "little") if size else None, end
+
+
 # Decoding rows
-
-
-def _long_cell(buffer: bytes, p: int, length: int) -> tuple[int, int]:
-    """Return where a cell of 251 bytes or more begins and ends."""
-    size = {252: 2, 253: 3, 254: 8}[length]
-    return p + size, p + size + int.from_bytes(buffer[p : p + size], "little")
 
 
 # ``fromisoformat()`` takes more than PyMySQL's converters do: weeks, zones, 24:00.
 
 
 def _datetime(cell: bytes) -> Any:
-    text = cell.decode("ascii")
-    if 19 <= len(text) <= 26 and text[7] == "-" and text[10] == " ":
-        try:
-            found = datetime.datetime.fromisoformat(text)
-        except ValueError:  # no such date, or a fraction that Python 3.10 refuses
-            return converters.convert_datetime(text)
-        if found.tzinfo is None and (found.hour or text[11] == "0"):
-            return found
-    return converters.convert_datetime(text)
+    fraction = cell[20:]
+    if cell[4:20:3] == (b"-- ::." if fraction else b"-- ::") and cell[11:13] != b"24":
+        if not fraction or len(fraction) <= 6 and fraction.isdigit():
+            try:
+                return datetime.datetime.fromisoformat(cell.decode("ascii"))
+            except ValueError:
+                pass
+    return converters.convert_datetime(cell)
 
 
 def _date(cell: bytes) -> Any:
@@ -369,39 +407,40 @@ _FASTER: dict[Any, Any] = {
 @lru_cache(maxsize=REMEMBERED)
 def make_decoder(kinds: tuple[tuple[str | None, Any], ...]) -> Decoder:
     """Make the function that decodes rows of these (encoding, converter)."""
-    names = [f"v{index}" for index in range(len(kinds))]
-    known: dict[str, Any] = {"long_cell": _long_cell, "head": _head}
+    known: dict[str, Any] = {"integer": _integer, "head": _SHORT_HEAD.unpack_from}
     source = [
-        "def decode(buffer, at, number, add):",
-        " end = len(buffer)",
-        " while True:",
-        "  p = at + 4",
-        f"  if p >= end: return at, number, {NO_MORE}",
-        "  size = head(buffer, at)[0] - (number << 24)",
-        "  stop = p + size",
-        "  k = buffer[p]",
-        f"  if not 0 < size < {MAX_PACKET_LEN}: return at, number, {ODD_ROW}",
-        f"  if stop > end: return at, number, {NO_MORE}",
-        f"  if k > 253 and (size < 9 or k == 255): return at, number, {NO_ROW}",
-        "  try:",
+        "def decode(buffer, at, number, rows):",
+        " add, end, number = rows.append, len(buffer), number << 8",
+        " try:",
+        "  while True:",
+        "   q = at + 4",
+        "   if q >= end: break",
+        "   size, high = head(buffer, at)",
+        "   stop = q + size",
+        "   if high != number or stop > end: break",
     ]
+    values, q = [], "q"
     for index, (encoding, converter) in enumerate(kinds):
-        cell = _expression(index, encoding, converter, known)
+        p, after = f"p{index}", f"q{index}"
         source += [
-            "   k = buffer[p]; p += 1",
-            "   if k < 251: q = p + k",
-            f"   elif k == 251: v{index} = None; q = -1",
-            "   else: p, q = long_cell(buffer, p, k)",
-            f"   if q > stop: return at, number, {ODD_ROW}",
-            f"   if q >= 0: v{index} = {cell}; p = q",
+            f"   k = buffer[{q}]",
+            f"   if k < 251: {p} = {q} + 1; {after} = {p} + k",
+            f"   elif k == 251: {p} = 0; {after} = {q} + 1",
+            "   elif k > 253: break",
+            f"   else: size, {p} = integer(buffer, {q}); {after} = {p} + size",
         ]
+        value = _expression(index, encoding, converter, known)
+        values.append(f"{value} if {p} else None")
+        q = after
     source += [
-        "  except (IndexError, KeyError):",
-        f"   return at, number, {ODD_ROW}",
-        f"  if p != stop: return at, number, {ODD_ROW}",
-        f"  add(({', '.join(names)},))",
-        "  at = stop",
-        "  number = number + 1 & 255",
+        # Before any is converted: a row that is not as it should be is PyMySQL's.
+        f"   if {q} != stop: break",
+        f"   add(({', '.join(values)},))",
+        "   at = stop",
+        "   number = number + 256 & 65535",
+        " except IndexError:",
+        "  pass",
+        " return at, number >> 8",
     ]
     # Nothing that a server has sent is in the source: names are numbers.
     exec("\n".join(source), known)
@@ -412,8 +451,8 @@ def make_decoder(kinds: tuple[tuple[str | None, Any], ...]) -> Decoder:
 def _expression(
     index: int, encoding: str | None, converter: Any, known: dict[str, Any]
 ) -> str:
-    """Return the source that makes a value of ``buffer[p:q]``."""
-    cell = "buffer[p:q]"
+    """Return the source that makes the value of a cell."""
+    cell = f"buffer[p{index}:q{index}]"
     if encoding == "ascii" and converter in _FASTER:
         known[f"c{index}"] = _FASTER[converter]
         return f"c{index}({cell})"
