@@ -21,6 +21,7 @@ from flask.cli import AppGroup
 
 from ..config import PoolConfig
 from ..config.validators import YEAR
+from ..pool.driver.logs import MOST
 from ..workers.fleet import Fleet
 from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
 from ..workers.overview import (
@@ -28,6 +29,7 @@ from ..workers.overview import (
     holders,
     last_failure,
     last_timeout,
+    map_texts,
     reason,
     recent,
     spread,
@@ -123,11 +125,15 @@ def status(as_json: bool, watch: float | None, bind: str | None, server: bool) -
 
 def _show(report: dict[str, Any], as_json: bool, clear: bool) -> None:
     if as_json:
-        _print(json.dumps(report) + "\n")
+        _print(json.dumps(map_texts(_truncated, report)) + "\n")
         return
     if clear and sys.stdout.isatty():
         click.clear()
     _echo(render.status(report, sys.stdout.isatty()))
+
+
+def _truncated(text: str) -> str:
+    return text[:MOST] + "…" * (len(text) > MOST)
 
 
 def _report(site: Overview, with_server: bool) -> tuple[int, dict[str, Any]]:

@@ -99,13 +99,18 @@ class WorkerStatus:
     def from_json(cls, record: Mapping[str, Any]) -> WorkerStatus:
         """Parse a record; :exc:`ValueError` for one that another version has changed.
 
-        Counters of another form are left out.
+        Counters of another form are left out, and fields that this version lacks.
         """
         known = {name: record[name] for name in _CHECKS if record.get(name) is not None}
         wrong = {name for name, value in known.items() if not _CHECKS[name](value)}
         if not wrong <= _MAY_DIFFER or not known.keys() >= _NEEDED:
             raise ValueError("a worker of another version of this package")
-        return cls(**{name: known[name] for name in known.keys() - wrong})
+        status = cls(**{name: known[name] for name in known.keys() - wrong})
+        status.connections = [
+            {name: each.get(name) for name in _CONNECTION}
+            for each in status.connections
+        ]
+        return status
 
     @property
     def key(self) -> str:
@@ -196,13 +201,21 @@ def _are_reasons(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
+#: The check of each field of a connection, and those that it may lack.
+_CONNECTION = {
+    "thread_id": _is_integer,
+    "state": _is(str),
+    "for": _is_number,
+    "endpoint": _is(str),
+    "age": _is_number,
+}
+_MAY_LACK = {"endpoint", "age"}
+
+
 def _is_connection(value: Any) -> bool:
-    checks = {"state": _is(str), "thread_id": _is_integer, "for": _is_number}
-    optional = {"endpoint": _is(str), "age": _is_number}
-    return (
-        isinstance(value, dict)
-        and all(check(value.get(key)) for key, check in checks.items())
-        and all(check(value[k]) for k, check in optional.items() if value.get(k))
+    return isinstance(value, dict) and all(
+        check(value.get(name)) or (name in _MAY_LACK and value.get(name) is None)
+        for name, check in _CONNECTION.items()
     )
 
 

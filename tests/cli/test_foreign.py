@@ -632,6 +632,24 @@ def test_a_record_that_is_nested_without_end_is_no_traceback(
     assert depth in (500, 900) or readable == (depth == 200)
 
 
+def test_of_another_workers_connection_only_what_is_known_is_shown(
+    make_app: MakeApp,
+) -> None:
+    app = make_app()
+    nested: list[Any] = []
+    for _ in range(200):
+        nested = [nested]
+    held = {"thread_id": 7, "state": "in_use", "for": 1}
+    sheet = heard_from(app, 0, in_use=1, connections=[{**held, "more": nested}])
+
+    lines, data = texts(app, ["status"], ["status", "--json"])
+    sheet.remove()
+
+    assert re.search(r"\d +1 +7 +\?\n", lines)
+    [worker] = json.loads(data)["pools"]["default"]["workers"]
+    assert worker["connections"] == [{**held, "endpoint": None, "age": None}]
+
+
 def test_what_another_worker_says_is_cut(make_app: MakeApp) -> None:
     app = make_app(SQL_MODE="ANSI\u202e")
     reasons = {HOSTILE: 1, "y" * 2000: 2}
@@ -640,7 +658,8 @@ def test_what_another_worker_says_is_cut(make_app: MakeApp) -> None:
     Fleet(board_of(app), "shop", published(app)).pause("default", by=HOSTILE * 1000)
     page, data = pages(app)
 
-    for text in (page, data, *texts(app, ["status"], ["check"])):
+    shown = texts(app, ["status"], ["status", "--json"], ["check"])
+    for text in (page, data, *shown):
         assert not RAW.search(text) and "y" * 1001 not in text
     assert r"ANSI\u202e" in page and json.loads(data)["problems"]
     sheet.remove()
