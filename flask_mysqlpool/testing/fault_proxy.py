@@ -19,6 +19,9 @@ BACKLOG = 128
 CHUNK = 65536
 END = b""
 CALL_SECONDS = 30.0
+SECOND_COMMANDS = "close", "swallow", "reorder"
+# The header of the packet after which a client goes on with TLS.
+SSL_REQUEST = b"\x20\x00\x00\x01"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -50,6 +53,10 @@ class _Link:
         self.tasks: list[asyncio.Task[None]] = []
         self.replied = False
         self.cut_at_reply = False
+        #: Set by the first data of the client.
+        self.is_encrypted: bool | None = None
+        #: Commands that were read and are not complete yet.
+        self.piece = b""
 
     def ends(self) -> tuple[socket.socket, socket.socket]:
         return self.client, self.server
@@ -104,6 +111,7 @@ class FaultProxy:
         """Bytes received from clients."""
         self.bytes_down = 0
         """Bytes received from the server."""
+        self._second_command: str | None = None
         self._links: dict[_Link, None] = {}
         #: "open", "held" or "dropping replies".
         self._mode = "open"
@@ -128,6 +136,24 @@ class FaultProxy:
     def live(self) -> int:
         """Open connections."""
         return len(self._links)
+
+    @property
+    def second_command(self) -> str | None:
+        """What happens to commands that a client sends in one piece (pipelining).
+
+        ``None`` forwards them. The other values act like proxies that take one command
+        at a time: ``"close"`` closes the connection, ``"swallow"`` forwards only the
+        first command, ``"reorder"`` forwards the second one before the first, so that
+        the answers are out of order. They have no effect on connections with TLS.
+        """
+        return self._second_command
+
+    @second_command.setter
+    def second_command(self, value: str | None) -> None:
+        if value not in (None, *SECOND_COMMANDS):
+            known = ", ".join(map(repr, SECOND_COMMANDS))
+            raise ValueError(f"second_command must be None or one of {known}")
+        self._second_command = value
 
     def start(self) -> None:
         """Listen on a free port, and set :attr:`port`."""
@@ -263,8 +289,9 @@ class FaultProxy:
                 await self._flowing.wait()
             data = await self._loop.sock_recv(stream.source, CHUNK)
             await self._flowing.wait()
-            if note(link, data) and not stream.is_finished:
-                stream.queue.put_nowait((time.monotonic() + self.delay, data))
+            rest = note(link, data)
+            if rest is not None and not stream.is_finished:
+                stream.queue.put_nowait((time.monotonic() + self.delay, rest))
 
     async def _write(self, link: _Link, stream: _Stream) -> None:
         data = None
@@ -284,7 +311,8 @@ class FaultProxy:
         if link.up.is_finished and link.down.is_finished:
             self._drop(link)
 
-    def _note_request(self, link: _Link, data: bytes) -> bool:
+    def _note_request(self, link: _Link, data: bytes) -> bytes | None:
+        """Count a request; return what to forward of it, None for nothing."""
         self.bytes_up += len(data)
         if data and link.replied:
             link.replied = False
@@ -292,16 +320,35 @@ class FaultProxy:
         if data and self._armed:
             self._armed = False
             link.cut_at_reply = True
-        return True
+        if link.is_encrypted is None:
+            link.is_encrypted = data.startswith(SSL_REQUEST)
+        if link.is_encrypted or self._second_command is None or data == END:
+            return data
+        return self._forward_commands(link, data, self._second_command)
 
-    def _note_reply(self, link: _Link, data: bytes) -> bool:
-        """Count a reply, and return whether to forward it."""
+    def _forward_commands(self, link: _Link, data: bytes, mode: str) -> bytes | None:
+        """Return what to forward of the commands of one piece, once it is complete."""
+        link.piece += data
+        commands = _split(link.piece)
+        if commands is None:
+            return None
+        piece, link.piece = link.piece, b""
+        if len(commands) < 2:
+            return piece
+        first, second, *others = commands
+        if mode == "close":
+            self._drop(link)
+            return None
+        return first if mode == "swallow" else b"".join([second, first, *others])
+
+    def _note_reply(self, link: _Link, data: bytes) -> bytes | None:
+        """Count a reply; return what to forward of it, None for nothing."""
         self.bytes_down += len(data)
         link.replied = True
         if link.cut_at_reply:
             self._drop(link)
-            return False
-        return self._mode != "dropping replies" or data == END
+            return None
+        return None if data and self._mode == "dropping replies" else data
 
     def _close_after_fork(self) -> None:
         """Close the child's copies of the sockets, which would keep ports open."""
@@ -312,6 +359,25 @@ class FaultProxy:
         for thing in (self._listener, *ends):
             if thing is not None:
                 thing.close()
+
+
+def _split(piece: bytes) -> list[bytes] | None:
+    """Split what a client has sent into commands; None if the last is incomplete.
+
+    The header of a packet has its length in three bytes, and a number in one. The
+    numbers begin at 0 with each command; those of the login are higher.
+    """
+    commands: list[bytes] = []
+    while piece:
+        end = 4 + int.from_bytes(piece[:3], "little")
+        if len(piece) < end:
+            return None
+        packet, piece = piece[:end], piece[end:]
+        if packet[3] == 0 or not commands:
+            commands.append(packet)
+        else:
+            commands[-1] += packet
+    return commands
 
 
 def _close(end: socket.socket, reset: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from flask_mysqlpool.testing import (
 )
 from flask_mysqlpool.testing import local_server as server_module
 from flask_mysqlpool.testing import server_binaries as engines_module
+from flask_mysqlpool.testing.fault_proxy import _split
 
 DEADLINE = 20.0
 
@@ -85,6 +87,26 @@ def login(server: LocalServer, port: int, **options: Any) -> pymysql.Connection[
         autocommit=True,
         **options,
     )
+
+
+def socket_of(connection: Any) -> socket.socket:
+    found: socket.socket = connection._sock
+    return found
+
+
+def send_in_one_piece(connection: Any, *statements: bytes) -> None:
+    packets = [b"\x03" + statement for statement in statements]
+    headers = [len(packet).to_bytes(3, "little") + b"\0" for packet in packets]
+    pairs = zip(headers, packets, strict=True)
+    socket_of(connection).sendall(b"".join(map(b"".join, pairs)))
+
+
+def read_answer(connection: Any) -> Any:
+    """The first column of the answer to one of the statements."""
+    connection._next_seq_id = 1
+    connection._read_query_result()
+    rows = connection._result.rows
+    return rows[0][0] if rows else None
 
 
 def make_table(server: LocalServer) -> None:
@@ -712,6 +734,83 @@ class TestProxy:
                 login(server, proxy.port)
             server.start()
         login(server, proxy.port).close()
+
+    def test_commands_in_one_piece_are_answered_in_order(
+        self, server: LocalServer, proxy: FaultProxy
+    ) -> None:
+        with closing(login(server, proxy.port, ssl_disabled=True)) as connection:
+            assert proxy.second_command is None
+            send_in_one_piece(connection, b"SELECT 1", b"SELECT 2", b"SELECT 3")
+            assert [read_answer(connection) for _ in range(3)] == [1, 2, 3]
+
+    def test_second_command_closes_the_connection(
+        self, server: LocalServer, proxy: FaultProxy
+    ) -> None:
+        make_table(server)
+        proxy.second_command = "close"
+        with closing(login(server, proxy.port, ssl_disabled=True)) as connection:
+            insert = b"INSERT INTO thing VALUES (1)"
+            send_in_one_piece(connection, insert, insert)
+            with pytest.raises(pymysql.err.OperationalError, match="2013"):
+                read_answer(connection)
+        assert until(lambda: proxy.live == 0)
+        assert count_things(server) == 0
+
+    def test_second_command_is_swallowed(
+        self, server: LocalServer, proxy: FaultProxy
+    ) -> None:
+        proxy.second_command = "swallow"
+        with closing(login(server, proxy.port, ssl_disabled=True)) as connection:
+            send_in_one_piece(connection, b"SELECT 1", b"SELECT 2", b"SELECT 3")
+            assert read_answer(connection) == 1
+            assert select.select([socket_of(connection)], [], [], 0.2)[0] == []
+            send_in_one_piece(connection, b"SELECT 4")
+            assert read_answer(connection) == 4
+
+    def test_second_command_is_answered_first(
+        self, server: LocalServer, proxy: FaultProxy
+    ) -> None:
+        proxy.second_command = "reorder"
+        with closing(login(server, proxy.port, ssl_disabled=True)) as connection:
+            # More than the proxy reads at once.
+            long = b"SELECT LENGTH('%s')" % (b"x" * 300_000)
+            send_in_one_piece(connection, long, b"SELECT 2", b"SELECT 3")
+            assert [read_answer(connection) for _ in range(3)] == [2, 300_000, 3]
+
+    @pytest.mark.parametrize("mode", ["close", "swallow", "reorder"])
+    def test_single_commands_are_answered_in_each_mode(
+        self, server: LocalServer, proxy: FaultProxy, mode: str
+    ) -> None:
+        proxy.second_command = mode
+        with closing(login(server, proxy.port, ssl_disabled=True)) as connection:
+            assert ask(connection, "SELECT 1") == 1
+            ask(connection, "SET @a = 1")
+            assert ask(connection, f"SELECT @a, '{'x' * 300_000}'") == 1
+            proxy.second_command = None
+            send_in_one_piece(connection, b"SELECT 1", b"SELECT 2")
+            assert [read_answer(connection) for _ in range(2)] == [1, 2]
+
+    def test_packets_of_one_command_stay_together(self) -> None:
+        # A command of 16 MB or more is sent in packets with rising numbers.
+        long = b"\xff\xff\xff\0" + b"x" * 0xFFFFFF + b"\2\0\0\1xx"
+        short = b"\1\0\0\0x"
+        assert _split(long + short) == [long, short]
+        assert _split(short + long[:-1]) is None
+        assert _split(short + b"\1") is None
+
+    def test_other_values_for_the_second_command_are_refused(
+        self, proxy: FaultProxy
+    ) -> None:
+        with pytest.raises(ValueError, match="'close', 'swallow', 'reorder'"):
+            proxy.second_command = "drop"
+        assert proxy.second_command is None
+
+    def test_second_command_of_tls_is_not_looked_for(self, mysql: LocalServer) -> None:
+        with FaultProxy(mysql.host, mysql.port) as proxy:
+            proxy.second_command = "close"
+            with closing(login(mysql, proxy.port)) as connection:
+                assert connection.ssl
+                assert ask(connection, "SELECT 1") == 1
 
     def test_closed_proxy_leaves_no_thread_and_no_descriptor(
         self, server: LocalServer
