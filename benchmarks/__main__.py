@@ -13,14 +13,14 @@ import logging
 import os
 import platform
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from . import aims, plots
-from .adapters import ADAPTERS
+from .adapters import ADAPTERS, Adapter
 from .bench import FULL, QUICK, Bench, Effort, say
 from .results import Results, Table
 from .tables import (
@@ -158,7 +158,11 @@ def _server(
 
 
 def _bench(server: Server, arguments: argparse.Namespace) -> Bench:
-    wanted = arguments.pools or list(ADAPTERS)
+    wanted = [
+        name
+        for name in arguments.pools or ADAPTERS
+        if _can_connect(ADAPTERS[name], server)
+    ]
     return Bench(
         server,
         {name: ADAPTERS[name] for name in wanted},
@@ -166,6 +170,18 @@ def _bench(server: Server, arguments: argparse.Namespace) -> Bench:
         _effort(arguments),
         None if arguments.url else _server(arguments),
     )
+
+
+def _can_connect(kind: type[Adapter], server: Server) -> bool:
+    """Whether a pool can use this server, as far as it is installed."""
+    if kind.is_installed():
+        try:
+            with closing(kind(server.target, 1)) as pool:
+                pool.query()
+        except Exception as error:
+            say(f"left out: {kind.label}: {error}")
+            return False
+    return True
 
 
 def _effort(arguments: argparse.Namespace) -> Effort:

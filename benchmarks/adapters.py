@@ -349,12 +349,15 @@ class MariaDBPool(Adapter):
     def begin(self) -> None:
         import mariadb
 
+        login = self.target.arguments()
+        # Where that raises, acquire() would try again without an end.
+        mariadb.connect(**login).close()
         self.pool = mariadb.create_pool(
             min_size=1,
             max_size=self.size,
             acquire_timeout=60,
             autocommit=self.autocommit,
-            **self.target.arguments(),
+            **login,
         )
 
     def get(self) -> Any:

@@ -8,6 +8,8 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+from flask_mysqlpool.testing import FaultProxy
+
 from ..adapters import Adapter, execute, select
 from ..bench import Bench, say
 from ..results import Column, Table
@@ -137,21 +139,30 @@ def _waited(
 
     The network is slow, so that nothing has arrived when a request follows at once.
     """
-    with bench.server.proxied() as (proxy, target), Waits() as waits:
+    with bench.server.proxied() as (proxy, target):
         with bench.pool(name, 1, target, autocommit) as pool:
             _request(pool, work)
-            proxy.delay = bench.effort.delay
+            return _counted(bench, proxy, partial(_request, pool, work), kinds)
 
-            def count(pause: float) -> int:
-                if pause:
-                    time.sleep(pause)
-                    waits.let_arrive()
-                before = waits.trips
-                _request(pool, work)
-                return waits.trips - before
 
-            pauses = {"waited": proxy.delay * 3, "at_once": 0.0}
-            return {
-                key: [count(pauses[key]) for _ in range(bench.effort.requests)]
-                for key in kinds
-            }
+def _counted(
+    bench: Bench, proxy: FaultProxy, request: Callable[[], None], kinds: Sequence[str]
+) -> dict[str, list[int]]:
+    with Waits() as waits:
+        # It reads what came before.
+        request()
+        proxy.delay = bench.effort.delay
+
+        def count(pause: float) -> int:
+            if pause:
+                time.sleep(pause)
+                waits.let_arrive()
+            before = waits.trips
+            request()
+            return waits.trips - before
+
+        pauses = {"waited": proxy.delay * 3, "at_once": 0.0}
+        return {
+            key: [count(pauses[key]) for _ in range(bench.effort.requests)]
+            for key in kinds
+        }

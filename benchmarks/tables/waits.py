@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,20 +21,24 @@ class Waits:
     is sent without waiting costs nothing, unless its answer is needed at once. Each
     answer is taken as that to the last write, so of writes that overlap this is the
     most that is waited for. A driver in C has no such sockets: nothing is counted.
+
+    Neither are a handshake of TLS, nor classes of sockets that are made later, as for a
+    pool with TLS.
     """
 
     def __init__(self) -> None:
         self.trips = 0
         self._thread = threading.get_ident()
         self._due: WeakKeyDictionary[socket.socket, int] = WeakKeyDictionary()
-        self._patched: list[tuple[type[socket.socket], str, Any]] = []
+        self._patched: list[tuple[type[Any], str, Any]] = []
 
     def __enter__(self) -> Waits:
-        for cls in socket.socket, ssl.SSLSocket:
-            for names, note in (SENDING, self._sent), (RECEIVING, self._received):
-                for name in names:
-                    self._patched.append((cls, name, vars(cls).get(name)))
-                    setattr(cls, name, self._noted(getattr(cls, name), note))
+        notes = dict.fromkeys(SENDING, self._sent)
+        notes |= dict.fromkeys(RECEIVING, self._received)
+        for name, note in notes.items():
+            for cls in {_owner(cls, name) for cls in _classes(socket.socket)}:
+                self._patched.append((cls, name, vars(cls).get(name)))
+                setattr(cls, name, self._noted(getattr(cls, name), note))
         return self
 
     def __exit__(
@@ -73,3 +76,16 @@ class Waits:
         # The first thing from a new connection is the server's greeting.
         self.trips = max(self.trips, self._due.get(sock, self.trips + 1))
         self._due[sock] = self.trips
+
+
+def _owner(cls: type[socket.socket], name: str) -> type[Any]:
+    """The class in Python that has the method, or gets one instead of that in C."""
+    owner = next(base for base in cls.__mro__ if name in vars(base))
+    return socket.socket if issubclass(socket.socket, owner) else owner
+
+
+def _classes(cls: type[socket.socket]) -> Iterator[type[socket.socket]]:
+    """The class and all that derive from it, such as those of TLS."""
+    yield cls
+    for derived in cls.__subclasses__():
+        yield from _classes(derived)

@@ -268,6 +268,25 @@ def test_only_what_a_caller_waits_for_is_counted(load: Load, pair: Pair) -> None
         file.close()
 
 
+class Sealed(socket.socket):
+    """As that of TLS: it neither sends nor receives by the methods it derives."""
+
+    def send(self, *args: Any) -> int:
+        return 0
+
+    def recv_into(self, *args: Any) -> int:
+        return 0
+
+
+def test_sockets_of_derived_classes_are_counted(load: Load) -> None:
+    with load("tables.waits").Waits() as waits, Sealed() as client:
+        client.send(b"one")
+        client.send(b"two")
+        client.recv_into(bytearray(3))
+
+    assert waits.trips == 1
+
+
 def test_nothing_is_counted_afterwards(load: Load) -> None:
     before = dict(vars(socket.socket))
     with load("tables.waits").Waits():
