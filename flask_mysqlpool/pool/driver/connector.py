@@ -9,7 +9,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from pymysql.constants import CR, ER
 from pymysql.err import InternalError, MySQLError, OperationalError
@@ -20,7 +20,7 @@ from .error_codes import HOST_ERRORS, NOT_READY, SAME_ON_ALL_HOSTS, pause_after
 from .logs import is_exit, kind, plain
 from .session import AnotherRole, Session
 from .sockets import longest
-from .tls import Certificates
+from .tls import VERIFYING, Certificates
 from .transport import without_traceback
 
 #: Back-off after a failure of a host: seconds, from the first to the longest.
@@ -163,15 +163,11 @@ class Hosts:
         """Record a success."""
         self._bad.pop(place, None)
 
-    def failed(self, place: Place) -> None:
-        """Record a failure, and avoid the host for a while."""
-        failures = self._bad.get(place, (0.0, 0))[1] + 1
+    def failed(self, place: Place, for_role: bool = False) -> None:
+        """Avoid a host for a while; only for a moment if its role may soon change."""
+        failures = 0 if for_role else self._bad.get(place, (0.0, 0))[1] + 1
         pause = pause_after(failures, FIRST_PAUSE, LONGEST_PAUSE)
-        self._bad[place] = monotonic() + pause, failures
-
-    def has_another_role(self, place: Place) -> None:
-        """Avoid a host for a moment, until its role may have changed."""
-        self._bad[place] = monotonic() + ANOTHER_ROLE, 0
+        self._bad[place] = monotonic() + (ANOTHER_ROLE if for_role else pause), failures
 
 
 class Connector:
@@ -192,21 +188,13 @@ class Connector:
         database, …; 2003 or 2013 if the deadline passes.
         """
         try:
-            return self._open(deadline)
+            return self._search(self._secret(), deadline)
         except OperationalError as error:
             rotates = callable(self.config.password)
             if error.args[0] != ER.ACCESS_DENIED_ERROR or not rotates:
                 raise
         # The password may have been rotated since the function returned it.
-        return self._open(deadline)
-
-    def _open(self, deadline: float) -> Session:
-        secret = self._secret()
-        if len(self.hosts) == 1:
-            [place] = self.hosts
-            connection = self._make(place, secret, deadline)
-            return self._opened(connection, place, deadline)
-        return self._search(secret, deadline)
+        return self._search(self._secret(), deadline)
 
     def _secret(self) -> Secret:
         # No variable may contain the password: a traceback shows variables.
@@ -216,17 +204,17 @@ class Connector:
 
     def _search(self, secret: Secret, deadline: float) -> Session:
         """Try the hosts in their order, each for its share of the time."""
-        refusals: list[tuple[Place, OperationalError]] = []
+        refusals: dict[Place, OperationalError] = {}
         second_best: Session | None = None
         try:
             for tried, place in enumerate(self.hosts):
                 share = (deadline - monotonic()) / (len(self.hosts) - tried)
-                found = self._try(place, secret, monotonic() + share, refusals)
-                if found is None:
-                    continue
-                if found.is_replica or self.config.target != "prefer-replica":
+                found = self._try(place, secret, monotonic() + share)
+                if isinstance(found, OperationalError):
+                    refusals[place] = found
+                elif found.is_replica or self.config.target != "prefer-replica":
                     return found
-                if second_best is None:
+                elif second_best is None:
                     second_best = found
                 else:
                     found.close()
@@ -239,48 +227,40 @@ class Connector:
         raise _none_will_do(refusals)
 
     def _try(
-        self,
-        place: Place,
-        secret: Secret,
-        deadline: float,
-        refusals: list[tuple[Place, OperationalError]],
-    ) -> Session | None:
-        """Connect to one host; None, after noting the error, if another may succeed."""
-        connection = self._make(place, secret, deadline)
-        try:
-            self._opened(connection, place, deadline)
-        except OperationalError as error:
-            if not self._may_do_elsewhere(error, connection.is_logged_in):
-                raise
-            self._note(place, error)
-            refusals.append((place, error))
-            return None
-        self.hosts.works(place)
-        return connection
+        self, place: Place, secret: Secret, deadline: float
+    ) -> Session | OperationalError:
+        """Connect to one host; return the error if another host may succeed.
 
-    def _opened(self, connection: Session, place: Place, deadline: float) -> Session:
-        """Open a connection that :meth:`_make` has returned.
-
-        An error before the login, or one that the server did not report, is raised as
-        an :exc:`~pymysql.err.OperationalError` with a number. It is raised outside
-        the driver's frames, because their variables contain the password.
+        An error before the login, or one that the server did not report, is an
+        :exc:`~pymysql.err.OperationalError` with a number. It is raised outside the
+        driver's frames, because their variables contain the password.
         """
+        connection = self._make(place, secret, deadline)
+        failure: BaseException | None = None
         try:
             connection.open(deadline, thorough=place not in self._usual)
         except Exception as error:
-            failure: BaseException = _failure(connection, error)
+            failure = _failure(connection, error)
         except BaseException as error:
             failure = error.with_traceback(None)
-        else:
+        if failure is None:
             if connection.login.is_usual:
                 self._usual.add(place)
             else:
                 self._usual.discard(place)
+            self.hosts.works(place)
             return connection
-        raise failure
+        if not self._may_do_elsewhere(failure, connection.is_logged_in):
+            raise failure
+        self.hosts.failed(place, for_role=isinstance(failure, AnotherRole))
+        return failure
 
-    def _may_do_elsewhere(self, error: OperationalError, logged_in: bool) -> bool:
+    def _may_do_elsewhere(
+        self, error: BaseException, logged_in: bool
+    ) -> TypeGuard[OperationalError]:
         """Return whether another host may succeed where this one failed."""
+        if len(self.hosts) == 1 or not isinstance(error, OperationalError):
+            return False
         number = error.args[0]
         if number == ER.ACCESS_DENIED_ERROR:
             # A rotated password reaches replicas later than the primary.
@@ -291,35 +271,30 @@ class Connector:
         of_a_proxy = 2000 <= number < 3000 or 9000 <= number < 10000
         return of_a_proxy or number in HOST_ERRORS
 
-    def _note(self, place: Place, error: OperationalError) -> None:
-        if isinstance(error, AnotherRole):
-            self.hosts.has_another_role(place)
-        else:
-            self.hosts.failed(place)
-
     def _make(self, place: Place, secret: Secret, deadline: float) -> Session:
         """Make a connection that is not open yet."""
-        failure: OperationalError | None = None
+        cause: BaseException | None = None
         try:
             connection = Session(self.config, self._arguments(place))
         except Exception as error:
-            text = f"CONNECT_ARGS cannot be used ({error!r})"
-            failure = OperationalError(CR.CR_UNKNOWN_ERROR, text)
-            failure.__cause__ = without_traceback(error)
-        if failure is not None:
-            raise failure
+            cause = without_traceback(error)
+        if cause is not None:
+            text = f"CONNECT_ARGS cannot be used ({cause!r})"
+            raise OperationalError(CR.CR_UNKNOWN_ERROR, text) from cause
         raw = connection.raw
         # Not among the arguments, which are variables of the driver's frames.
         raw.password = secret.value or raw.password
         config = self.config
-        is_verified = config.ssl_mode in ("VERIFY_CA", "VERIFY_IDENTITY")
-        if not (is_verified or raw.unix_socket or config.cleartext_plugin):
+        if not (
+            config.ssl_mode in VERIFYING or raw.unix_socket or config.cleartext_plugin
+        ):
             raw._auth_plugin_map = IN_CLEAR | raw._auth_plugin_map
             if raw.password and config.ssl_mode != "DISABLED":
                 raw.password = HashedOnly.of(raw)
-        if self._wants_tls():
+        preferred = config.ssl_mode == "PREFERRED"
+        if config.ssl_mode != "DISABLED" and not (preferred and config.unix_socket):
             raw.ssl, raw.ctx = True, self._certificates.context(deadline)
-            raw._ssl_required = self.config.ssl_mode != "PREFERRED"
+            raw._ssl_required = not preferred
         return connection
 
     def _arguments(self, place: Place) -> dict[str, Any]:
@@ -343,11 +318,6 @@ class Connector:
             "ssl_disabled": True,
             "defer_connect": True,
         }
-
-    def _wants_tls(self) -> bool:
-        config = self.config
-        preferred = config.ssl_mode == "PREFERRED"
-        return config.ssl_mode != "DISABLED" and not (preferred and config.unix_socket)
 
 
 def _failure(connection: Session, error: Exception) -> MySQLError:
@@ -385,17 +355,15 @@ def _failure(connection: Session, error: Exception) -> MySQLError:
     return failure
 
 
-def _none_will_do(refusals: list[tuple[Place, OperationalError]]) -> OperationalError:
+def _none_will_do(refusals: dict[Place, OperationalError]) -> OperationalError:
     """Return one error for all hosts; an AnotherRole if waiting may help."""
-    passing = any(
-        isinstance(error, AnotherRole) or error.args[0] in NOT_READY
-        for _, error in refusals
-    )
+    errors = list(refusals.values())
+    passing = any(isinstance(e, AnotherRole) or e.args[0] in NOT_READY for e in errors)
     kind = AnotherRole if passing else OperationalError
     # A refused password may have been rotated, so that error takes precedence.
-    denied = [e for _, e in refusals if e.args[0] == ER.ACCESS_DENIED_ERROR]
-    last = (denied or [refusals[-1][1]])[-1]
-    said = "; ".join(f"{place}: {plain(error.args[1])}" for place, error in refusals)
+    denied = [e for e in errors if e.args[0] == ER.ACCESS_DENIED_ERROR]
+    last = (denied or errors)[-1]
+    said = "; ".join(f"{place}: {plain(e.args[1])}" for place, e in refusals.items())
     failure = kind(last.args[0], f"No host can be used ({said})")
     failure.__cause__ = last
     return failure

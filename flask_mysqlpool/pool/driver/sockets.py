@@ -7,9 +7,12 @@ import ctypes
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from math import inf
@@ -24,28 +27,8 @@ from .process import process
 #: Maximum number of look-ups at once, including timed-out ones that still hang.
 MOST = 16
 
-_Addresses = list[tuple[Any, ...]]
-
-
-class _LookUp:
-    """One call of ``getaddrinfo``, on its own thread."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
-        self.done = threading.Event()
-        self.addresses: _Addresses = []
-        self.error: Exception | None = None
-
-    def run(self, slots: threading.Semaphore) -> None:
-        try:
-            self.addresses = socket.getaddrinfo(
-                self._host, self._port, type=socket.SOCK_STREAM
-            )
-        except Exception as error:
-            self.error = error.with_traceback(None)
-        finally:
-            slots.release()
-            self.done.set()
+_Address = tuple[Any, ...]
+_Addresses = list[_Address]
 
 
 class _Process:
@@ -53,7 +36,30 @@ class _Process:
 
     def __init__(self) -> None:
         self.slots = threading.Semaphore(MOST)
-        self.under_way: dict[tuple[str, int], _LookUp] = {}
+        self.under_way: dict[tuple[str, int], Future[_Addresses]] = {}
+
+    def start(self, host: str, port: int, deadline: float) -> Future[_Addresses]:
+        """Start a look-up on a thread of its own."""
+        if not self.slots.acquire(timeout=_left(deadline)):
+            raise TimeoutError(f"timed out: {MOST} look-ups of names hang")
+        look_up = self.under_way[host, port] = Future()
+        try:
+            _thread.start_new_thread(self._run, (look_up, host, port))
+        except BaseException:
+            self.slots.release()
+            self.under_way.pop((host, port), None)
+            raise
+        return look_up
+
+    def _run(self, look_up: Future[_Addresses], host: str, port: int) -> None:
+        try:
+            try:
+                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            finally:
+                self.slots.release()
+            look_up.set_result(found)
+        except Exception as error:
+            look_up.set_exception(error.with_traceback(None))
 
 
 #: By process, because threads and locks do not survive a fork.
@@ -74,29 +80,19 @@ def addresses(host: str, port: int, deadline: float) -> _Addresses:
     own = _processes.setdefault(process(), _Process())
     place = host, port
     look_up = own.under_way.get(place)
-    if look_up is None or look_up.done.is_set():
-        if not own.slots.acquire(timeout=_left(deadline)):
-            raise TimeoutError(f"timed out: {MOST} look-ups of names hang")
-        look_up = own.under_way[place] = _LookUp(host, port)
-        try:
-            _thread.start_new_thread(look_up.run, (own.slots,))
-        except BaseException:
-            own.slots.release()
+    if look_up is None or look_up.done():
+        look_up = own.start(host, port, deadline)
+    try:
+        error = look_up.exception(_left(deadline))
+    except futures.TimeoutError:
+        raise TimeoutError("timed out: the look-up of the name hangs") from None
+    finally:
+        if own.under_way.get(place) is look_up:
             own.under_way.pop(place, None)
-            raise
-    done = look_up.done.wait(_left(deadline))
-    if own.under_way.get(place) is look_up:
-        own.under_way.pop(place, None)
-    if not done:
-        raise TimeoutError("timed out: the look-up of the name hangs")
-    if look_up.error is not None:
+    if error is not None:
         # A new object, because other threads may raise the same error.
-        raise type(look_up.error)(*look_up.error.args)
-    return look_up.addresses
-
-
-def _left(deadline: float) -> float:
-    return min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+        raise type(error)(*error.args)
+    return look_up.result()
 
 
 #: The system's poll(), called without releasing the GIL.
@@ -105,44 +101,37 @@ _POLL = getattr(ctypes.PyDLL(None), "poll", None) if os.name == "posix" else Non
 
 def connect_socket(raw: Any, deadline: float) -> socket.socket:
     """Open the socket: try all addresses of the host name by the deadline."""
+    source = None
     if raw.unix_socket:
         raw.host_info, raw._secure = "Localhost via UNIX socket", True
-        return _connected(
-            socket.AF_UNIX,
-            socket.SOCK_STREAM,
-            0,
-            raw.unix_socket,
-            None,
-            time_left(deadline),
-        )
-    source = None
-    if raw.bind_address is not None:
-        [(*_, source), *_] = addresses(raw.bind_address, 0, deadline)
-    found = addresses(raw.host, raw.port, deadline)
-    raw.host_info = f"socket {raw.host}:{raw.port}"
+        found = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", raw.unix_socket)]
+    else:
+        raw.host_info = f"socket {raw.host}:{raw.port}"
+        if raw.bind_address is not None:
+            [(*_, source), *_] = addresses(raw.bind_address, 0, deadline)
+        found = addresses(raw.host, raw.port, deadline)
     failure: OSError | None = None
-    for index, (family, kind, protocol, _, address) in enumerate(found):
+    for index, address in enumerate(found):
         share = time_left(deadline) / (len(found) - index)
         try:
-            sock = _connected(family, kind, protocol, address, source, share)
+            sock = _connected(address, source, share)
         except OSError as error:
             failure = error
             continue
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if not raw.unix_socket:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return sock
     raise failure or OSError(f"no address for {raw.host!r}")
 
 
-def _connected(
-    family: int, kind: int, protocol: int, address: Any, source: Any, timeout: float
-) -> socket.socket:
-    sock = socket.socket(family, kind, protocol)
+def _connected(address: _Address, source: Any, timeout: float) -> socket.socket:
+    sock = socket.socket(*address[:3])
     try:
         sock.settimeout(timeout)
         if source is not None:
             sock.bind(source)
-        sock.connect(address)
+        sock.connect(address[4])
     except BaseException:
         sock.close()
         raise
@@ -210,38 +199,26 @@ def longest(seconds: float | None) -> float | None:
     return None if seconds is None else min(seconds, LONGEST_WAIT)
 
 
-def time_left(deadline: float) -> float:
-    """Return the seconds until the deadline, as a socket's timeout.
+def _left(deadline: float) -> float:
+    """Return the seconds until the deadline, as a timeout; 0 if it has passed."""
+    return min(max(deadline - time.monotonic(), 0.0), LONGEST_WAIT)
 
-    Raises TimeoutError if it has passed.
-    """
-    left = deadline - time.monotonic()
-    if left <= 0:
+
+def time_left(deadline: float) -> float:
+    """Do the same as :func:`_left`, and raise TimeoutError if it has passed."""
+    left = _left(deadline)
+    if not left:
         raise TimeoutError("timed out")
-    return min(left, LONGEST_WAIT)
+    return left
 
 
 def wait_readable(sock: socket.socket) -> Callable[[float], Any]:
     """Make a function that waits until a deadline for something to read."""
-
-    def patience(deadline: float) -> float:
-        return min(max(deadline - time.monotonic(), 0.0), LONGEST_WAIT)
-
     if not hasattr(select, "poll"):  # Windows
-        return lambda deadline: select.select([sock], [], [], patience(deadline))[0]
+        return lambda deadline: select.select([sock], [], [], _left(deadline))[0]
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    return lambda deadline: poll.poll(patience(deadline) * 1000)
-
-
-class _PollFD(ctypes.Structure):
-    """``struct pollfd`` of POSIX."""
-
-    _fields_ = (
-        ("fd", ctypes.c_int),
-        ("events", ctypes.c_short),
-        ("revents", ctypes.c_short),
-    )
+    return lambda deadline: poll.poll(_left(deadline) * 1000)
 
 
 def readable_now(sock: socket.socket) -> Callable[[], Any]:
@@ -253,7 +230,8 @@ def readable_now(sock: socket.socket) -> Callable[[], Any]:
     if _POLL is None:
         look = partial(wait_readable(sock), 0)
     else:
-        place = ctypes.byref(_PollFD(sock.fileno(), select.POLLIN))
-        look = partial(_POLL, place, 1, 0)
+        # struct pollfd of POSIX
+        entry = struct.pack("ihh", sock.fileno(), select.POLLIN, 0)
+        look = partial(_POLL, ctypes.byref(ctypes.create_string_buffer(entry, 8)), 1, 0)
     pending = getattr(sock, "pending", None)  # of TLS
     return look if pending is None else lambda: pending() or look()

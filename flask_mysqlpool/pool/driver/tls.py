@@ -34,27 +34,10 @@ class _IsolatedSocket(_Socket):
     """
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        wanted = nbytes or len(buffer)
-        try:
-            return self.read(wanted, buffer)  # type: ignore[return-value]
-        except ValueError:
-            raise _closed() from None
-        except BaseException as error:
-            received: int = _call_again(error, self.read, wanted, buffer)
-            if not received:
-                raise
-            return received
+        return _isolated(self.read, nbytes or len(buffer), buffer)
 
     def send(self, data: Any, flags: int = 0) -> int:
-        try:
-            return self.write(data)
-        except ValueError:
-            raise _closed() from None
-        except BaseException as error:
-            sent: int = _call_again(error, self.write, data)
-            if not sent:
-                raise
-            return sent
+        return _isolated(self.write, data)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         unsent = memoryview(data)
@@ -88,25 +71,31 @@ def isolate(context: ssl.SSLContext) -> None:
     context.sslsocket_class = type("IsolatedSocket", (_IsolatedSocket, base), {})
 
 
-def _closed() -> OSError:
-    return OSError(errno.EBADF, "another thread has closed this socket")
-
-
-def _call_again(failure: BaseException, call: Callable[..., Any], *args: Any) -> Any:
-    """Repeat a failed call with an empty queue; return 0 if the failure was real.
+def _isolated(call: Callable[..., Any], *args: Any) -> int:
+    """Read or write; if that fails, repeat it once with an empty queue.
 
     OpenSSL continues a write where it stopped: no byte is sent twice.
     """
-    _empty_error_queue()
-    timed_out = isinstance(failure, TimeoutError) and failure.errno is None
-    if timed_out or not isinstance(failure, OSError):
-        return 0
+    done: int
     try:
-        return call(*args)
-    except OSError:
-        return 0
-    finally:
+        done = call(*args)
+    except ValueError:
+        text = "another thread has closed this socket"
+        raise OSError(errno.EBADF, text) from None
+    except BaseException as error:
         _empty_error_queue()
+        timed_out = isinstance(error, TimeoutError) and error.errno is None
+        if timed_out or not isinstance(error, OSError):
+            raise
+        try:
+            done = call(*args)
+        except OSError:
+            done = 0
+        finally:
+            _empty_error_queue()
+        if not done:
+            raise
+    return done
 
 
 def _empty_error_queue() -> None:
@@ -120,6 +109,9 @@ def _spare_context() -> ssl.SSLContext:
     context.check_hostname = False
     return context
 
+
+#: Values of ``SSL_MODE`` with which the server's certificate is verified.
+VERIFYING = "VERIFY_CA", "VERIFY_IDENTITY"
 
 #: Seconds in which a renewal may be incomplete, with one file replaced, another not.
 RENEWAL, RENEWAL_STEP = 1.0, 0.02
@@ -136,7 +128,7 @@ class Certificates:
 
     def __init__(self, config: PoolConfig) -> None:
         self._config = config
-        self._made: tuple[list[_Identity], ssl.SSLContext] | None = None
+        self._made: tuple[list[_Identity], ssl.SSLContext | None] = [], None
 
     def context(self, deadline: float) -> ssl.SSLContext:
         """Return the context for the current contents of the files.
@@ -144,50 +136,40 @@ class Certificates:
         If replaced files cannot be read or do not match each other, try again for a
         while, then raise a 2026.
         """
-        give_up = min(deadline, monotonic() + RENEWAL) if self._made else 0.0
+        give_up = min(deadline, monotonic() + RENEWAL) if self._made[1] else 0.0
         while True:
             # Before reading them: the next connect then sees a change made meanwhile.
             identities = self._identities()
             # No lock, which could be held at a fork: two threads may each make one.
-            made = self._made
+            made_of, context = self._made
             # gevent may have replaced the class meanwhile, with gunicorn --preload.
-            if (
-                made is not None
-                and made[0] == identities
-                and isinstance(made[1], ssl.SSLContext)
-            ):
-                return made[1]
+            if made_of == identities and isinstance(context, ssl.SSLContext):
+                return context
             try:
                 context = self._make()
             except OSError as error:
-                failure = OperationalError(
-                    CR.CR_SSL_CONNECTION_ERROR,
-                    f"SSL_CA, SSL_CERT or SSL_KEY cannot be used ({error})",
-                )
-                failure.__cause__ = error.with_traceback(None)
+                if monotonic() >= give_up:
+                    raise OperationalError(
+                        CR.CR_SSL_CONNECTION_ERROR,
+                        f"SSL_CA, SSL_CERT or SSL_KEY cannot be used ({error})",
+                    ) from error
+                time.sleep(RENEWAL_STEP)
             else:
                 self._made = identities, context
                 return context
-            if monotonic() >= give_up:
-                raise failure
-            time.sleep(RENEWAL_STEP)
 
     def _identities(self) -> list[_Identity]:
         """Return what distinguishes each file, after links, from its replacement."""
         config = self._config
         files = [config.ssl_ca, config.ssl_cert, config.ssl_key]
-        if self._verifies and config.ssl_ca is None:
+        if config.ssl_mode in VERIFYING and config.ssl_ca is None:
             files.append(ssl.get_default_verify_paths().cafile)
         return [_identity(file) for file in files if file is not None]
-
-    @property
-    def _verifies(self) -> bool:
-        return self._config.ssl_mode in ("VERIFY_CA", "VERIFY_IDENTITY")
 
     def _make(self) -> ssl.SSLContext:
         """Make a context in which each mode means what it means to ``mysql``."""
         config = self._config
-        if self._verifies:
+        if config.ssl_mode in VERIFYING:
             context = ssl.create_default_context(cafile=config.ssl_ca)
             # Certificates generated by MySQL fail the strict check, which is on by
             # default since Python 3.13.
