@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable
+from itertools import islice
 from types import CodeType, FrameType
 from typing import Any
 
@@ -40,12 +41,8 @@ def caller(*others: str) -> FrameType:
 
 def stack() -> Stack:
     """Return the stack outside this package."""
-    found: list[tuple[CodeType, int]] = []
-    walker: FrameType | None = caller()
-    while walker is not None and len(found) < DEPTH:
-        found.append((walker.f_code, walker.f_lineno))
-        walker = walker.f_back
-    return tuple(found)
+    frames = islice(traceback.walk_stack(caller()), DEPTH)
+    return tuple((frame.f_code, line) for frame, line in frames)
 
 
 def describe(endpoint: str | None, thread: str | None, stack: Stack) -> str:
@@ -123,12 +120,11 @@ def _text_of(error: BaseException | None) -> str | None:
 def connections(state: PoolState, now: float) -> list[ConnectionStats]:
     """List the open connections: first those in use, longest held first."""
     with state.lock:
-        in_use = [(con, owner()) for con, owner in state.in_use.items()]
-        idle = [*state.idle]
+        in_use = [(con, "in_use", owner()) for con, owner in state.in_use.items()]
+        idle = [(con, "idle", None) for con in reversed(state.idle)]
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-
-    def about(con: Session, label: str, holder: object) -> ConnectionStats:
-        return ConnectionStats(
+    return [
+        ConnectionStats(
             thread_id=con.raw.thread_id(),
             state=label,
             since=now - con.since,
@@ -136,10 +132,7 @@ def connections(state: PoolState, now: float) -> list[ConnectionStats]:
             or (names.get(con.holder) if holder else None),
             age=now - con.opened,
         )
-
-    return [
-        *(about(con, "in_use", owner) for con, owner in in_use),
-        *(about(con, "idle", None) for con in reversed(idle)),
+        for con, label, holder in [*in_use, *idle]
     ]
 
 

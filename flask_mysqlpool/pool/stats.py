@@ -173,36 +173,29 @@ def examine(pools: Mapping[str, Pool]) -> Health:
     for pool in pools.values():
         pool.discard_dead()
     found = {bind: pool.stats() for bind, pool in pools.items()}
-    states = {bind: _state(stats) for bind, stats in found.items()}
+    judged = {bind: _judge(stats) for bind, stats in found.items()}
     for bind, pool in pools.items():
-        if states[bind] in (UNKNOWN, DOWN):
+        if judged[bind][0] in (UNKNOWN, DOWN):
             pool.probe()
-    reasons = [_reason(found[bind], state) for bind, state in states.items()]
     return Health(
-        state=max(states.values(), key=STATES.index),
-        reasons=tuple(filter(None, reasons)),
+        state=max((state for state, _ in judged.values()), key=STATES.index),
+        reasons=tuple(reason for _, reason in judged.values() if reason),
         pools=found,
     )
 
 
-def _state(stats: PoolStats) -> str:
+def _judge(stats: PoolStats) -> tuple[str, str]:
+    """Return the state of a pool and, unless it is ``ok``, the reason."""
+    name = stats.name
     if stats.paused:
-        return PAUSED
+        return PAUSED, f"{name}: paused"
     if stats.failing or stats.closed:
-        return DOWN
+        return DOWN, f"{name}: {stats.connect_error or 'the pool has been closed'}"
     if stats.waiting or stats.in_use >= stats.limit:
-        return SATURATED
-    return OK if stats.idle + stats.in_use else UNKNOWN
-
-
-def _reason(stats: PoolStats, state: str) -> str:
-    if state == DOWN:
-        return f"{stats.name}: {stats.connect_error or 'the pool has been closed'}"
-    if state == SATURATED:
-        return (
-            f"{stats.name}: in use {stats.in_use}/{stats.max_size},"
+        return SATURATED, (
+            f"{name}: in use {stats.in_use}/{stats.max_size},"
             f" waiting {stats.waiting}, for up to {stats.waited:.2f} s"
         )
-    if state == UNKNOWN:
-        return f"{stats.name}: no connection is open yet"
-    return "" if state == OK else f"{stats.name}: {state}"
+    if stats.idle + stats.in_use:
+        return OK, ""
+    return UNKNOWN, f"{name}: no connection is open yet"

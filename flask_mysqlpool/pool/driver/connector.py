@@ -31,11 +31,6 @@ ANOTHER_ROLE = 0.25
 monotonic = time.monotonic
 
 
-def program_name(pool: str) -> str:
-    """Return the name sent to the server: the pool, this host, this process."""
-    return f"{pool} {socket.gethostname()} {os.getpid()}"
-
-
 class Secret:
     """The password of one connect, in an object whose ``repr()`` does not show it."""
 
@@ -310,7 +305,7 @@ class Connector:
             "cursorclass": config.cursorclass,
             "read_timeout": longest(config.read_timeout),
             "write_timeout": longest(config.write_timeout),
-            "program_name": program_name(config.name),
+            "program_name": f"{config.name} {socket.gethostname()} {os.getpid()}",
             **config.connect_args,
             # The set-up sends all in one round trip, where PyMySQL takes one for each;
             # and one TLS context serves all connections.

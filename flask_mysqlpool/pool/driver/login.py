@@ -72,20 +72,11 @@ _MORE_THAN_VARIABLES = re.compile(
 )
 _BEFORE_PARENTHESIS = re.compile(r"([^\s,=(]*)\s*\(")
 #: Functions without side effects; the empty name is a mere parenthesis.
-_HARMLESS = frozenset(
-    (
-        "",
-        "concat",
-        "concat_ws",
-        "replace",
-        "if",
-        "ifnull",
-        "nullif",
-        "coalesce",
-        "lower",
-    )
-    + ("upper", "trim", "substring_index", "user", "current_user", "database", "in")
-)
+_HARMLESS = {
+    "",
+    *"concat concat_ws replace if ifnull nullif coalesce lower upper trim".split(),
+    *"substring_index user current_user database in".split(),
+}
 _SETS = re.compile(
     r"set\s+(?!statement\b|password\b|default\b|resource\b|transaction\b)",
     re.IGNORECASE,
@@ -99,7 +90,7 @@ _PLAIN = re.compile(r"[\w ,.:;=+*/%@$<>()-]*", re.ASCII)
 def questions(is_mariadb: bool, thorough: bool) -> list[bytes]:
     """Return the queries for a new connection; ``thorough`` asks for all variables."""
     text = (_MARIADB if is_mariadb else _MYSQL) + _ONLY_USUAL * (not thorough)
-    return [_ROLE, text.encode(), *[_ROLES][: int(thorough)]]
+    return [_ROLE, text.encode(), *[_ROLES] * thorough]
 
 
 class Login:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 #: The loggers: of recorded and slow statements, of workers, and of everything else.
@@ -25,27 +25,27 @@ _ENDING = "greenlet", "gevent", "asyncio"
 _name_of = type.__dict__["__name__"].__get__
 
 
-def plain(text: object, most: int = MOST) -> str:
+def plain(text: object, most: int = MOST, show: Callable[[object], str] = str) -> str:
     """Escape control characters of a text, and truncate it."""
     try:
-        found = str(text)
+        found = show(text)
         cut = found[:most] + "…" * (len(found) > most)
     except BaseException as error:
         if is_exit(error):
             raise
         return kind(error)
-    return cut if cut.isprintable() else "".join(map(_escaped, cut))
+    if cut.isprintable():
+        return cut
+    return "".join(c if c.isprintable() else _escaped(c) for c in cut)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def quoted(text: str) -> str:
     """Quote the name of an endpoint or a thread for a sentence."""
     return repr(text if len(text) <= NAME else f"{text[:NAME]}…")
-
-
-def _escaped(character: str) -> str:
-    if character.isprintable():
-        return character
-    return character.encode("unicode_escape").decode()
 
 
 def kind(error: object) -> str:
@@ -73,38 +73,7 @@ class _Plain:
         return plain(self._value)
 
     def __repr__(self) -> str:
-        return plain(_Repr(self._value))
-
-
-class _Repr(_Plain):
-    def __str__(self) -> str:
-        return repr(self._value)
-
-
-def _shown(value: object) -> object:
-    return value if isinstance(value, (int, float)) else _Plain(value)
-
-
-def _record(
-    logger: logging.Logger,
-    level: int,
-    text: str,
-    args: Iterable[object],
-    error: BaseException | None,
-) -> logging.LogRecord:
-    """Make a record for the caller of :func:`log`."""
-    caller = sys._getframe(2)
-    code = caller.f_code
-    record = logger.makeRecord(
-        *(logger.name, level, code.co_filename, caller.f_lineno, text),
-        tuple(map(_shown, args)),
-        None if error is None else (type(error), error, error.__traceback__),
-        code.co_name,
-    )
-    if error is not None:
-        # A formatter makes a traceback only if there is none yet.
-        record.exc_text = "\n".join(_traceback(error))
-    return record
+        return plain(self._value, show=repr)
 
 
 def _traceback(error: BaseException) -> Iterator[str]:
@@ -134,8 +103,20 @@ def log(
     try:
         if isinstance(logger, str):
             logger = logging.getLogger(logger)
-        if logger.isEnabledFor(level):
-            logger.handle(_record(logger, level, text, args, error))
+        if not logger.isEnabledFor(level):
+            return
+        caller = sys._getframe(1)
+        code = caller.f_code
+        record = logger.makeRecord(
+            *(logger.name, level, code.co_filename, caller.f_lineno, text),
+            tuple(a if isinstance(a, (int, float)) else _Plain(a) for a in args),
+            None if error is None else (type(error), error, error.__traceback__),
+            code.co_name,
+        )
+        if error is not None:
+            # A formatter makes a traceback only if there is none yet.
+            record.exc_text = "\n".join(_traceback(error))
+        logger.handle(record)
     except Exception:
         with suppress(Exception):  # standard error may be closed
             if logging.raiseExceptions:
