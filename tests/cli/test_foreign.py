@@ -577,9 +577,19 @@ def test_names_in_our_reports_are_cut(
         assert "y" * 201 not in text and not RAW.search(text)
 
 
-def test_statements_of_the_settings_are_shown_nowhere(make_app: MakeApp) -> None:
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("en_US", ("You have an error in your SQL", "near '…' at line 1")),
+        ("de_DE", ("Fehler in der SQL-Syntax", "bei '…' in Zeile 1")),
+    ],
+)
+def test_statements_of_the_settings_are_shown_nowhere(
+    make_app: MakeApp, language: str, said: tuple[str, str]
+) -> None:
     secret = {"INIT_COMMAND": f"SET @a = '{SECRET}'"}
-    app = make_app(**secret, SETSESSION=[f"{SECRET} is no statement"])
+    statements = [f"SET lc_messages = '{language}'", f"{SECRET} is no statement"]
+    app = make_app(**secret, SETSESSION=statements)
     config = published(app)["default"]
 
     shown = [*texts(app), *pages(app), repr(config), str(config.settings())]
@@ -589,10 +599,10 @@ def test_statements_of_the_settings_are_shown_nowhere(make_app: MakeApp) -> None
     for text in (*shown, *caught.value.args[1:], *texts(app)):
         assert SECRET not in text
     assert caught.value.args[0] == 1064
-    assert caught.value.args[1].startswith("SETSESSION: You have an error in your SQL")
-    assert "near '…' at line 1" in caught.value.args[1]
+    assert caught.value.args[1].startswith(f"SETSESSION: {said[0]}")
+    assert said[1] in caught.value.args[1]
     assert config.settings()["INIT_COMMAND"] == "***"
-    assert config.settings()["SETSESSION"] == ["***"]
+    assert config.settings()["SETSESSION"] == ["***", "***"]
 
 
 def test_lines_of_commands_are_as_long_as_they_seem() -> None:

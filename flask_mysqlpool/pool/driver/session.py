@@ -100,15 +100,17 @@ def _query(statement: bytes) -> tuple[int, bytes]:
     return COMMAND.COM_QUERY, statement
 
 
-#: The part of a statement that an error message repeats, which may be all of it.
-_NEAR = re.compile(r"near '.*'", re.DOTALL)
+#: The part of a statement that a syntax error repeats, which may be all of it.
+_QUOTED = re.compile(r"'.*'", re.DOTALL)
 
 
 def _say_whose(error: MySQLError, setting: str) -> None:
     """Name the setting in an error that its statement has caused."""
     if setting and len(error.args) == 2 and error.args[0] not in NOT_OF_A_STATEMENT:
-        text = _NEAR.sub("near '…'", error.args[1])
-        error.args = error.args[0], f"{setting}: {text}"
+        number, text = error.args
+        if number == ER.PARSE_ERROR:
+            text = _QUOTED.sub("'…'", text)
+        error.args = number, f"{setting}: {text}"
 
 
 def _may_be_in_transaction(status: int) -> bool:
