@@ -5,12 +5,10 @@ The page says which settings a table lists; default and meaning come from the pa
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import textwrap
 from dataclasses import MISSING, Field, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,10 @@ PAGE = Path(__file__).with_name("settings.rst")
 ROW = re.compile(
     r"^   \* - ``MYSQLPOOL_(\w+)``\n(?:     .*\n)+(?=   \* - |\n)", re.MULTILINE
 )
+#: A field, or a variable, and its docstring.
+SETTING = re.compile(
+    r'^ *(\w+)(?:: .+)? = _setting\((?:.|\n)*?\)\n *"""((?:.|\n)*?)"""$', re.MULTILINE
+)
 
 
 def settings() -> dict[str, Field[Any]]:
@@ -30,17 +32,8 @@ def settings() -> dict[str, Field[Any]]:
 
 def docs() -> dict[str, str]:
     """Return the docstrings of all settings, which Python itself does not keep."""
-    tree = ast.parse(inspect.getsource(module))
-    bodies = [tree.body, *(c.body for c in tree.body if isinstance(c, ast.ClassDef))]
-    found = {}
-    for body in bodies:
-        for setting, doc in pairwise(body):
-            if isinstance(setting, ast.Assign | ast.AnnAssign) and isinstance(
-                doc, ast.Expr
-            ):
-                name = ast.unparse(setting).partition(":")[0].partition(" ")[0]
-                found[name.upper()] = " ".join(ast.literal_eval(doc.value).split())
-    return found
+    found = SETTING.findall(inspect.getsource(module))
+    return {name.upper(): " ".join(doc.split()) for name, doc in found}
 
 
 def row(name: str) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Collection
 from pymysql.connections import Connection
 
 _INSTEAD = {
-    "write {MAX_SIZE}": "maxconnections pool_size size maxsize max_connections"
-    " connections max_conn maxconn max_pool_size pool_max_size max connection_limit",
+    "write {MAX_SIZE}": "maxconnections pool_size size maxsize"
+    " connections max_conn max_pool_size pool_max_size max connection_limit",
     "write {MAX_SIZE}, the size and the overflow together": "max_overflow overflow",
     "write {MIN_SIZE}": "mincached pre_create_num minsize minconn min_connections"
     " min_pool_size",
@@ -29,7 +29,7 @@ _INSTEAD = {
     "write {MAX_USAGE}": "maxusage",
     "write {PING_AFTER}": "ping",
     "write {RESET_SESSION}": "reset pool_reset_on_return",
-    "write {SETSESSION} = [\"SET time_zone = '+00:00'\"]": "time_zone timezone"
+    "write {SETSESSION} = [\"SET time_zone = '+00:00'\"]": "time_zone"
     " server_time_zone connection_time_zone",
     "write {SETSESSION} = ['SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED']": (
         "isolation_level transaction_isolation tx_isolation"
@@ -37,10 +37,10 @@ _INSTEAD = {
     "write {URL}": "uri dsn",
     "write {HOST}": "hostname server",
     "write {UNIX_SOCKET}": "socket_path database_socket socket mysql_database_socket",
-    "write {DATABASE}": "db db_name dbname schema database_name",
+    "write {DATABASE}": "db db_name schema database_name",
     "write {USER}": "username",
     "write {PASSWORD}": "passwd pass pwd",
-    "write {CURSORCLASS} = 'DictCursor'": "dict_cursor dictcursor",
+    "write {CURSORCLASS} = 'DictCursor'": "dict_cursor",
     "write {NAME}": "pool_name program_name pool_logging_name logging_name",
     "write {BACKEND}": "poolclass",
     "write {CONNECT_ARGS}": "extra_kwargs custom_options options",

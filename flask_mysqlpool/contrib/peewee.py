@@ -16,7 +16,7 @@ from pymysql.cursors import Cursor
 from werkzeug.local import LocalProxy
 
 from ..extension import get_db
-from ..extension.app_state import request_context
+from ..extension.contexts import request_context
 from ..pool.connection import PooledConnection
 
 

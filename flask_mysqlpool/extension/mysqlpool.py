@@ -24,7 +24,8 @@ from ..pool.driver.logs import log
 from ..pool.query_log import RecordedQuery
 from ..pool.stats import Health, PoolStats, examine
 from ..pool.transaction import TransactionBlock, run_in_transaction
-from .app_state import QUERIES_IN_G, State, app_context
+from .app_state import State
+from .contexts import QUERIES_IN_G, app_context, requests_in_g
 
 #: Under this key in ``app.extensions``: ``{MySQLPool: its state for the app}``.
 KEY = "mysqlpool"
@@ -200,7 +201,7 @@ class MySQLPool:
     @contextmanager
     def _closing(self) -> Iterator[None]:
         if app_ctx:
-            with self._state().closing():
+            with requests_in_g(self._state().key_in_g).closing():
                 yield
             return
         apps = list(self._apps)
@@ -232,23 +233,22 @@ class MySQLPool:
         It is for readiness checks. It takes no connection, so it returns at once, and
         tells a saturated pool from a database that is down.
         """
-        chosen = self.pools if bind is None else {bind: self.pool(bind)}
-        return examine(chosen)
+        return examine(self._chosen(bind))
 
     def reset(self, bind: str | None = None) -> None:
         """Replace this process's connections: idle ones now, others when returned."""
-        for pool in self._chosen(bind):
+        for pool in self._chosen(bind).values():
             pool.reset()
 
     def close_pool(self, bind: str | None = None) -> None:
         """Close this process's pools. The next checkout creates a new pool."""
         state = self._state()
-        for pool in self._chosen(bind):
+        for pool in self._chosen(bind).values():
             state.forget(pool)
             pool.close()
 
-    def _chosen(self, bind: str | None) -> list[Pool]:
-        return list(self.pools.values()) if bind is None else [self.pool(bind)]
+    def _chosen(self, bind: str | None) -> dict[str, Pool]:
+        return self.pools if bind is None else {bind: self.pool(bind)}
 
 
 def _states(app: Flask) -> dict[MySQLPool, State]:

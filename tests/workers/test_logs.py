@@ -199,8 +199,8 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "query_log._log": slow_statement,
     "query_log.note": statement_that_cannot_be_recorded,
     "agent._note": board_that_cannot_be_used,
-    "app_state._release": connection_that_cannot_be_returned,
-    "app_state._warn_of_rollback": changes_that_are_not_committed,
+    "contexts.release": connection_that_cannot_be_returned,
+    "contexts._warn_of_rollback": changes_that_are_not_committed,
     "mysqlpool._unavailable": request_that_gets_no_connection,
     "maintenance.watch": maintenance_that_cannot_start,
     "maintenance._maintain": housekeeping_that_fails,
@@ -214,7 +214,7 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
 LOGGERS = {
     **dict.fromkeys(["query_log._log", "query_log.note"], "flask_mysqlpool.queries"),
     **dict.fromkeys(["agent._note", "agent._apply"], "flask_mysqlpool.workers"),
-    **dict.fromkeys(["app_state._warn_of_rollback", "mysqlpool._unavailable"], "shop"),
+    **dict.fromkeys(["contexts._warn_of_rollback", "mysqlpool._unavailable"], "shop"),
     **dict.fromkeys(["views.control", "auth.refusal"], "shop"),
 }
 
