@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from .bench import OURS
 from .results import Table, Verdict
@@ -13,6 +13,8 @@ from .tables.scale import CONNECTIONS, WAITERS
 QUERY, REQUEST = 0.85, 1.0
 #: Most that result sets may cost by their number of rows, of the floor.
 ROWS = {1: 0.75, 100: 0.45, 1000: 0.38, 10000: 0.38}
+#: Most that the largest of them may cost, of what they cost with the driver in C.
+DRIVER, LARGEST = 1.05, (1000, 10000)
 #: How many times shorter the worst wait has to be.
 SHORTER = 50
 #: Flat: the dearest of several costs as much as the cheapest, but for noise.
@@ -36,7 +38,7 @@ class NotMeasured(Exception):
 
 def verdicts(tables: Tables) -> list[Verdict]:
     """Return a verdict on each aim."""
-    aims = _cost, _rows, _trips, _waits, _flat, _request
+    aims = _cost, _rows, _driver, _trips, _waits, _flat, _request
     return [_judged(aim, tables) for aim in aims]
 
 
@@ -63,6 +65,10 @@ def _of_others(tables: Tables, key: str, rows: tuple[str, ...]) -> dict[str, flo
     return found
 
 
+def _shown(shares: Iterable[float]) -> str:
+    return ", ".join(f"{share:.2f}" for share in shares)
+
+
 def _cost(tables: Tables) -> Verdict:
     """1. The cost of a query."""
     share = _figure(tables, "statement", "ratio")
@@ -78,18 +84,28 @@ def _rows(tables: Tables) -> Verdict:
         for size in ROWS
     }
     met = all(share <= ROWS[size] for (_, size), share in shares.items())
-    shown = [
-        f"{name} {', '.join(f'{shares[name, size]:.2f}' for size in ROWS)}"
-        for name in TITLES
-    ]
-    most = ", ".join(f"{most:.2f}" for most in ROWS.values())
+    shown = [f"{name} {_shown(shares[name, size] for size in ROWS)}" for name in TITLES]
     sizes = ", ".join(f"{size:,}" for size in ROWS)
-    text = f"2. result sets of {sizes} rows at most {most} of the floor"
+    text = (
+        f"2. result sets of {sizes} rows at most {_shown(ROWS.values())} of the floor"
+    )
     return Verdict(text, met, "; ".join(shown))
 
 
+def _driver(tables: Tables) -> Verdict:
+    """3. Large result sets, beside the driver in C."""
+    keys = [f"{size}_us" for size in LARGEST]
+    shares = [
+        _figure(tables, "rows", key) / _figure(tables, "rows", key, "mysqlclient")
+        for key in keys
+    ]
+    sizes = " and ".join(f"{size:,}" for size in LARGEST)
+    text = f"3. result sets of {sizes} rows at most {DRIVER:.2f} of mysqlclient"
+    return Verdict(text, max(shares) <= DRIVER, _shown(shares))
+
+
 def _trips(tables: Tables) -> Verdict:
-    """3. Commands, and round trips that a caller waits for."""
+    """4. Commands, and round trips that a caller waits for."""
     commands = _figure(tables, "statement", "commands")
     met, shown = commands == 1, [f"{commands:.2f} commands"]
     for name, requests in TRIPS.items():
@@ -97,12 +113,12 @@ def _trips(tables: Tables) -> Verdict:
             waited = _figure(tables, name, f"{key}_waited")
             met = met and waited <= most
             shown.append(f"{key} {waited:g} of {most}")
-    text = "3. one command per query, no round trip waited for but the caller's own"
+    text = "4. one command per query, no round trip waited for but the caller's own"
     return Verdict(text, met, ", ".join(shown))
 
 
 def _waits(tables: Tables) -> Verdict:
-    """4. The worst wait, and the throughput."""
+    """5. The worst wait, and the throughput."""
     longest = _figure(tables, "statement", "longest_ms")
     speed = _figure(tables, "statement", "per_second")
     others = _of_others(tables, "longest_ms", SLOW)
@@ -112,7 +128,7 @@ def _waits(tables: Tables) -> Verdict:
     met = min(times.values()) >= SHORTER and speed >= speeds[best]
     shown = ", ".join(f"{row} {value:.0f} times" for row, value in times.items())
     return Verdict(
-        f"4. worst wait {SHORTER} times shorter, at no lower throughput than the best",
+        f"5. worst wait {SHORTER} times shorter, at no lower throughput than the best",
         met,
         f"{longest:.1f} ms: {shown};"
         f" {speed:,.0f} queries/s, {best} {speeds[best]:,.0f}",
@@ -120,23 +136,20 @@ def _waits(tables: Tables) -> Verdict:
 
 
 def _flat(tables: Tables) -> Verdict:
-    """5. Cost per checkout, however many connections and waiters."""
+    """6. Cost per checkout, however many connections and waiters."""
     # Without waiters there is no hand-off, and no thread to be woken.
     waiting = [str(n) for n in WAITERS if n]
     by_connections = [_figure(tables, "connections", str(n)) for n in CONNECTIONS]
     by_waiters = [_figure(tables, "waiters", n) for n in waiting]
     growth = [costs[-1] / min(costs) for costs in (by_connections, by_waiters)]
     met = max(growth) <= FLAT
-    shown = " · ".join(
-        ", ".join(f"{cost:.2f}" for cost in costs)
-        for costs in (by_connections, by_waiters)
-    )
-    text = "5. cost per checkout flat, to 1,000 connections and to 1,000 waiters"
+    shown = " · ".join(map(_shown, (by_connections, by_waiters)))
+    text = "6. cost per checkout flat, to 1,000 connections and to 1,000 waiters"
     return Verdict(text, met, f"µs: {shown}")
 
 
 def _request(tables: Tables) -> Verdict:
-    """6. A whole Flask request, through a web server."""
+    """7. A whole Flask request, through a web server."""
     share = _figure(tables, "website", "share")
-    text = f"6. a whole Flask request at least {REQUEST:.2f} of the floor"
+    text = f"7. a whole Flask request at least {REQUEST:.2f} of the floor"
     return Verdict(text, share >= REQUEST, f"{share:.3f}")

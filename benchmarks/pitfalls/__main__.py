@@ -50,7 +50,7 @@ class Outcome:
 
 
 class World:
-    """The server, and somebody who does things to it."""
+    """The server, and a connection of its administrator."""
 
     def __init__(self, local: LocalServer, folder: str, begin: bool) -> None:
         self.local = local
@@ -126,7 +126,7 @@ class Gate:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait for what another process does and nobody announces."""
+    """Wait for what another process does without a notice."""
     deadline = time.monotonic() + SECONDS
     while not condition():
         if time.monotonic() > deadline:
@@ -198,7 +198,7 @@ def lost_answer(world: World, wiring: str) -> Outcome:
 
 
 def hung_connect(world: World, wiring: str) -> Outcome:
-    """Somebody needs a new connection, and the server does not answer."""
+    """A request needs a new connection, and the server does not answer."""
     with ExitStack() as stack:
         server = stack.enter_context(closing(Server(world.target)))
         detour = stack.enter_context(server.detour())
@@ -229,7 +229,7 @@ def hung_connect(world: World, wiring: str) -> Outcome:
 
 
 def exhausted(world: World, wiring: str) -> Outcome:
-    """More requests than connections, for longer than anybody would wait."""
+    """More requests than connections, for longer than a client would wait."""
     with ExitStack() as stack:
         site = stack.enter_context(world.site(wiring, size=2, timeout=TIMEOUT))
         threads = stack.enter_context(ThreadPoolExecutor())
@@ -269,7 +269,7 @@ def fork(world: World, wiring: str) -> Outcome:
 
 
 def status(world: World, wiring: str) -> Outcome:
-    """Somebody asks from a terminal, which is another process."""
+    """A command asks from a terminal, which is another process."""
     command, read = COMMANDS[wiring]
     with ExitStack() as stack:
         site = stack.enter_context(world.site(wiring))

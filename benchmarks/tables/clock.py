@@ -68,7 +68,7 @@ def alternate(
 def take_turns(
     actions: Mapping[K, Action], rounds: int, seconds: float
 ) -> dict[K, list[Turn]]:
-    """Time actions in rounds in which each has a turn of so many seconds."""
+    """Time actions in rounds in which each has a turn of ``seconds``."""
     turns = {key: partial(timed, action, seconds) for key, action in actions.items()}
     return alternate(turns, rounds)
 
@@ -100,7 +100,7 @@ def one_cpu() -> Iterator[None]:
 
 
 def together(count: int, work: Callable[[], T]) -> list[T]:
-    """Call a function in so many threads, from the same moment on."""
+    """Call a function in ``count`` threads, from the same moment on."""
     barrier = threading.Barrier(count)
 
     def run() -> T:

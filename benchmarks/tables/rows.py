@@ -20,7 +20,7 @@ FIELDS = (
 #: Drivers, and ours.
 READERS = OURS, FLOOR, "mysqlclient", "mariadb"
 TITLES = {
-    "rows": "To take a connection, read so many rows of 5 columns as tuples, return it",
+    "rows": "To take a connection, read 1 to 10,000 rows as tuples, and return it",
     "dicts": "The same with rows as dicts",
     "streams": "The same with rows that are streamed, read one by one",
 }

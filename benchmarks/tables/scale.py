@@ -23,7 +23,7 @@ SHARE = 0.3
 
 def connections(bench: Bench) -> Table:
     columns = [Column(str(n), f"{n}\nidle", 2) for n in CONNECTIONS]
-    title = "µs for a checkout with so many idle connections (stub driver)"
+    title = "µs for a checkout, by the number of idle connections (stub driver)"
     table = bench.table("connections", title, bench.stub_kinds, *columns)
     for name, kind in bench.stubs.items():
         say(f"idle connections: {kind.label}")
@@ -40,7 +40,7 @@ def connections(bench: Bench) -> Table:
 
 def waiters(bench: Bench) -> Table:
     columns = [Column(str(n), f"{n}\nwaiting", 1) for n in WAITERS]
-    title = "µs for a checkout with so many others waiting (stub driver, threads)"
+    title = "µs for a checkout, by the number of waiting threads (stub driver)"
     table = bench.table("waiters", title, bench.stub_kinds, *columns)
     before = threading.stack_size(STACK)
     try:

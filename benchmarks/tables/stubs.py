@@ -51,7 +51,7 @@ class _OurPool(FakePool):
 
 
 class Stub:
-    """A pool of at most ``size`` stub connections, each opened in so many seconds."""
+    """A pool of at most ``size`` connections, each opened in ``connect_seconds``."""
 
     label: ClassVar[str]
     needs: ClassVar[str]
@@ -84,7 +84,7 @@ class Stub:
         self.get().close()
 
     def warm(self, count: int) -> None:
-        """Have so many idle connections."""
+        """Have ``count`` idle connections."""
         for connection in [self.get() for _ in range(count)]:
             connection.close()
 
