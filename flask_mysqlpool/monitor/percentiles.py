@@ -1,25 +1,20 @@
-"""Sums over workers, and percentiles of histograms."""
+"""Percentiles of histograms."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ..pool.stats import BOUNDS
-from ..workers.status import WorkerStatus
+
+#: A histogram of nothing: the counts, then the sum in seconds.
+EMPTY = [0] * (len(BOUNDS) + 2)
 
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
-def histogram(worker: WorkerStatus, name: str) -> list[float]:
-    """Return the counts, then the sum in seconds; zeros if the worker has none."""
-    return getattr(worker, name) or [0] * (len(BOUNDS) + 2)
-
-
-def summary(workers: Iterable[WorkerStatus], name: str) -> dict[str, float | None]:
-    """Return count, mean and percentiles over all workers, in seconds."""
-    found = [histogram(worker, name) for worker in workers]
-    *counts, seconds = map(sum, zip(*found, [0] * (len(BOUNDS) + 2), strict=True))
+def summary(histogram: Sequence[float]) -> dict[str, float | None]:
+    """Return count, mean and percentiles, in seconds."""
+    *counts, seconds = histogram
     count = sum(counts)
     return {
         "count": count,
@@ -44,11 +39,3 @@ def percentile(counts: Sequence[float], part: float) -> float | None:
         seen += count
         lower = bound
     return float(BOUNDS[-1])
-
-
-def reasons(workers: Iterable[WorkerStatus]) -> dict[str, int]:
-    """Count the closed connections by reason, over all workers."""
-    total: Counter[str] = Counter()
-    for worker in workers:
-        total.update(worker.discarded_by_reason or {})
-    return dict(total)

@@ -14,18 +14,19 @@ from flask import Flask
 
 from ..config import PoolConfig
 from ..pool.driver.process import process
+from ..workers.exited import total
 from ..workers.overview import (
-    RECENT,
     Overview,
     capacity,
     holders,
     last_failure,
     last_timeout,
     reason,
+    recent,
     totals,
 )
 from ..workers.status import TIMES, WorkerStatus
-from .percentiles import histogram, reasons, summary
+from .percentiles import EMPTY, summary
 from .server_cache import Answer, ServerCache, describe
 
 #: Seconds after which a request queries no further server; the next request does.
@@ -103,10 +104,8 @@ def status(
         if with_line:
             pool["line"] = line
         if bind in answers:
-            _add_server(pool, answers[bind])
-            if "," not in site.pools[bind].host:
-                # With several hosts, thread ids are ambiguous.
-                _match(pool, answers[bind], _claimed(site, bind))
+            seen = _seen_by_server(site, bind, answers[bind], pool["holders"])
+            pool["seen_by_server"] = seen
     return {
         "app": site.app,
         "host": socket.gethostname(),
@@ -127,42 +126,38 @@ def _problems(site: Overview) -> list[str]:
 
 def _pool(site: Overview, bind: str) -> dict[str, Any]:
     config, workers = site.pools[bind], site.workers[bind]
-    counts = totals(workers)
+    sums, counts = totals(workers), total(worker.counts for worker in workers)
     held, timeout = holders(workers), last_timeout(workers)
-    pool = {
+    failure = last_failure(workers)
+    most = capacity(config, len(workers))
+    #: From the most severe one.
+    states = {
+        "paused": site.is_paused(bind),
+        "failing": recent(failure),
+        "waiting": sums["waiting"],
+        "timeouts": recent(timeout),
+        "unused": not workers,
+        "full": sums["in_use"] >= most,
+        "ok": True,
+    }
+    return {
+        "state": next(state for state, applies in states.items() if applies),
         "server": config.server,
         "max_size": config.max_size,
         "max_host_connections": config.max_host_connections,
-        "capacity": capacity(config, len(workers)),
-        "paused": site.is_paused(bind),
-        "totals": counts,
+        "capacity": most,
+        "paused": states["paused"],
+        "totals": sums,
         "waited": max((worker.waited for worker in workers), default=0.0),
         "workers": [_public(worker) for worker in workers],
         "holders": [{k: h.get(k) for k in _COLUMNS} for h in held[:LISTED]],
         # A worker publishes the details of its first connections only.
-        "unlisted": max(counts["in_use"], len(held)) - len(held[:LISTED]),
-        **{name: summary(workers, name) for name in TIMES},
-        "discarded_by_reason": reasons(workers),
+        "unlisted": max(sums["in_use"], len(held)) - len(held[:LISTED]),
+        **{name: summary(counts.get(name, EMPTY)) for name in TIMES},
+        "discarded_by_reason": counts.get("discarded_by_reason", {}),
         "last_timeout": timeout and timeout["ago"],
-        "connect_failure": last_failure(workers),
+        "connect_failure": failure,
     }
-    return {"state": _state(pool), **pool}
-
-
-def _state(pool: Mapping[str, Any]) -> str:
-    """Return the most severe state that applies."""
-    counts, failure = pool["totals"], pool["connect_failure"]
-    if pool["paused"]:
-        return "paused"
-    if failure is not None and failure["ago"] < RECENT:
-        return "failing"
-    if counts["waiting"]:
-        return "waiting"
-    if pool["last_timeout"] is not None and pool["last_timeout"] < RECENT:
-        return "timeouts"
-    if not counts["workers"]:
-        return "unused"
-    return "full" if counts["in_use"] >= pool["capacity"] else "ok"
 
 
 def _public(worker: WorkerStatus) -> dict[str, Any]:
@@ -171,8 +166,8 @@ def _public(worker: WorkerStatus) -> dict[str, Any]:
     return {
         **{name: getattr(worker, name) for name in _FIELDS},
         "silent": round(silence, 1) if expected and silence > SILENT else 0,
-        "discarded_by_reason": reasons([worker]),
-        **{name: histogram(worker, name) for name in TIMES},
+        "discarded_by_reason": worker.discarded_by_reason or {},
+        **{name: getattr(worker, name) or EMPTY for name in TIMES},
     }
 
 
@@ -199,27 +194,26 @@ def _claimed(site: Overview, bind: str) -> set[int]:
     }
 
 
-def _add_server(pool: dict[str, Any], answer: Answer) -> None:
-    if answer.report is None:
-        pool["seen_by_server"] = {"error": answer.error}
-        return
-    pool["seen_by_server"] = {
-        "version": answer.report.version,
-        "max_connections": answer.report.max_connections,
-        "connected": answer.report.connected,
-        "threads": len(answer.report.threads),
+def _seen_by_server(
+    site: Overview, bind: str, answer: Answer, held: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what the server reports, and add to each holder what it does there."""
+    report = answer.report
+    if report is None:
+        return {"error": answer.error}
+    seen = {
+        "version": report.version,
+        "max_connections": report.max_connections,
+        "connected": report.connected,
+        "threads": len(report.threads),
     }
-
-
-def _match(pool: dict[str, Any], answer: Answer, claimed: set[int]) -> None:
-    """Add to each holder what its connection does, by the server's thread list."""
-    if answer.report is None:
-        return
-    threads = {thread.thread_id: thread for thread in answer.report.threads}
-    pool["seen_by_server"]["orphans"] = len(threads.keys() - claimed)
+    if "," in site.pools[bind].host:
+        return seen  # with several hosts, thread ids are ambiguous
+    threads = {thread.thread_id: thread for thread in report.threads}
     age = time.monotonic() - answer.queried
-    for holder in pool["holders"]:
+    for holder in held:
         thread = threads.get(holder["thread_id"])
         # An answer from before the checkout is about the previous holder.
         is_current = thread is not None and holder["for"] >= age
         holder["doing"] = describe(thread) if thread and is_current else None
+    return {**seen, "orphans": len(threads.keys() - _claimed(site, bind))}

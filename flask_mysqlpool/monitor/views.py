@@ -160,8 +160,8 @@ class _Monitor:
             self._gate.sign_out()
         except OSError as error:
             text = "You are signed out here; copies of the cookie stay valid until"
-            reason = f"{text} expiry: {error.strerror or error}."
-            response = self.refused(Refused(503, reason))
+            text = f"{text} expiry: {error.strerror or error}."
+            response = self.refused(Refused(503, text))
         self._gate.remember(Visit.begin(), response)
         return response
 

@@ -33,10 +33,11 @@ import flask_mysqlpool.monitor.views
 from flask_mysqlpool import MySQLPool, PoolConfig, PoolTimeout
 from flask_mysqlpool.monitor import create_monitor, is_local
 from flask_mysqlpool.monitor.auth import Gate
-from flask_mysqlpool.monitor.percentiles import percentile, reasons, summary
+from flask_mysqlpool.monitor.percentiles import EMPTY, percentile, summary
 from flask_mysqlpool.monitor.server_cache import ServerCache, without_values
 from flask_mysqlpool.pool.stats import BOUNDS
 from flask_mysqlpool.testing import FaultProxy, LocalServer
+from flask_mysqlpool.workers.exited import total
 from flask_mysqlpool.workers.fleet import Fleet
 from flask_mysqlpool.workers.mysql_server import ServerReport
 from flask_mysqlpool.workers.mysql_server import Thread as ServerThread
@@ -262,7 +263,8 @@ def test_reasons_are_added_up_as_far_as_they_are_counts() -> None:
 
     records = [complete(discarded_by_reason=each) for each in told]
 
-    assert reasons(map(WorkerStatus.from_json, records)) == {"a": 3, "b": 3}
+    sums = total(WorkerStatus.from_json(record).counts for record in records)
+    assert sums["discarded_by_reason"] == {"a": 3, "b": 3}
 
 
 def test_a_percentile_lies_in_its_bucket() -> None:
@@ -275,7 +277,7 @@ def test_a_percentile_lies_in_its_bucket() -> None:
             assert found is not None and lower < found <= bound
     assert percentile([0] * 14 + [3], 0.5) == 10.0
     assert percentile([0] * 15, 0.5) is None
-    assert summary([], "wait")["count"] == 0
+    assert summary(EMPTY)["count"] == 0
 
 
 def test_what_was_closed_and_what_failed_is_summed_up(
