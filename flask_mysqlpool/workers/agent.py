@@ -24,6 +24,7 @@ from ..pool.maintenance import maintenance_thread
 from ..pool.stats import PoolStats
 from .desired_state import DesiredState
 from .host_limit import HostLimit
+from .records import reason_of
 from .status import WorkerStatus, identity, key_of, process_group_id
 from .status_dir import LIMIT, StatusDir
 from .status_file import StatusFile
@@ -163,11 +164,9 @@ class WorkerAgent:
     def _note(self, error: Exception) -> None:
         """Log a problem with the status directory when it is a new one."""
         # Without the name of the file, which differs each time.
-        text = getattr(error, "strerror", None) or str(error)
-        before, self._problem = self._problem, text
-        if text != before:
-            name = self._pool.name
-            text = "%s: nothing is published: %r"
+        before, self._problem = self._problem, reason_of(error)
+        if self._problem != before:
+            name, text = self._pool.name, "%s: nothing is published: %r"
             log(DEBUG, text, name, error, logger=WORKERS)
 
     def _try_to_apply(self, stats: PoolStats) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from ..config import PoolConfig
 from .desired_state import DesiredState
 from .exited import ExitedCounters, total
-from .records import user_name
+from .records import reason_of, user_name
 from .status import Counts, WorkerStatus, identity, key_of, process_group_id
 from .status_dir import Reading, StatusDir
 
@@ -112,7 +112,7 @@ class Fleet:
         except FileNotFoundError:
             return ""  # the directory has been removed meanwhile
         except (OSError, ValueError) as error:
-            return f"orders: {getattr(error, 'strerror', None) or error}"
+            return f"orders: {reason_of(error)}"
         return ""
 
     def desired(self, bind: str) -> DesiredState:

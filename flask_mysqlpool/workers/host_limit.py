@@ -22,14 +22,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 from ..errors import PoolError
 from ..pool.driver.process import process
-from .records import is_at, open_shared
+from .records import is_at, lock_byte, open_shared, unlock_byte
 from .status_dir import StatusDir
 
 #: Seconds in which the server notices that a process was killed; until then, the slot's
@@ -116,7 +111,7 @@ class _File:
     def _lock_everywhere(self, number: int) -> bool:
         try:
             for fd in self._fds:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+                lock_byte(fd, number)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 return False
@@ -129,7 +124,7 @@ class _File:
             return
         try:
             for fd in self._fds:
-                fcntl.lockf(fd, fcntl.LOCK_UN, 1, number)
+                unlock_byte(fd, number)
         except BaseException as error:
             self._to_unlock.append(number)
             if not isinstance(error, OSError):

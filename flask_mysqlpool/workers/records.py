@@ -19,10 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-try:
+with suppress(ImportError):  # Windows
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _MAGIC = b"mysqlpool1"
 #: Error numbers of file systems that cannot allocate space.
@@ -163,9 +161,9 @@ def write_record(fd: int, content: Mapping[str, Any]) -> int:
     return len(data)
 
 
-def is_record(fd: int) -> bool:
-    """Tell whether the file begins as a record does; it may end early."""
-    return _MAGIC.startswith(os.pread(fd, len(_MAGIC), 0))
+def is_ours(fd: int) -> bool:
+    """Tell whether the file begins as a record does; it may be blank, or end early."""
+    return _MAGIC.startswith(os.pread(fd, len(_MAGIC), 0).rstrip(b"\0"))
 
 
 def is_blank(fd: int) -> bool:
@@ -205,12 +203,31 @@ def check_owner(about: os.stat_result, folder: os.stat_result) -> None:
         raise ValueError(f"it belongs to {user_name(about.st_uid)}")
 
 
+def lock_file(fd: int) -> None:
+    """Lock a new file for as long as it is open."""
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def is_locked(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     return False
+
+
+def lock_byte(fd: int, number: int) -> None:
+    """Lock a byte of a file for this process."""
+    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+
+
+def unlock_byte(fd: int, number: int) -> None:
+    fcntl.lockf(fd, fcntl.LOCK_UN, 1, number)
+
+
+def reason_of(error: Exception) -> str:
+    """Describe an error without the name of its file."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def parse_record(fd: int) -> dict[str, Any]:
@@ -235,7 +252,7 @@ def remove_left_over(folder: int, name: str) -> None:
     """Remove a file of ours whose creation a crash has interrupted."""
     fd = open_file(folder, name)
     try:
-        if not is_record(fd) and not is_blank(fd):
+        if not is_ours(fd):
             raise ValueError("not ours")
         if time.time() - os.fstat(fd).st_mtime > _LEFT_OVER:
             os.unlink(name, dir_fd=folder)

@@ -14,7 +14,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .records import (
     check_searchable,
     is_blank,
     is_locked,
-    is_record,
+    is_ours,
     is_writable,
     load_record,
     locked,
@@ -36,15 +36,11 @@ from .records import (
     open_file,
     open_shared,
     parse_record,
+    reason_of,
     remove_left_over,
     user_name,
     write_record,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 #: The ends of the names of status files, and of those that are being created.
 STATUS, NEW = ".worker", ".new"
@@ -95,7 +91,7 @@ class StatusDir:
     @contextmanager
     def opened(self, create: bool = False) -> Iterator[int]:
         """Open the directory, or refuse it if users other than its owner may write."""
-        if fcntl is None:
+        if os.name == "nt":
             raise OSError("not available on Windows")
         folder = self._open(create)
         try:
@@ -198,34 +194,23 @@ class StatusDir:
                 # is kept until it can be.
                 with (
                     suppress(OSError),
-                    self._exited_locked(folder, patience=0.0) as exited,
+                    locked(folder, self.path, EXITED, 0.0) as exited,
                 ):
                     _reap(folder, exited, reading)
         return reading
 
-    def read_with_exited(self) -> tuple[Reading, ExitedCounters]:
-        """Read the same, and the counters of exited workers; no worker counts twice."""
+    def read_with_exited(self, *exiting: str) -> tuple[Reading, ExitedCounters]:
+        """Read the same, and the counters of exited workers; no worker counts twice.
+
+        ``exiting`` are the names of this process's own status files that it gives up.
+        """
         with (
             self.opened() as folder,
-            self._exited_locked(folder, patience=PATIENCE) as exited,
+            locked(folder, self.path, EXITED, PATIENCE) as exited,
         ):
             reading = _read(folder)
+            reading.exited.extend(exiting)
             return reading, _reap(folder, exited, reading)
-
-    def reap(self, name: str) -> None:
-        """Reap a status file of this process, which is locked, of a closed pool."""
-        with (
-            self.opened() as folder,
-            self._exited_locked(folder, patience=PATIENCE) as exited,
-        ):
-            reading = _read(folder)
-            reading.exited.append(name)
-            _reap(folder, exited, reading)
-
-    def _exited_locked(
-        self, folder: int, patience: float | None = None
-    ) -> AbstractContextManager[int]:
-        return locked(folder, self.path, EXITED, patience)
 
     # Desired state
 
@@ -291,7 +276,7 @@ def _is_ours(folder: int, name: str) -> bool:
     except ValueError:
         return False
     try:
-        return name.startswith(LIMIT) or (is_record(fd) or is_blank(fd))
+        return name.startswith(LIMIT) or is_ours(fd)
     finally:
         os.close(fd)
 
@@ -312,8 +297,7 @@ def _read(folder: int) -> Reading:
         except FileNotFoundError:
             continue  # its worker has exited meanwhile
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            reading.problems.append(f"{name}: {reason}")
+            reading.problems.append(f"{name}: {reason_of(error)}")
             if isinstance(error, _Hidden):
                 reading.hidden.append(reading.problems[-1])
     return reading
@@ -327,20 +311,22 @@ def _add_worker(
     inodes: set[int],
 ) -> None:
     """Add the record of a live worker, or the name of an exited one's file."""
-    try:
+    with _hiding("perhaps a worker: ", PermissionError):
         fd = open_file(folder, name)
-    except PermissionError as error:
-        raise _Hidden(f"perhaps a worker: {error.strerror}") from error
     try:
         about = os.fstat(fd)
-        if not _is_locked(fd):
+        with _hiding("perhaps a worker: ", OSError):
+            is_live = is_locked(fd)
+        if not is_live:
             check_owner(about, owner)
-            if not is_record(fd) and not is_blank(fd):
+            if not is_ours(fd):
                 raise ValueError("not ours")
             reading.exited.append(name)
         elif about.st_ino not in inodes:  # one file may have two names
             inodes.add(about.st_ino)
-            record = _read_record(fd, about, owner)
+            with _hiding("a worker that cannot be read: ", OSError, ValueError):
+                check_owner(about, owner)
+                record = parse_record(fd)
             id = name.removesuffix(STATUS)
             reading.records.append({**record, "id": id})
             reading.heard[id] = about.st_mtime
@@ -348,22 +334,13 @@ def _add_worker(
         os.close(fd)
 
 
-def _is_locked(fd: int) -> bool:
+@contextmanager
+def _hiding(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn these errors into the problem that a live worker may be hidden."""
     try:
-        return is_locked(fd)
-    except OSError as error:
-        raise _Hidden(f"perhaps a worker: {error.strerror}") from error
-
-
-def _read_record(
-    fd: int, about: os.stat_result, owner: os.stat_result
-) -> dict[str, Any]:
-    try:
-        check_owner(about, owner)
-        return parse_record(fd)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise _Hidden(f"a worker that cannot be read: {reason}") from error
+        yield
+    except errors as error:
+        raise _Hidden(f"{what}{reason_of(error)}") from error
 
 
 def _load_exited(fd: int) -> ExitedCounters:

@@ -15,13 +15,16 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
-from .records import Unusable, create_file, is_at, user_name, write_record
+from .records import (
+    Unusable,
+    create_file,
+    is_at,
+    lock_byte,
+    lock_file,
+    user_name,
+    write_record,
+)
 from .status_dir import NEW, PATIENCE, STATUS, StatusDir
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 class StatusFile:
@@ -73,7 +76,7 @@ class StatusFile:
         with self._lock:
             fd = self._create({}, NEW)
             try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_byte(fd, 0)
                 os.utime(fd)
             finally:
                 self._close()
@@ -88,7 +91,7 @@ class StatusFile:
             if self._fd is not None:
                 # If that fails, the next process that finds the file unlocked does it.
                 with suppress(OSError):
-                    self._status_dir.reap(self._name)
+                    self._status_dir.read_with_exited(self._name)
                 self._close()
         finally:
             self._lock.release()
@@ -114,7 +117,7 @@ class StatusFile:
             fd = self._fd = create_file(folder, name + NEW)
             try:
                 # Locked and written before its final name tells readers of it.
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(fd)
                 size = write_record(fd, content)
                 os.rename(
                     name + NEW, name + suffix, src_dir_fd=folder, dst_dir_fd=folder
