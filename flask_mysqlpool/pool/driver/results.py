@@ -256,8 +256,10 @@ class Result(_Result):  # type: ignore[misc]
         """Read the OK in the buffer; False if it is cut."""
         end = 4 + (_head(buffer, 0)[0] & 0xFFFFFF)
         rows, at = _integer(buffer, 5)
+        if not at < end <= len(buffer):
+            return False
         insert_id, at = _integer(buffer, at)
-        if not max(11, at + 4) <= end <= len(buffer):
+        if not max(11, at + 4) <= end:
             return False
         self.affected_rows, self.insert_id = rows, insert_id
         self.server_status, self.warning_count = _ok(buffer, at)
