@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from typing import Any
 
 import flask.signals
 from flask import Flask
@@ -104,14 +105,14 @@ class State:
         return bind if config is None else config.readers or bind
 
     def get_db(self, bind: str, readonly: bool) -> PooledConnection:
-        requests = requests_in_g(self.key_in_g)
-        held = requests.held(request_context())
+        requests, request = requests_in_g(self.key_in_g), request_context()
+        held = requests.held(request)
         if readonly and not held.has_written(bind):
             bind = self.readers(bind)
         connection = held.get(bind)
         if connection is not None and not connection.returned:
             return connection
-        taken = self._checkout(bind, held)
+        taken = self._checkout(bind, held, request)
         with held.lock:
             connection = held.get(bind)
             if connection is None or connection.returned:
@@ -127,21 +128,20 @@ class State:
 
     def connection(self, bind: str, timeout: float | None) -> PooledConnection:
         """Check out a separate connection, for use in the current request."""
-        return self._checkout(bind, self._held(), timeout)
+        request = request_context()
+        held = requests_in_g(self.key_in_g).held(request)
+        return self._checkout(bind, held, request, timeout)
 
     def _checkout(
-        self, bind: str, held: Held, timeout: float | None = None
+        self, bind: str, held: Held, request: Any, timeout: float | None = None
     ) -> PooledConnection:
-        taken = self.pool(bind).connection(timeout=timeout, endpoint=endpoint())
+        pool = self.pool(bind)
+        taken = pool.connection(timeout=timeout, endpoint=endpoint(request))
         taken.note_writes_in(held.writes[bind])
         return taken
 
-    def _held(self) -> Held:
-        """Return the current request's connections."""
-        return requests_in_g(self.key_in_g).held(request_context())
-
     def close_db(self, bind: str | None) -> None:
-        held = self._held()
+        held = requests_in_g(self.key_in_g).held(request_context())
         for name in list(held) if bind is None else [bind]:
             if name in held:
                 held.pop(name).close()

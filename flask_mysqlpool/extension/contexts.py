@@ -142,12 +142,10 @@ def request_context() -> Any:
     return context._get_current_object() if context else None
 
 
-def endpoint() -> str | None:
-    """Return the endpoint of the current request; None outside requests."""
-    context = request_context()
-    if context is None:
-        context = app_context()
-        if not getattr(context, "has_request", False):
-            return None
+def endpoint(request: Any) -> str | None:
+    """Return the endpoint of the request with this key; None outside requests."""
+    context: Any = app_context() if request is None else request
+    if request is None and not getattr(context, "has_request", False):
+        return None
     found: str | None = context.request.endpoint
     return found

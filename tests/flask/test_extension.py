@@ -1,4 +1,4 @@
-"""Where Flask's contexts meet the pools: who gets which connection, and until when."""
+"""Flask's contexts and the pools: which connection a request gets, and until when."""
 
 from __future__ import annotations
 

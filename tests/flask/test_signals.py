@@ -1,4 +1,4 @@
-"""Who is told of what happens in a pool, and what that may cost."""
+"""Signals and observers: what each receives, and what it may cost."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def test_a_receiver_of_one_app_hears_nothing_of_another(make_app: MakeApp) -> No
     assert heard == [one]
 
 
-def test_whoever_listens_later_hears_from_then_on(make_app: MakeApp) -> None:
+def test_a_receiver_that_is_connected_later_hears_from_then_on(
+    make_app: MakeApp,
+) -> None:
     app = make_app()
     heard: list[Any] = []
     with app.app_context():
@@ -127,7 +129,7 @@ def test_whoever_listens_later_hears_from_then_on(make_app: MakeApp) -> None:
             taken = get_db()
 
     assert heard == [taken]
-    # With nobody who listens, checkouts have nobody to tell.
+    # Until a receiver is connected, a pool has no observer.
     assert before == ()
 
 
@@ -238,7 +240,7 @@ class Quitting(Observer):
         raise SystemExit
 
 
-def test_whoever_quits_in_the_middle_keeps_nobody_waiting(make_pool: MakePool) -> None:
+def test_an_observer_that_quits_keeps_no_checkout_waiting(make_pool: MakePool) -> None:
     pool = make_pool(TIMEOUT=5)
     pool.add_observer(Quitting())
 

@@ -107,6 +107,12 @@ def test_a_bind_without_tls_inherits_no_files_for_it(tmp_path: Any) -> None:
         ({"COLLATION": "utf8mb4_bin"}, {}, "collation", "utf8mb4_bin"),
         ({"HOST": "a,b"}, {"UNIX_SOCKET": "/s"}, "host", "localhost"),
         ({"MAX_LAG": 5, "TARGET": "replica"}, {"TARGET": "primary"}, "max_lag", None),
+        (
+            {"MAX_LAG": 5, "TARGET": "replica"},
+            {"URL": "mysql://db2?target=primary"},
+            "max_lag",
+            None,
+        ),
         ({"MAX_LAG": 5, "TARGET": "replica"}, {}, "max_lag", 5.0),
         ({"SSL_CERT": __file__, "SSL_KEY": __file__}, {}, "ssl_key", __file__),
         (
@@ -326,6 +332,14 @@ def test_binds_of_another_form_are_refused(binds: Any, fault: str) -> None:
     assert SECRET not in text
 
 
+def test_readers_that_do_not_exist_are_a_fault_of_the_bind_that_names_them() -> None:
+    [fault] = faults(HOST="db", READERS="b", BINDS={"b": {"READERS": "c"}})
+
+    assert fault == (
+        'MYSQLPOOL_BINDS["b"]["READERS"] must name one of MYSQLPOOL_BINDS (got \'c\')'
+    )
+
+
 def test_a_bind_that_is_nowhere_is_refused() -> None:
     [fault] = faults(BINDS={"reports": {"MAX_SIZE": 2}})
 
@@ -401,7 +415,7 @@ def test_null_connects_for_each_checkout(make_pool: MakePool, sql: Any) -> None:
 
 
 class Counting(Pool):
-    """A pool of somebody's own."""
+    """A subclass of an app."""
 
     checkouts = 0
 
