@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pymysql.err import MySQLError
 
+from .statements import LONGEST, bare, judge_expressions
+
 #: The rows of an answer.
 Rows = Sequence[Mapping[str, str | None]]
 
@@ -66,21 +68,8 @@ NO_PROFILES = (
 #: Empties MariaDB's list of warnings, as each statement with a table does.
 NO_WARNINGS = b"SELECT 1 FROM (SELECT 1) AS nothing WHERE FALSE"
 
-_LITERALS = re.compile(r"'(?:[^'\\]|'')*'|\"(?:[^\"\\]|\"\")*\"")
-_MORE_THAN_VARIABLES = re.compile(
-    r"(?<!@)@(?!@)|[\\#]|--|/\*|\bselect\b|@@\s*`?(?:transaction|tx)_", re.IGNORECASE
-)
-_BEFORE_PARENTHESIS = re.compile(r"([^\s,=(]*)\s*\(")
-#: Functions without side effects; the empty name is a mere parenthesis.
-_HARMLESS = {
-    "",
-    *"concat concat_ws replace if ifnull nullif coalesce lower upper trim".split(),
-    *"substring_index user current_user database in".split(),
-}
-_SETS = re.compile(
-    r"set\s+(?!statement\b|password\b|default\b|resource\b|transaction\b)",
-    re.IGNORECASE,
-)
+_MORE_THAN_VARIABLES = re.compile(rb"\bselect\b|@@ ?(?:``|(?:transaction|tx)_)")
+_SETS = re.compile(rb" ?set (?!(?:statement|password|default|resource|transaction)\b)")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 #: Length from which on a value may be truncated.
 _CUT = 1024
@@ -164,16 +153,12 @@ def _only_sets_variables(init_connect: str, alone: Collection[str]) -> bool:
 
     Variables without a global value cannot: their value after a reset is unknown.
     """
-    text = _LITERALS.sub("''", init_connect)
+    code = bare(init_connect, LONGEST)
+    names = re.findall(r"\w+", init_connect.lower())
     return (
-        not _MORE_THAN_VARIABLES.search(text)
-        and _HARMLESS.issuperset(_BEFORE_PARENTHESIS.findall(text.lower()))
-        and all(
-            _SETS.match(statement.lstrip())
-            for statement in text.split(";")
-            if statement.strip()
-        )
-        and {*alone, *_OF_THE_DATABASE}.isdisjoint(re.findall(r"\w+", text.lower()))
+        not (judge_expressions(code) or _MORE_THAN_VARIABLES.search(code))
+        and all(map(_SETS.match, code.split(b";")))
+        and {*alone, *_OF_THE_DATABASE}.isdisjoint(names)
     )
 
 

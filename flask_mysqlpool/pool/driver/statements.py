@@ -109,14 +109,14 @@ def _ways_to_read(text: bytes) -> list[tuple[bool, bool, int]]:
     return [(*quoting, half) for quoting in quotings for half in halves]
 
 
-def bare(statement: str | bytes) -> bytes:
-    """Return a short statement in lower case, without comments, with single spaces.
+def bare(statement: str | bytes, longest: int = 1000) -> bytes:
+    """Return a statement's code in lower case, without comments, with single spaces.
 
-    Empty for a long statement, or one with more than one reading.
+    Empty for a statement of more than ``longest`` bytes, or of more than one reading.
     """
     if isinstance(statement, str):
         statement = statement.encode("utf-8", "replace")
-    if len(statement) > 1000:
+    if len(statement) > longest:
         return b""
     codes, complete = _readings(bytes(statement))
     code = codes.pop() if complete and len(codes) == 1 else b""
@@ -402,7 +402,7 @@ def _only_reads(text: bytes, calls: dict[bytes, int]) -> bool:
         or (b"-"[0] in text and b"--" in text)
         or b"#"[0] in text
         or b";"[0] in text
-        or _expressions(text, calls)
+        or judge_expressions(text, calls)
     )
 
 
@@ -414,9 +414,9 @@ def _judge(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
     code = code.lstrip(b"( ")
     left = next(left for words, left in _BY_BEGINNING.items() if words.match(code))
     if left & _EXPRESSIONS:
-        does = _expressions(code, calls)
+        does = judge_expressions(code, calls)
         if does & RUNS_CODE:
-            does = _expressions(_NOT_CALLED.sub(b"", code), calls)
+            does = judge_expressions(_NOT_CALLED.sub(b"", code), calls)
         left |= does
     if left & _SUBQUERY and _QUERY.search(code):
         left |= TRANSACTION
@@ -439,7 +439,7 @@ def _without_brackets(code: bytes) -> bytes:
     return code
 
 
-def _expressions(code: bytes, calls: dict[bytes, int]) -> int:
+def judge_expressions(code: bytes, calls: dict[bytes, int] = _CALLS) -> int:
     """Judge the expressions of a statement, given in lower case."""
     left = NONE
     for part, pattern, effects in _BY_EXPRESSION:
