@@ -591,6 +591,12 @@ _VOLATILE = re.compile(
     r"timestamp|pseudo_\w+|identity|last_insert_id|rand_seed\d|\w+_count|in_transaction"
     r"|gtid_\w+|last_gtid|insert_id|\w+_time|innodb_\w+|statement_id|transaction_\w+_id"
 )
+#: Flags of which each says an effect, where these are several.
+SAID_BY = {
+    "ENDS": statements.ENDS | statements.MAY_END,
+    "SNAPSHOT": statements.TRANSACTIONS,
+    "ROLE": statements.ROLE | statements.RUNS_CODE,
+}
 #: The errors with which a server refuses what it cannot read.
 _UNREADABLE = {ER.PARSE_ERROR, ER.SYNTAX_ERROR, ER.EMPTY_QUERY, ER.NOT_SUPPORTED_YET}
 
@@ -816,14 +822,7 @@ class Laboratory:
         said = find_side_effects(text, server)
         found = self.findings
         for effect in sorted(effects):
-            if effect == "ENDS":
-                missed = not said & (statements.ENDS | statements.MAY_END)
-            elif effect == "SNAPSHOT":
-                missed = not said & statements.TRANSACTIONS
-            elif effect == "ROLE":
-                missed = not said & (statements.ROLE | statements.RUNS_CODE)
-            else:
-                missed = not said & getattr(statements, effect)
+            missed = not said & SAID_BY.get(effect, getattr(statements, effect))
             if missed and "v_func" in statement.lower():
                 found.excepted += 1  # the one that no text shows
             elif missed:

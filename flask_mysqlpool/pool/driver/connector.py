@@ -172,8 +172,8 @@ class Connector:
         self.config = config
         self.hosts = Hosts(config.places, in_random_order=config.host_order == "random")
         self._certificates = Certificates(config)
-        #: Hosts whose logins set nothing unusual; see :mod:`.login`.
-        self._usual: set[Place] = set()
+        #: Whether the last login at a host set nothing unusual; see :mod:`.login`.
+        self._usual: dict[Place, bool] = {}
 
     def connect(self, deadline: float) -> Session:
         """Open a connection and set up its session, by the deadline.
@@ -233,16 +233,13 @@ class Connector:
         connection = self._make(place, secret, deadline)
         failure: BaseException | None = None
         try:
-            connection.open(deadline, thorough=place not in self._usual)
+            connection.open(deadline, thorough=not self._usual.get(place))
         except Exception as error:
             failure = _failure(connection, error)
         except BaseException as error:
             failure = error.with_traceback(None)
         if failure is None:
-            if connection.login.is_usual:
-                self._usual.add(place)
-            else:
-                self._usual.discard(place)
+            self._usual[place] = connection.login.is_usual
             self.hosts.works(place)
             return connection
         if not self._may_do_elsewhere(failure, connection.is_logged_in):
