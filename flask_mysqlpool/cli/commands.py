@@ -23,7 +23,7 @@ from ..config import PoolConfig
 from ..config.validators import YEAR
 from ..pool.driver.logs import MOST
 from ..workers.fleet import Fleet
-from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
+from ..workers.mysql_server import Unanswered, connect_to
 from ..workers.overview import (
     Overview,
     holders,
@@ -194,27 +194,26 @@ def _ask_server(config: PoolConfig, workers: Iterable[WorkerStatus]) -> dict[str
     pid_of = {number: w.pid for w in workers for number in w.all_thread_ids}
     try:
         with connect_to(config) as server:
-            report: ServerReport = server.report()
+            report = server.report()
     except Unanswered as error:
         return {"error": error.text}
-    threads = [_thread(thread, pid_of) for thread in report.threads]
+    threads = [
+        {
+            "thread_id": thread.thread_id,
+            "pid": pid_of.get(thread.thread_id),
+            "client": thread.client,
+            "program": thread.program,
+            "command": thread.command,
+            "for": thread.seconds,
+        }
+        for thread in report.threads
+    ]
     return {
         "version": report.version,
         "max_connections": report.max_connections,
         "connected": report.connected,
         "threads": threads,
         "orphans": sum(thread["pid"] is None for thread in threads),
-    }
-
-
-def _thread(thread: Thread, pid_of: dict[int, int]) -> dict[str, Any]:
-    return {
-        "thread_id": thread.thread_id,
-        "pid": pid_of.get(thread.thread_id),
-        "client": thread.client,
-        "program": thread.program,
-        "command": thread.command,
-        "for": thread.seconds,
     }
 
 
@@ -333,8 +332,7 @@ def _request(site: Overview, change: _Change, wait: float | None, **how: Any) ->
             what = "seen" if fleet.requested else "reached"
             _end(f"The workers cannot be {what}: {_reason(error)}")
         finally:
-            desired = {bind: fleet.desired(bind) for bind in site.pools}
-            paused = [f"{b}: {d.in_words()}" for b, d in desired.items() if d.paused]
+            paused = site.pauses()
             _echo([*paused, f"To end that: {_typed('resume')}"] if paused else [])
 
 

@@ -14,19 +14,11 @@ from ..pool.driver.logs import plain
 from ..workers.desired_state import DesiredState
 from .check import FAILURE, OK, WARNING, Finding
 
-#: Columns of the table of workers, and the order in which a narrow terminal drops them.
-_COLUMNS = {
-    "pid": "worker",
-    "size": "size",
-    "in_use": "in use",
-    "idle": "idle",
-    "waiting": "waiting",
-    "connecting": "connecting",
-    "checkouts": "checkouts",
-    "timeouts": "timeouts",
-    "opened": "opened",
-    "discarded": "discarded",
-}
+#: Columns of the table of workers, and those that a narrow terminal drops, in order.
+_COLUMNS = (
+    *("pid", "size", "in_use", "idle", "waiting"),
+    *("connecting", "checkouts", "timeouts", "opened", "discarded"),
+)
 _DROPPED_FIRST = (
     *("opened", "discarded", "connecting", "checkouts", "timeouts", "idle", "size"),
 )
@@ -77,10 +69,12 @@ def status(report: Mapping[str, Any], terminal: bool) -> Iterator[Line]:
             if pool["spread"] > _SILENCE:
                 yield f"the sums are of moments that are {pool['spread']:.0f} s apart"
             yield from _holders(pool, width)
-        if pool["checkout_timeout"]:
-            yield from _timeout(pool["checkout_timeout"], width)
-        if pool["connect_failure"]:
-            yield from _failure(pool["connect_failure"], width)
+        if timeout := pool["checkout_timeout"]:
+            text = f"a checkout timed out {_of_worker(timeout)}"
+            yield from _coloured("yellow", text, width)
+        if failure := pool["connect_failure"]:
+            text = f"a connect failed {_of_worker(failure)}: {failure['error']}"
+            yield from _coloured("red", text, width)
         if "seen_by_server" in pool:
             yield from _server(pool["seen_by_server"], width)
 
@@ -96,6 +90,15 @@ def _fitted(text: str, width: int) -> list[str]:
     return textwrap.wrap(plain(text), max(width, 20), subsequent_indent="  ")
 
 
+def _coloured(colour: str, text: str, width: int) -> Iterator[Line]:
+    for line in _fitted(text, width):
+        yield Styled(colour, line)
+
+
+def _of_worker(event: Mapping[str, Any]) -> str:
+    return f"{event['ago']:.0f} s ago in worker {event['worker']}"
+
+
 def _headline(bind: str, pool: Mapping[str, Any]) -> Line:
     text = f"{bind}: {pool['server']}, at most {pool['max_size']} for each worker"
     if pool["max_host_connections"] is not None:
@@ -107,26 +110,19 @@ def _headline(bind: str, pool: Mapping[str, Any]) -> Line:
 
 
 def _workers(pool: Mapping[str, Any], width: int) -> Iterator[Line]:
-    columns = dict(_COLUMNS)
-    dropped = iter(_DROPPED_FIRST)
+    workers = [{**worker, "pid": worker["name"]} for worker in pool["workers"]]
+    heads = {name: name.replace("_", " ") for name in _COLUMNS} | {"pid": "worker"}
     total = {**pool["totals"], "pid": "total"}
-    while True:
-        rows = [
-            list(columns.values()),
-            *(
-                [worker["name" if key == "pid" else key] for key in columns]
-                for worker in pool["workers"]
-            ),
-            [total[key] for key in columns],
-        ]
-        lines = _aligned(rows)
-        if len(lines[0]) <= width or not (key := next(dropped, None)):
+    for number in range(len(_DROPPED_FIRST) + 1):
+        columns = [name for name in _COLUMNS if name not in _DROPPED_FIRST[:number]]
+        rows = [[row[name] for name in columns] for row in (heads, *workers, total)]
+        head, *lines, last = _aligned(rows)
+        if len(head) <= width:
             break
-        del columns[key]
-    yield lines[0]
-    for line, worker in zip(lines[1:-1], pool["workers"], strict=True):
+    yield head
+    for line, worker in zip(lines, workers, strict=True):
         yield Styled("yellow", line) if worker["waiting"] else line
-    yield lines[-1]
+    yield last
 
 
 def _silent(workers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -138,39 +134,24 @@ def _silent(workers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             yield f"worker {worker['name']}: last heard of {silence:.0f} s ago"
 
 
-def _failure(failure: Mapping[str, Any], width: int) -> list[Line]:
-    text = f"a connect failed {failure['ago']:.0f} s ago in worker {failure['worker']}"
-    lines = _fitted(f"{text}: {failure['error']}", width)
-    return [Styled("red", line) for line in lines]
-
-
-def _timeout(timeout: Mapping[str, Any], width: int) -> list[Line]:
-    text = f"a checkout timed out {timeout['ago']:.0f} s ago"
-    lines = _fitted(f"{text} in worker {timeout['worker']}", width)
-    return [Styled("yellow", line) for line in lines]
-
-
 def _holders(pool: Mapping[str, Any], width: int) -> Iterator[str]:
     held = pool["holders"]
     if not held:
         return
     yield "in use, the oldest first:"
-    rows: list[Row] = [("seconds", "worker", "thread", "holder")]
-    rows += [
+    rows = [
         (f"{one['for']:.3f}", one["worker"], one["thread_id"], one["endpoint"] or "?")
-        for one in held[:_LISTED]
+        for one in held
     ]
-    for line in _aligned(rows):
-        yield line[:width]
-    if len(held) > _LISTED:
-        # A worker publishes the details of its first connections only.
-        yield f"  and {max(len(held), pool['totals']['in_use']) - _LISTED} more"
+    # A worker publishes the details of its first connections only.
+    total = max(len(held), pool["totals"]["in_use"])
+    yield from _listed(("seconds", "worker", "thread", "holder"), rows, total, width)
 
 
 def _server(seen: Mapping[str, Any], width: int) -> Iterator[Line]:
     if "error" in seen:
-        for line in _fitted(f"server: cannot connect: {seen['error']}", width):
-            yield Styled("red", line)
+        text = f"server: cannot connect: {seen['error']}"
+        yield from _coloured("red", text, width)
         return
     yield from _fitted(
         f"server {seen['version']}: {seen['connected']} connected of"
@@ -178,23 +159,28 @@ def _server(seen: Mapping[str, Any], width: int) -> Iterator[Line]:
         f" {seen['orphans']} of them claimed by no worker here",
         width,
     )
-    named = any(thread["program"] for thread in seen["threads"])
-    if seen["orphans"] and not named:
-        yield from _fitted("  no program names: its performance_schema is off", width)
-    head = ("thread", "worker", "seconds", "command", "client", "program")
-    rows: list[Row] = [head if named else head[:-1]]
+    columns = ["thread_id", "pid", "for", "command", "client", "program"]
+    heads = ["thread", "worker", "seconds", "command", "client", "program"]
+    if not any(thread["program"] for thread in seen["threads"]):
+        if seen["orphans"]:
+            text = "  no program names: its performance_schema is off"
+            yield from _fitted(text, width)
+        columns.pop()
+        heads.pop()
     threads = sorted(seen["threads"], key=lambda t: (t["pid"] is not None, -t["for"]))
-    rows += [
-        (
-            *(t["thread_id"], t["pid"] or "-", t["for"], t["command"], t["client"]),
-            *([t["program"] or "-"] if named else []),
-        )
-        for t in threads[:_LISTED]
+    rows = [
+        ["-" if thread[key] in (None, "") else thread[key] for key in columns]
+        for thread in threads
     ]
-    for line in _aligned(rows):
+    yield from _listed(heads, rows, len(rows), width)
+
+
+def _listed(heads: Row, rows: Sequence[Row], total: int, width: int) -> Iterator[str]:
+    """Show the first rows of a table, and how many others there are in total."""
+    for line in _aligned([heads, *rows[:_LISTED]]):
         yield line[:width]
-    if len(threads) > _LISTED:
-        yield f"  and {len(threads) - _LISTED} more"
+    if len(rows) > _LISTED:
+        yield f"  and {total - _LISTED} more"
 
 
 def _aligned(rows: Sequence[Row]) -> list[str]:

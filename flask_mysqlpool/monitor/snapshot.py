@@ -119,9 +119,7 @@ def status(
 def _problems(site: Overview) -> list[str]:
     if site.error:
         return [f"Only this worker is shown, {os.getpid()}: {reason(site.error)}."]
-    desired = {bind: site.desired(bind) for bind in site.pools}
-    pauses = [f"{b}: {d.in_words()}" for b, d in desired.items() if d.paused]
-    return [*pauses, *site.problems]
+    return [*site.pauses(), *site.problems]
 
 
 def _pool(site: Overview, bind: str) -> dict[str, Any]:

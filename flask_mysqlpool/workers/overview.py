@@ -84,6 +84,11 @@ class Overview:
     def desired(self, bind: str) -> DesiredState:
         return DesiredState() if self.error else self._fleet.desired(bind)
 
+    def pauses(self) -> list[str]:
+        """Describe who has paused which pool."""
+        desired = {bind: self.desired(bind) for bind in self.pools}
+        return [f"{b}: {d.in_words()}" for b, d in desired.items() if d.paused]
+
     def is_paused(self, bind: str) -> bool:
         workers = self.workers[bind]
         if self.error:

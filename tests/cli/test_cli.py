@@ -35,6 +35,7 @@ from records import board_of, config_of, heard_from, identity_of
 import flask_mysqlpool.cli.check
 import flask_mysqlpool.cli.commands
 import flask_mysqlpool.cli.render
+import flask_mysqlpool.config.settings
 import flask_mysqlpool.workers.status
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection, PoolTimeout
 from flask_mysqlpool.cli.check import examine
@@ -1438,7 +1439,8 @@ def test_without_a_user_check_says_whom_pymysql_takes(
     monkeypatch: pytest.MonkeyPatch,
     user: str | None,
 ) -> None:
-    monkeypatch.setattr(pymysql.connections, "DEFAULT_USER", user and server.user)
+    for module in (pymysql.connections, flask_mysqlpool.config.settings):
+        monkeypatch.setattr(module, "DEFAULT_USER", user and server.user)
     place = {"URL": None, "HOST": server.host, "PORT": server.port}
     app = make_app(**place, PASSWORD=server.password, DATABASE="test")
 
