@@ -19,13 +19,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from pymysql import converters
 from pymysql.connections import MAX_PACKET_LEN, Connection, MySQLResult
 from pymysql.constants import COMMAND, CR, SERVER_STATUS
-from pymysql.err import InternalError, OperationalError
-from pymysql.protocol import MysqlPacket
+from pymysql.err import OperationalError
 
 #: Bytes that are read from the socket at once, at most.
 BUFFER = 1 << 15
@@ -44,33 +43,25 @@ NOT_COUNTED = (1 << 64) - 1
 
 #: Takes a buffer, a position, the number of the packet there, and where the rows go;
 #: returns the position and the number of the first packet that it could not decode.
-Decoder = Callable[[bytes, int, int, "list[Any] | deque[Any]"], tuple[int, int]]
-
-
-class Columns(NamedTuple):
-    """What is known of the columns of a result."""
-
-    fields: Sequence[Any]
-    converters: Sequence[tuple[str | None, Any]]
-    description: tuple[Any, ...]
-    decode: Decoder
-
+Decoder = Callable[[bytes, int, int, list[Any]], tuple[int, int]]
 
 #: The length of a packet, and in the highest byte its number.
 _head = Struct("<I").unpack_from
-#: The length of a packet of less than 64 KiB, and its number, in the higher byte.
-_SHORT_HEAD = Struct("<HH")
+#: Two small numbers: the length of a packet of less than 64 KiB, and its number, in the
+#: higher byte; or what an OK says: the status and warnings.
+_TWO = Struct("<HH")
+_two = _TWO.unpack_from
+#: What the packet that ends the rows says: warnings and the status.
+_end = Struct("<hh").unpack_from
 #: The length of a packet that is sent as the first one, and the command in it.
 _command = Struct("<IB").pack
 
 #: How the packet with this number begins, if it ends the definitions or the rows.
 _ends = [bytes((5, 0, 0, number, 0xFE)) for number in range(256)]
-#: What such a packet says: warnings and the status. An OK says the status first.
-_end = Struct("<hh").unpack_from
-_ok = Struct("<HH").unpack_from
 
-#: By the bytes of the definitions, and by what else the conversion depends on.
-_columns: dict[tuple[Any, ...], Columns] = {}
+#: Fields, converters, description and decoder, by the bytes of the definitions, and by
+#: what else the conversion depends on.
+_columns: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 #: What stands for all converters of a connection there.
 _conversions: dict[tuple[Any, ...], object] = {}
 
@@ -124,70 +115,28 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
             self.server_status = result.server_status
         return result.affected_rows
 
-    def _read_packet(self, packet_type: Any = MysqlPacket) -> Any:
-        if self._current_timeout != self._read_timeout:
-            self._sock.settimeout(self._read_timeout)
-            self._current_timeout = self._read_timeout
-        read, data, size = self._rfile.read, b"", MAX_PACKET_LEN
-        while size == MAX_PACKET_LEN:
-            try:
-                head = read(4)
-                size = head[0] | head[1] << 8 | head[2] << 16
-                part = read(size) if head[3] == self._next_seq_id else None
-            except BaseException as error:
-                raise self._lost(error) from error.__cause__
-            if part is None:
-                raise self._out_of_step(head[3])
-            if len(part) < size:
-                raise self._lost()
-            self._next_seq_id = (head[3] + 1) & 0xFF
-            data = data + part if data else part
-        packet = packet_type(data, self.encoding)
-        if data[0] == 0xFF:
-            if self._result is not None and self._result.unbuffered_active is True:
-                self._result.unbuffered_active = False
-            packet.raise_for_error()
-        return packet
-
     def peek(self) -> bytes:
-        """Return what is in the buffer; wait for something if nothing is."""
+        """Return what is in the buffer; wait for something if nothing is.
+
+        Nothing is returned at the end of what the server sends.
+        """
         if self._current_timeout != self._read_timeout:
             self._sock.settimeout(self._read_timeout)
             self._current_timeout = self._read_timeout
         try:
-            found: bytes = self._rfile.peek()
-        except BaseException as error:
-            raise self._lost(error) from error.__cause__
-        if not found:
-            raise self._lost()
-        return found
+            return self._rfile.peek()  # type: ignore[no-any-return]
+        except OSError as error:
+            self._force_close()
+            said = f"Lost connection to MySQL server during query ({error})"
+            raise OperationalError(CR.CR_SERVER_LOST, said) from error
+        except BaseException:
+            self._force_close()
+            raise
 
     def take(self, size: int, number: int) -> None:
         """Take so many bytes, which are in the buffer, out of it."""
         self._rfile.read(size)
         self._next_seq_id = number
-
-    def _lost(self, error: BaseException | None = None) -> BaseException:
-        """Close the connection; return what to raise for an error of its reader.
-
-        None, and an IndexError, are the end of what the server sends.
-        """
-        self._force_close()
-        said = "Lost connection to MySQL server during query"
-        if error is None or isinstance(error, IndexError):
-            return OperationalError(CR.CR_SERVER_LOST, said)
-        if isinstance(error, OSError):
-            return OperationalError(CR.CR_SERVER_LOST, f"{said} ({error})")
-        return error
-
-    def _out_of_step(self, number: int) -> BaseException:
-        """Close the connection; return what to raise for a packet of another number."""
-        lost = self._lost()
-        if number == 0:  # of the error that MariaDB sends when it shuts down
-            return lost
-        return InternalError(
-            f"Packet sequence number wrong - got {number} expected {self._next_seq_id}"
-        )
 
 
 class Result(_Result):  # type: ignore[misc]
@@ -204,10 +153,12 @@ class Result(_Result):  # type: ignore[misc]
     has_next: Any = None
     unbuffered_active: Any = False
 
+    #: Rows of a stream that were decoded and not yet fetched.
+    ahead: Any = ()
     #: Of the columns; None if PyMySQL reads the rows.
     _decode: Decoder | None = None
-    #: Rows of a stream that were decoded and not yet fetched.
-    _ahead: deque[Any] | None = None
+    #: What makes rows of a stream into those that are fetched.
+    _dicts: Any = staticmethod(list)
 
     def __init__(self, connection: ReadingConnection) -> None:
         self.connection: Any = connection
@@ -262,7 +213,7 @@ class Result(_Result):  # type: ignore[misc]
         if not max(11, at + 4) <= end:
             return False
         self.affected_rows, self.insert_id = rows, insert_id
-        self.server_status, self.warning_count = _ok(buffer, at)
+        self.server_status, self.warning_count = _two(buffer, at)
         self.message = buffer[at + 4 : end]
         self.has_next = self.server_status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
         con.take(end, buffer[3] + 1 & 0xFF)
@@ -285,9 +236,8 @@ class Result(_Result):  # type: ignore[misc]
             if len(_columns) >= REMEMBERED:
                 _columns.clear()
             key = start, con.encoding, con.use_unicode, con.conversions
-            _columns[key] = Columns(
-                self.fields, self.converters, self.description, self._decode
-            )
+            known = self.fields, self.converters, self.description, self._decode
+            _columns[key] = known
 
     def _read_rowdata_packet(self, rows: list[Any] | None = None) -> None:
         if self._decode is None:
@@ -300,17 +250,17 @@ class Result(_Result):  # type: ignore[misc]
         self.affected_rows = len(rows)
         self.rows = tuple(rows)
 
-    def _read_rows(self, decode: Decoder, rows: list[Any] | deque[Any]) -> bool:
+    def _read_rows(self, decode: Decoder, rows: list[Any]) -> bool:
         """Read the rows that are there, or wait for one; False if there was an end."""
         con = self.connection
         buffer, number = con.peek(), con._next_seq_id
         try:
             at, after = decode(buffer, 0, number, rows)
         except Exception:
+            # The rows of a stream that come before one that cannot be converted.
             at, after = _end_of(buffer, len(rows)), number + len(rows) & 0xFF
-            if not (
-                at and self.unbuffered_active and _fails(decode, buffer[at:], after)
-            ):
+            ahead = at and self.unbuffered_active
+            if not (ahead and _fails(decode, buffer[at:], after)):
                 raise
         if at:
             con.take(at, after)
@@ -318,7 +268,7 @@ class Result(_Result):  # type: ignore[misc]
         packet = con._read_packet()
         data = packet.get_all_data()
         if len(data) < 1 << 16:  # of which the buffer had only the beginning
-            head = _SHORT_HEAD.pack(len(data), number << 8)
+            head = _TWO.pack(len(data), number << 8)
             if decode(head + data, 0, number, rows)[0]:
                 return True
         if self._check_packet_is_eof(packet):
@@ -328,17 +278,32 @@ class Result(_Result):  # type: ignore[misc]
         return True
 
     def _read_rowdata_packet_unbuffered(self) -> Any:
-        if self._decode is None or not self.unbuffered_active:
-            return super()._read_rowdata_packet_unbuffered()
-        if self._ahead is None:
-            self._ahead = deque()
-        if not self._ahead and not self._read_rows(self._decode, self._ahead):
-            self.unbuffered_active, self.rows = False, None
+        if not self.unbuffered_active:
             return None
-        row = self._ahead.popleft()
+        if not self.ahead:
+            rows: list[Any] = []
+            if self._decode is None:
+                rows = [super()._read_rowdata_packet_unbuffered()]
+            elif not self._read_rows(self._decode, rows):
+                self.unbuffered_active, self.rows = False, None
+            if not self.unbuffered_active:
+                return None
+            self.ahead = deque(self._dicts(rows))
+        row = self.ahead.popleft()
         self.affected_rows = 1
         self.rows = (row,)
         return row
+
+    def make_dicts(self) -> list[str]:
+        """Make the rows dicts, as PyMySQL's DictCursor does, and return their keys."""
+        keys: list[str] = []
+        for field in self.fields:
+            name = field.name
+            keys.append(f"{field.table_name}.{name}" if name in keys else name)
+        self._dicts = make_dict_maker(tuple(keys))
+        if self.rows:
+            self.rows = self._dicts(self.rows)
+        return keys
 
 
 def _fails(decode: Decoder, buffer: bytes, number: int) -> bool:
@@ -362,7 +327,7 @@ def _end_of(buffer: bytes, packets: int) -> int:
 
 def _integer(data: bytes, at: int) -> tuple[int | None, int]:
     """Return the integer of variable length that begins there, and where it ends."""
-    first = data[at]
+    first = data[at] if at < len(data) else 0
     if first < 251:
         return first, at + 1
     size = {252: 2, 253: 3, 254: 8}.get(first, 0)
@@ -388,13 +353,12 @@ def _datetime(cell: bytes) -> Any:
 
 
 def _date(cell: bytes) -> Any:
-    text = cell.decode("ascii")
-    if len(text) == 10 and text[7] == "-":
+    if cell[4::3] == b"--":
         try:
-            return datetime.date.fromisoformat(text)
+            return datetime.date.fromisoformat(cell.decode("ascii"))
         except ValueError:
             pass
-    return converters.convert_date(text)
+    return converters.convert_date(cell)
 
 
 #: Faster ways to what PyMySQL's own converters return, from the bytes of a cell.
@@ -409,7 +373,7 @@ _FASTER: dict[Any, Any] = {
 @lru_cache(maxsize=REMEMBERED)
 def make_decoder(kinds: tuple[tuple[str | None, Any], ...]) -> Decoder:
     """Make the function that decodes rows of these (encoding, converter)."""
-    known: dict[str, Any] = {"integer": _integer, "head": _SHORT_HEAD.unpack_from}
+    known: dict[str, Any] = {"integer": _integer, "head": _two}
     source = [
         "def decode(buffer, at, number, rows):",
         " add, end, number = rows.append, len(buffer), number << 8",
@@ -466,3 +430,22 @@ def _expression(
         known[f"c{index}"] = converter
         return f"c{index}({cell})"
     return cell
+
+
+@lru_cache(maxsize=REMEMBERED)
+def make_dict_maker(keys: tuple[str, ...]) -> Callable[[Sequence[Any]], list[Any]]:
+    """Make the function that makes rows into dicts with these keys."""
+    numbers = range(len(keys))
+    pairs = ", ".join(f"k{n}: v{n}" for n in numbers)
+    values = "".join(f"v{n}, " for n in numbers)
+    source = [
+        "lambda rows:",
+        f"[{{{pairs}}} for {values}in rows]",
+        # A server may leave the last columns out, and PyMySQL allows for that.
+        f"if min(map(len, rows)) == {len(keys)} else",
+        "[dict(zip(keys, row)) for row in rows]",
+    ]
+    known = {f"k{n}": key for n, key in enumerate(keys)}
+    made: Callable[[Sequence[Any]], list[Any]]
+    made = eval(" ".join(source), {"keys": keys, **known})
+    return made
