@@ -48,15 +48,15 @@ def identity_of(app: Flask, bind: str = "default") -> dict[str, str | None]:
 
 def heard_from(app: Flask, seconds: float, **about: Any) -> StatusFile:
     """A worker that published this, and so many seconds ago was alive."""
-    board = board_of(app)
-    sheet = StatusFile(board)
-    sheet.write(complete(**identity_of(app) | about))
-    path = Path(board.path, sheet.id + STATUS)
+    folder = folder_of(app)
+    file = StatusFile(folder)
+    file.write(complete(**identity_of(app) | about))
+    path = Path(folder.path, file.id + STATUS)
     os.utime(path, (0, path.stat().st_mtime - seconds))
-    return sheet
+    return file
 
 
-def board_of(app: Flask) -> StatusDir:
+def folder_of(app: Flask) -> StatusDir:
     [state] = app.extensions["mysqlpool"].values()
     assert isinstance(state.status_dir, StatusDir)
     return state.status_dir

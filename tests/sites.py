@@ -24,7 +24,7 @@ MAX_SIZE = 4
 app = Flask(__name__)
 app.config.update(
     MYSQLPOOL_URL=os.environ["SITE_URL"],
-    MYSQLPOOL_STATUS_DIR=os.environ["SITE_BOARD"],
+    MYSQLPOOL_STATUS_DIR=os.environ["SITE_STATUS_DIR"],
     MYSQLPOOL_MAX_SIZE=MAX_SIZE,
     MYSQLPOOL_TIMEOUT=30,
 )

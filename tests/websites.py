@@ -220,7 +220,7 @@ class Site:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "SITE_URL": database.url,
-            "SITE_BOARD": self.board.path,
+            "SITE_STATUS_DIR": self.board.path,
         }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

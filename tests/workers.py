@@ -64,10 +64,10 @@ def started(script: str, *args: object) -> Iterator[Worker]:
             worker.process.kill()
 
 
-def published(board: StatusDir, **content: Any) -> StatusFile:
-    sheet = StatusFile(board)
-    sheet.write(content)
-    return sheet
+def published(folder: StatusDir, **content: Any) -> StatusFile:
+    file = StatusFile(folder)
+    file.write(content)
+    return file
 
 
 def raised(desired: DesiredState) -> DesiredState:

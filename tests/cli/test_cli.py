@@ -30,7 +30,7 @@ from flask import Flask
 from flask.cli import ScriptInfo
 from flask.testing import FlaskCliRunner
 from pymysql.err import MySQLError, OperationalError
-from records import board_of, config_of, heard_from, identity_of
+from records import config_of, folder_of, heard_from, identity_of
 
 import flask_mysqlpool.cli.check
 import flask_mysqlpool.cli.commands
@@ -615,7 +615,7 @@ def test_orders_that_cannot_be_read_are_a_problem_and_the_pause_is_seen(
     app = make_app()
     heard_from(app, 0, pid=4011, paused=True)
     run(app, "pause")
-    Path(board_of(app).path, "orders").write_bytes(b"damage")
+    Path(folder_of(app).path, "orders").write_bytes(b"damage")
 
     assert "orders: damaged" in run(app, "status")[1]
     assert report(app)["pools"]["default"]["paused"] is True
@@ -630,7 +630,7 @@ def test_a_live_worker_that_cannot_be_read_is_not_to_be_removed(
     make_app: MakeApp,
 ) -> None:
     app = make_app()
-    sheet = StatusFile(board_of(app))
+    sheet = StatusFile(folder_of(app))
     sheet.write({"n": 1})
 
     code, output = run(app, "status")
@@ -650,7 +650,7 @@ def test_a_live_worker_that_cannot_be_read_is_not_to_be_removed(
 def test_a_folder_that_was_given_to_root_is_to_be_given_back(make_app: MakeApp) -> None:
     app = make_app()
     sheet = heard_from(app, 0, pid=4011)
-    path = board_of(app).path
+    path = folder_of(app).path
     os.chown(f"{path}/{sheet.id}{STATUS}", 65534, 65534)
 
     code, output = run(app, "pause", "--wait", "0")
@@ -835,7 +835,7 @@ def test_orders_that_cannot_be_given_are_an_error_with_its_mend(
     app = make_app()
     connected(app).close()
     until(lambda: totals(app)["idle"] == 1)
-    path = board_of(app).path
+    path = folder_of(app).path
     os.mkdir(os.path.join(path, DESIRED))
 
     code, output = run(app, "pause")
@@ -852,7 +852,7 @@ def test_workers_that_cannot_be_seen_any_more_are_an_error_with_its_mend(
     app = make_app()
     connected(app).close()
     until(lambda: totals(app)["idle"] == 1)
-    path = board_of(app).path
+    path = folder_of(app).path
     order = Fleet.pause
 
     def order_and_open_to_others(fleet: Fleet, bind: str, **how: Any) -> Any:
@@ -953,8 +953,8 @@ def test_orders_that_nobody_confirms_are_given_and_said_to_be_unconfirmed(
 
     assert code == 3
     assert "default: requested; no running worker to confirm it\n" in output
-    assert f"none publishes in {board_of(app).path}, which belongs to " in output
-    orders = board_of(app).desired(key_of(identity_of(app)))
+    assert f"none publishes in {folder_of(app).path}, which belongs to " in output
+    orders = folder_of(app).desired(key_of(identity_of(app)))
     assert orders[:2] == (int(command == "reset"), command == "pause")
 
 
@@ -964,7 +964,7 @@ def test_who_waits_for_all_does_not_miss_one_whose_sheet_was_removed(
     app = make_app()
     with connected(app):
         until(lambda: totals(app)["in_use"] == 1)
-        [path] = Path(board_of(app).path).glob("*" + STATUS)
+        [path] = Path(folder_of(app).path).glob("*" + STATUS)
         path.unlink()
         code, output = run(app, "pause", "--wait", "0")
     run(app, "resume")
@@ -1031,7 +1031,7 @@ def test_check_names_the_command_group_as_it_is_configured(make_app: MakeApp) ->
 
     paused = run("pause")
     alone = run("check", "--bind", "default")
-    Path(board_of(app).path, DESIRED).write_text("damaged")
+    Path(folder_of(app).path, DESIRED).write_text("damaged")
 
     assert "To end that: flask pools resume\n" in paused
     assert alone.count("checkouts wait -> flask pools resume --bind default\n") == 1
@@ -1081,7 +1081,7 @@ def test_a_pause_ends_in_its_time_where_orders_cannot_be_read_any_more(
     worker: Flask,
 ) -> None:
     run(worker, "pause", "--for", "0.7s")
-    path = Path(board_of(worker).path, DESIRED)
+    path = Path(folder_of(worker).path, DESIRED)
     path.write_text("damaged")
 
     connected(worker).close()

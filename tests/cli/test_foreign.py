@@ -21,7 +21,7 @@ from liars import OK, Liar, greeting, honest, refusal, switch
 from prometheus_client import CollectorRegistry, generate_latest
 from pymysql.connections import Connection
 from pymysql.err import MySQLError, OperationalError, ProgrammingError
-from records import board_of, complete, heard_from, identity_of
+from records import complete, folder_of, heard_from, identity_of
 from visits import OURS, csrf, monitored
 from werkzeug.test import create_environ, run_wsgi_app
 
@@ -340,7 +340,7 @@ def test_hostile_text_of_every_source_is_shown_nowhere_raw(
         )
 
     with connected_as(app, "thread" + HOSTILE):
-        Path(board_of(app).path, "file" + HOSTILE.replace("\x00", "")).touch()
+        Path(folder_of(app).path, "file" + HOSTILE.replace("\x00", "")).touch()
         until(lambda: any("thread" in text for text in texts(app, ["status"])))
         before = [*texts(app), *pages(app)]
         monkeypatch.setattr(Server, "_rows", hostile)
@@ -448,7 +448,7 @@ def test_an_error_for_all_hosts_has_a_part_of_what_each_says() -> None:
 
 
 def workers(app: Flask) -> list[WorkerStatus]:
-    found = Fleet(board_of(app), "shop", published(app)).workers()
+    found = Fleet(folder_of(app), "shop", published(app)).workers()
     return found.get("default", [])
 
 
@@ -626,7 +626,7 @@ def test_a_record_that_is_nested_without_end_is_no_traceback(
     registry = CollectorRegistry()
     registry.register(PoolCollector(app))
     sheet = heard_from(app, 0, more="NESTED")
-    path = Path(board_of(app).path, sheet.id + ".worker")
+    path = Path(folder_of(app).path, sheet.id + ".worker")
     head, _, data = path.read_bytes().partition(b"\n")
     data = data.strip(b"\0").replace(b'"NESTED"', b"[" * depth + b"]" * depth)
     head = b"%s %08x %d\n" % (head.split()[0], zlib.crc32(data), len(data))
@@ -665,7 +665,7 @@ def test_what_another_worker_says_is_cut(make_app: MakeApp) -> None:
     reasons = {HOSTILE: 1, "y" * 2000: 2}
     failed = {"connect_error": "y" * 60_000, "last_connect_failure": time.time()}
     sheet = heard_from(app, 0, discarded_by_reason=reasons, **failed)
-    Fleet(board_of(app), "shop", published(app)).pause("default", by=HOSTILE * 1000)
+    Fleet(folder_of(app), "shop", published(app)).pause("default", by=HOSTILE * 1000)
     page, data = pages(app)
 
     shown = texts(app, ["status"], ["status", "--json"], ["check"])

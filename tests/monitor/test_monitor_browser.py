@@ -636,7 +636,7 @@ def picture_site() -> Flask:
     app = Flask("shop")
     app.config.update(
         MYSQLPOOL_URL=os.environ["SITE_URL"],
-        MYSQLPOOL_STATUS_DIR=os.environ["SITE_BOARD"],
+        MYSQLPOOL_STATUS_DIR=os.environ["SITE_STATUS_DIR"],
         MYSQLPOOL_MAX_SIZE=5,
         MYSQLPOOL_MAX_HOST_CONNECTIONS=12,
         MYSQLPOOL_TIMEOUT=2,
@@ -683,7 +683,7 @@ def site(server: LocalServer, board: Path) -> Iterator[str]:
             *("--threads=16", "--log-level=error"),
         ],
         cwd=Path(__file__).parents[1],
-        env=os.environ | {"SITE_URL": server.url, "SITE_BOARD": str(board)},
+        env=os.environ | {"SITE_URL": server.url, "SITE_STATUS_DIR": str(board)},
         stderr=subprocess.DEVNULL,
     )
     try:

@@ -61,17 +61,17 @@ class MakePool(Protocol):
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> StatusDir:
-    return StatusDir(tmp_path / "board")
+def folder(tmp_path: Path) -> StatusDir:
+    return StatusDir(tmp_path / "status")
 
 
 @pytest.fixture
-def make(board: StatusDir) -> Iterator[MakePool]:
+def make(folder: StatusDir) -> Iterator[MakePool]:
     pools = []
 
     def make(on_connect: Callable[[], None] | None = None, **settings: Any) -> FakePool:
         pool = FakePool(on_connect, **{"TIMEOUT": 30, **settings})
-        WorkerAgent(pool, board, app="shop")
+        WorkerAgent(pool, folder, app="shop")
         pools.append(pool)
         return pool
 
@@ -87,9 +87,9 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def start(board: StatusDir) -> Iterator[Callable[[int], Worker]]:
+def start(folder: StatusDir) -> Iterator[Callable[[int], Worker]]:
     with ExitStack() as stack:
-        yield lambda size: stack.enter_context(started(SHARER, board.path, size))
+        yield lambda size: stack.enter_context(started(SHARER, folder.path, size))
 
 
 @pytest.fixture
@@ -98,97 +98,101 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     moments: list[float] = []
     write = StatusFile.write
 
-    def count(sheet: StatusFile, content: Any) -> None:
+    def count(file: StatusFile, content: Any) -> None:
         moments.append(time.monotonic())
-        write(sheet, content)
+        write(file, content)
 
     monkeypatch.setattr(StatusFile, "write", count)
     return moments
 
 
-def shown(board: StatusDir, **expected: Any) -> bool:
-    """Whether the only sheet says so."""
+def shown(folder: StatusDir, **expected: Any) -> bool:
+    """Whether the only status file says so."""
     with suppress(FileNotFoundError):
-        return any(expected.items() <= sheet.items() for sheet in board.read().records)
+        return any(
+            expected.items() <= record.items() for record in folder.read().records
+        )
     return False
 
 
-def pause(board: StatusDir, paused: bool = True) -> None:
-    board.update_desired(KEY, lambda desired: desired._replace(paused=paused))
+def pause(folder: StatusDir, paused: bool = True) -> None:
+    folder.update_desired(KEY, lambda desired: desired._replace(paused=paused))
 
 
-def reset(board: StatusDir) -> DesiredState:
-    return board.update_desired(KEY, lambda o: o._replace(generation=o.generation + 1))
+def reset(folder: StatusDir) -> DesiredState:
+    return folder.update_desired(KEY, lambda o: o._replace(generation=o.generation + 1))
 
 
 # What is published
 
 
-def test_checkouts_and_returns_are_published(make: MakePool, board: StatusDir) -> None:
+def test_checkouts_and_returns_are_published(make: MakePool, folder: StatusDir) -> None:
     pool = make(MAX_SIZE=3)
     first, second = pool.connection(), pool.connection()
-    until(lambda: shown(board, size=2, in_use=2, idle=0, checkouts=2, opened=2))
+    until(lambda: shown(folder, size=2, in_use=2, idle=0, checkouts=2, opened=2))
 
     first.close()
-    until(lambda: shown(board, size=2, in_use=1, idle=1))
+    until(lambda: shown(folder, size=2, in_use=1, idle=1))
     second.close()
-    until(lambda: shown(board, size=2, in_use=0, idle=2, waiting=0))
+    until(lambda: shown(folder, size=2, in_use=0, idle=2, waiting=0))
 
-    assert shown(board, app="shop", bind="default", pid=os.getpid(), paused=False)
+    assert shown(folder, app="shop", bind="default", pid=os.getpid(), paused=False)
 
 
 def test_timeouts_and_those_who_wait_are_published(
-    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
+    make: MakePool, folder: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
     pool = make(MAX_SIZE=1)
     held = pool.connection()
     with pytest.raises(PoolTimeout):
         pool.connection(timeout=0)
-    until(lambda: shown(board, timeouts=1, waiting=0))
+    until(lambda: shown(folder, timeouts=1, waiting=0))
 
     waiter = threads.submit(pool.connection)
-    until(lambda: shown(board, waiting=1))
+    until(lambda: shown(folder, waiting=1))
     held.close()
     waiter.result().close()
 
-    until(lambda: shown(board, waiting=0, idle=1))
+    until(lambda: shown(folder, waiting=0, idle=1))
 
 
 def test_every_connection_says_who_holds_it(
-    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
+    make: MakePool, folder: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
     pool = make(MAX_SIZE=2)
     pool.connection().close()
     handle = threads.submit(pool.connection).result()
-    until(lambda: shown(board, in_use=1, checkouts=2))
-    [sheet] = board.read().records
-    [connection] = sheet["connections"]
+    until(lambda: shown(folder, in_use=1, checkouts=2))
+    [record] = folder.read().records
+    [connection] = record["connections"]
     assert connection["endpoint"].startswith("visitor")
     assert (connection["state"], connection["thread_id"]) == ("in_use", 1)
 
     handle.close()
 
-    until(lambda: shown(board, idle=1))
-    [sheet] = board.read().records
-    assert [c["endpoint"] for c in sheet["connections"]] == [None]
+    until(lambda: shown(folder, idle=1))
+    [record] = folder.read().records
+    assert [c["endpoint"] for c in record["connections"]] == [None]
 
 
-def test_a_closed_pool_is_off_the_board(make: MakePool, board: StatusDir) -> None:
-    pool = make()
-    pool.connection().close()
-    until(lambda: shown(board, idle=1))
-
-    pool.close()
-
-    assert board.read().records == []
-
-
-def test_nothing_is_written_while_nothing_changes(
-    make: MakePool, board: StatusDir, writes: list[float]
+def test_a_closed_pool_is_no_longer_in_the_folder(
+    make: MakePool, folder: StatusDir
 ) -> None:
     pool = make()
     pool.connection().close()
-    until(lambda: shown(board, idle=1, checkouts=1))
+    until(lambda: shown(folder, idle=1))
+
+    pool.close()
+
+    assert folder.read().records == []
+
+
+def test_nothing_is_written_while_nothing_changes(
+    make: MakePool, folder: StatusDir, writes: list[float]
+) -> None:
+    pool = make()
+    pool.connection().close()
+    until(lambda: shown(folder, idle=1, checkouts=1))
     before = len(writes)
 
     time.sleep(1)  # for what should not happen
@@ -197,64 +201,64 @@ def test_nothing_is_written_while_nothing_changes(
     assert len(writes) == before
 
 
-def sheet_of(board: StatusDir) -> Path:
-    [path] = Path(board.path).glob("*.worker")
+def file_of(folder: StatusDir) -> Path:
+    [path] = Path(folder.path).glob("*.worker")
     return path
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 10)])
-def test_a_sheet_that_somebody_harmed_is_written_again_although_nothing_changes(
-    make: MakePool, board: StatusDir, harm: Callable[[Path], None]
+def test_a_status_file_that_somebody_harmed_is_written_again_although_nothing_changes(
+    make: MakePool, folder: StatusDir, harm: Callable[[Path], None]
 ) -> None:
     make().connection().close()
-    until(lambda: shown(board, idle=1, checkouts=1))
+    until(lambda: shown(folder, idle=1, checkouts=1))
 
-    harm(sheet_of(board))
+    harm(file_of(folder))
 
-    until(lambda: shown(board, idle=1, checkouts=1), 2)
+    until(lambda: shown(folder, idle=1, checkouts=1), 2)
 
 
 def test_what_could_not_be_published_is_published_as_soon_as_it_can_be(
-    make: MakePool, board: StatusDir
+    make: MakePool, folder: StatusDir
 ) -> None:
-    make_file(board)
+    make_file(folder)
     make().connection().close()
 
-    os.unlink(board.path)
+    os.unlink(folder.path)
 
-    until(lambda: shown(board, idle=1, checkouts=1), 2)
+    until(lambda: shown(folder, idle=1, checkouts=1), 2)
 
 
 def test_a_worker_at_rest_is_heard_of(
-    make: MakePool, board: StatusDir, writes: list[float]
+    make: MakePool, folder: StatusDir, writes: list[float]
 ) -> None:
     make().connection().close()
-    until(lambda: shown(board, idle=1, checkouts=1))
+    until(lambda: shown(folder, idle=1, checkouts=1))
     before = len(writes)
-    os.utime(sheet_of(board), (0, 0))
+    os.utime(file_of(folder), (0, 0))
 
-    until(lambda: sheet_of(board).stat().st_mtime > 0, 2)
+    until(lambda: file_of(folder).stat().st_mtime > 0, 2)
 
     assert len(writes) == before
 
 
 def test_of_many_connections_some_are_described_and_all_are_named(
-    make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
+    make: MakePool, folder: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flask_mysqlpool.workers.status, "LISTED", 2)
     pool = make(MAX_SIZE=3)
     held = [pool.connection() for _ in range(3)]
-    until(lambda: shown(board, in_use=3))
+    until(lambda: shown(folder, in_use=3))
 
-    [sheet] = board.read().records
-    assert [c["thread_id"] for c in sheet["connections"]] == [1, 2]
-    assert sheet["thread_ids"] == [1, 2, 3]
+    [record] = folder.read().records
+    assert [c["thread_id"] for c in record["connections"]] == [1, 2]
+    assert record["thread_ids"] == [1, 2, 3]
     for handle in held:
         handle.close()
 
 
 def test_a_connect_that_failed_is_published_with_what_was_said(
-    make: MakePool, board: StatusDir
+    make: MakePool, folder: StatusDir
 ) -> None:
     faults: list[Exception] = [
         OperationalError(1045, "Access denied"),
@@ -269,32 +273,32 @@ def test_a_connect_that_failed_is_published_with_what_was_said(
     before = time.time()
     with pytest.raises(OperationalError):
         pool.connection()
-    until(lambda: shown(board, connect_error="1045: Access denied", waiting=0))
-    [sheet] = board.read().records
-    assert before <= sheet["last_connect_failure"] <= time.time()
+    until(lambda: shown(folder, connect_error="1045: Access denied", waiting=0))
+    [record] = folder.read().records
+    assert before <= record["last_connect_failure"] <= time.time()
 
     with pytest.raises(RuntimeError):
         pool.connection()
-    until(lambda: shown(board, connect_error="RuntimeError"))
+    until(lambda: shown(folder, connect_error="RuntimeError"))
     pool.connection().close()
-    until(lambda: shown(board, idle=1, connect_error="RuntimeError"))
+    until(lambda: shown(folder, idle=1, connect_error="RuntimeError"))
 
 
 # Silence
 
 
 def test_who_is_silent_neither_publishes_nor_obeys_and_keeps_the_budget(
-    make: MakePool, board: StatusDir
+    make: MakePool, folder: StatusDir
 ) -> None:
-    pause(board)
+    pause(folder)
     silent, other = (FakePool(MAX_HOST_CONNECTIONS=1, TIMEOUT=5) for _ in range(2))
     for pool in (silent, other):
-        WorkerAgent(pool, board, app="shop", read_only=True)
+        WorkerAgent(pool, folder, app="shop", read_only=True)
 
     with silent.connection():
         with pytest.raises(PoolTimeout):
             other.connection(timeout=0.1)
-        assert board.read().records == []
+        assert folder.read().records == []
     other.close()
     silent.close()
 
@@ -330,7 +334,7 @@ def test_need_is_published_no_more_often(make: MakePool, writes: list[float]) ->
 
 
 def test_a_pool_without_connections_needs_no_rounds(
-    make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
+    make: MakePool, folder: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = []
     maintain = WorkerAgent.maintain
@@ -342,9 +346,9 @@ def test_a_pool_without_connections_needs_no_rounds(
     monkeypatch.setattr(WorkerAgent, "maintain", count)
     pool = make()
     pool.connection().close()
-    until(lambda: shown(board, idle=1))
+    until(lambda: shown(folder, idle=1))
     pool.reset()
-    until(lambda: shown(board, size=0))
+    until(lambda: shown(folder, size=0))
     time.sleep(0.5)  # for the last
     before = [r for r in rounds if r is pool.coordinator]
     time.sleep(0.8)  # for what should not happen
@@ -353,35 +357,35 @@ def test_a_pool_without_connections_needs_no_rounds(
     assert before
     assert len(after) == len(before)
     pool.connection().close()
-    until(lambda: shown(board, idle=1, checkouts=2))
+    until(lambda: shown(folder, idle=1, checkouts=2))
 
 
 # Pausing
 
 
 def test_a_pause_closes_what_is_idle_now_and_what_is_in_use_when_it_comes_back(
-    make: MakePool, board: StatusDir
+    make: MakePool, folder: StatusDir
 ) -> None:
     pool = make(MAX_SIZE=2)
     busy = pool.connection()
     pool.connection().close()
-    pause(board)
+    pause(folder)
 
-    until(lambda: shown(board, paused=True, idle=0, in_use=1, outdated=1))
+    until(lambda: shown(folder, paused=True, idle=0, in_use=1, outdated=1))
     assert pool.open_now == 1
     busy.close()
 
     assert pool.open_now == 0
-    until(lambda: shown(board, paused=True, size=0))
+    until(lambda: shown(folder, paused=True, size=0))
 
 
 def test_who_waits_while_paused_is_served_in_order_afterwards(
-    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
+    make: MakePool, folder: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
     pool = make(MAX_SIZE=1)
     pool.connection().close()
-    pause(board)
-    until(lambda: shown(board, paused=True, size=0))
+    pause(folder)
+    until(lambda: shown(folder, paused=True, size=0))
     served: list[int] = []
 
     def visit(number: int) -> None:
@@ -392,10 +396,10 @@ def test_who_waits_while_paused_is_served_in_order_afterwards(
     for number in range(5):
         visits.append(threads.submit(visit, number))
         until(lambda: pool.stats().waiting == number + 1)  # noqa: B023
-    until(lambda: shown(board, waiting=5))
+    until(lambda: shown(folder, waiting=5))
     assert (served, pool.connects) == ([], 1)
 
-    pause(board, False)
+    pause(folder, False)
 
     for done in visits:
         done.result(timeout=10)
@@ -403,10 +407,12 @@ def test_who_waits_while_paused_is_served_in_order_afterwards(
     assert pool.connects == 2
 
 
-def test_a_pause_does_not_lengthen_a_deadline(make: MakePool, board: StatusDir) -> None:
+def test_a_pause_does_not_lengthen_a_deadline(
+    make: MakePool, folder: StatusDir
+) -> None:
     pool = make()
     pool.connection().close()
-    pause(board)
+    pause(folder)
     until(lambda: pool.stats().paused)
     started = time.monotonic()
 
@@ -417,31 +423,31 @@ def test_a_pause_does_not_lengthen_a_deadline(make: MakePool, board: StatusDir) 
 
 
 def test_a_new_process_learns_of_a_pause_before_it_connects(
-    make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
+    make: MakePool, folder: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flask_mysqlpool.pool.maintenance, "_OF_PROCESS", {})
     monkeypatch.setattr(flask_mysqlpool.workers.agent, "PATIENCE", 10)
-    pause(board)
+    pause(folder)
     pool = make()
 
     with pytest.raises(PoolTimeout, match="paused"):
         pool.connection(timeout=0.5)
     assert pool.connects == 0
 
-    pause(board, False)
+    pause(folder, False)
     pool.connection(timeout=10).close()
 
 
 def test_a_pool_at_rest_learns_of_a_pause_before_it_connects(
-    make: MakePool, board: StatusDir, monkeypatch: pytest.MonkeyPatch
+    make: MakePool, folder: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desired, before_connect = StatusDir.desired, WorkerAgent.before_connect
     begun = threading.Event()
 
-    def take_time(board: StatusDir, pool: str) -> DesiredState:
+    def take_time(folder: StatusDir, pool: str) -> DesiredState:
         begun.set()
         time.sleep(0.1)
-        return desired(board, pool)
+        return desired(folder, pool)
 
     def come_later(agent: WorkerAgent) -> None:
         begun.wait(0.2)
@@ -451,10 +457,10 @@ def test_a_pool_at_rest_learns_of_a_pause_before_it_connects(
     pool = make()
     pool.connection().close()
     pool.reset()
-    until(lambda: shown(board, size=0))
+    until(lambda: shown(folder, size=0))
     monkeypatch.setattr(StatusDir, "desired", take_time)
     monkeypatch.setattr(WorkerAgent, "before_connect", come_later)
-    pause(board)
+    pause(folder)
 
     with suppress(PoolTimeout):
         pool.connection(timeout=1).close()
@@ -463,7 +469,7 @@ def test_a_pool_at_rest_learns_of_a_pause_before_it_connects(
 
 
 def test_a_connect_that_a_pause_overtakes_serves_nobody(
-    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
+    make: MakePool, folder: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
     connecting, proceed = threading.Event(), threading.Event()
 
@@ -474,13 +480,13 @@ def test_a_connect_that_a_pause_overtakes_serves_nobody(
     pool = make(connect)
     waiter = threads.submit(pool.connection)
     assert connecting.wait(10)
-    pause(board)
-    until(lambda: shown(board, paused=True, connecting=1, outdated=1))
+    pause(folder)
+    until(lambda: shown(folder, paused=True, connecting=1, outdated=1))
     proceed.set()
 
-    until(lambda: shown(board, paused=True, size=0, waiting=1))
+    until(lambda: shown(folder, paused=True, size=0, waiting=1))
     assert pool.open_now == 0
-    pause(board, False)
+    pause(folder, False)
     waiter.result(timeout=10).close()
     assert pool.connects == 2
 
@@ -489,97 +495,97 @@ def test_a_connect_that_a_pause_overtakes_serves_nobody(
 
 
 def test_a_reset_replaces_idle_ones_without_any_request(
-    make: MakePool, board: StatusDir
+    make: MakePool, folder: StatusDir
 ) -> None:
     pool = make(MAX_SIZE=3)
     held = [pool.connection() for _ in range(3)]
     for handle in held[1:]:
         handle.close()
-    until(lambda: shown(board, idle=2))
-    ordered = reset(board)
+    until(lambda: shown(folder, idle=2))
+    ordered = reset(folder)
 
-    until(lambda: shown(board, generation=ordered.generation, idle=0, outdated=1))
+    until(lambda: shown(folder, generation=ordered.generation, idle=0, outdated=1))
     assert pool.open_now == 1
     held[0].close()
 
-    until(lambda: shown(board, size=0, outdated=0))
+    until(lambda: shown(folder, size=0, outdated=0))
     assert pool.open_now == 0
 
 
 def test_a_reset_is_carried_out_within_a_second(
-    make: MakePool, board: StatusDir
+    make: MakePool, folder: StatusDir
 ) -> None:
     pool = make()
     pool.connection().close()
-    until(lambda: shown(board, idle=1))
+    until(lambda: shown(folder, idle=1))
     waits = []
     for _ in range(3):
-        generation = reset(board).generation
+        generation = reset(folder).generation
         started = time.monotonic()
-        until(lambda: shown(board, generation=generation, outdated=0))  # noqa: B023
+        until(lambda: shown(folder, generation=generation, outdated=0))  # noqa: B023
         waits.append(time.monotonic() - started)
         pool.connection().close()
-        until(lambda: shown(board, idle=1))
+        until(lambda: shown(folder, idle=1))
 
     assert min(waits) < 1
 
 
 def test_what_was_reset_before_its_first_connection_is_not_reset_again(
-    make: MakePool, board: StatusDir
+    make: MakePool, folder: StatusDir
 ) -> None:
-    generation = reset(board).generation
+    generation = reset(folder).generation
     pool = make()
 
     with pool.connection():
-        until(lambda: shown(board, generation=generation, in_use=1))
+        until(lambda: shown(folder, generation=generation, in_use=1))
 
     assert pool.stats().discarded == 0
     assert pool.connects == 1
 
 
 def test_orders_that_somebody_removed_reset_nothing_and_end_a_pause(
-    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
+    make: MakePool, folder: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
-    reset(board)
+    reset(folder)
     pool = make()
     pool.connection().close()
-    generation = reset(board).generation
-    until(lambda: shown(board, generation=generation, size=0))
+    generation = reset(folder).generation
+    until(lambda: shown(folder, generation=generation, size=0))
     held = pool.connection()
-    pause(board)
-    until(lambda: shown(board, paused=True, outdated=1))
+    pause(folder)
+    until(lambda: shown(folder, paused=True, outdated=1))
     held.close()
     waiter = threads.submit(pool.connection)
-    until(lambda: shown(board, waiting=1))
+    until(lambda: shown(folder, waiting=1))
 
-    Path(board.path, "orders").unlink()
+    Path(folder.path, "orders").unlink()
     waiter.result(timeout=10).close()
-    until(lambda: shown(board, generation=generation, paused=False, idle=1))
+    until(lambda: shown(folder, generation=generation, paused=False, idle=1))
     time.sleep(1)  # for what should not happen
-    assert shown(board, generation=generation, idle=1)
+    assert shown(folder, generation=generation, idle=1)
 
-    board.update_desired(KEY, lambda desired: DesiredState(generation + 1))
-    until(lambda: shown(board, generation=generation + 1, size=0), 2)
+    folder.update_desired(KEY, lambda desired: DesiredState(generation + 1))
+    until(lambda: shown(folder, generation=generation + 1, size=0), 2)
 
 
 # Folders that cannot be used
 
 
-def make_file(board: StatusDir) -> None:
-    Path(board.path).touch()
+def make_file(folder: StatusDir) -> None:
+    Path(folder.path).touch()
 
 
-def make_link(board: StatusDir) -> None:
-    Path(board.path).symlink_to(".")
+def make_link(folder: StatusDir) -> None:
+    Path(folder.path).symlink_to(".")
 
 
-def make_readonly(board: StatusDir) -> None:
-    os.mkdir(board.path, 0o500)
+def make_readonly(folder: StatusDir) -> None:
+    os.mkdir(folder.path, 0o500)
 
 
-def make_damaged(board: StatusDir) -> None:
-    pause(board)
-    Path(board.path, "orders").write_bytes(b"damage")
+def make_damaged(folder: StatusDir) -> None:
+    pause(folder)
+    Path(folder.path, "orders").write_bytes(b"damage")
 
 
 @pytest.mark.parametrize(
@@ -596,11 +602,11 @@ def make_damaged(board: StatusDir) -> None:
 )
 def test_requests_go_on_where_the_status_folder_cannot_be_used(
     make: MakePool,
-    board: StatusDir,
+    folder: StatusDir,
     spoil: Callable[[StatusDir], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    spoil(board)
+    spoil(folder)
     pool = make(MAX_SIZE=2)
 
     for _ in range(200):
@@ -611,12 +617,12 @@ def test_requests_go_on_where_the_status_folder_cannot_be_used(
     assert not caplog.records
 
 
-def test_requests_go_on_where_the_board_does_not_answer(
+def test_requests_go_on_where_the_folder_does_not_answer(
     make: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stuck, release = threading.Event(), threading.Event()
 
-    def write(sheet: StatusFile, content: Any) -> None:
+    def write(file: StatusFile, content: Any) -> None:
         stuck.set()
         release.wait(60)
 
@@ -748,12 +754,12 @@ def test_who_needs_one_gets_it_from_who_has_two(
 
 
 def test_a_pool_at_rest_whose_share_was_zero_gets_what_is_free_now(
-    make: MakePool, board: StatusDir
+    make: MakePool, folder: StatusDir
 ) -> None:
     pool = make(MAX_HOST_CONNECTIONS=1)
     pool.connection().close()
     pool.reset()
-    until(lambda: shown(board, size=0))
+    until(lambda: shown(folder, size=0))
     time.sleep(0.5)  # for the last round
     pool.coordinator._limit = 0  # type: ignore[attr-defined]
     pool.limit(0)
@@ -761,13 +767,13 @@ def test_a_pool_at_rest_whose_share_was_zero_gets_what_is_free_now(
     pool.connection(timeout=5).close()
 
 
-def test_a_sheet_of_another_version_is_in_no_share_and_in_nobodys_way(
-    make: MakePool, board: StatusDir, threads: ThreadPoolExecutor
+def test_a_status_file_of_another_version_is_in_no_share_and_in_nobodys_way(
+    make: MakePool, folder: StatusDir, threads: ThreadPoolExecutor
 ) -> None:
-    StatusFile(board).write(foreign := {"app": "shop", "bind": "default"})
-    sheets = [StatusFile(board) for _ in range(2)]
-    sheets[0].write({**foreign, "updated": "yesterday", "waiting": 1})
-    sheets[1].write({"colour": "blue"})
+    StatusFile(folder).write(foreign := {"app": "shop", "bind": "default"})
+    files = [StatusFile(folder) for _ in range(2)]
+    files[0].write({**foreign, "updated": "yesterday", "waiting": 1})
+    files[1].write({"colour": "blue"})
     rich, poor = (make(MAX_HOST_CONNECTIONS=1) for _ in range(2))
     rich.connection().close()
 

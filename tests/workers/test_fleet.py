@@ -38,11 +38,11 @@ import sys, threading
 from flask import Flask
 from flask_mysqlpool import MySQLPool
 
-url, board, max_size, budget = sys.argv[1:]
+url, folder, max_size, budget = sys.argv[1:]
 app = Flask("shop")
 app.config.update(
     MYSQLPOOL_URL=url,
-    MYSQLPOOL_STATUS_DIR=board,
+    MYSQLPOOL_STATUS_DIR=folder,
     MYSQLPOOL_MAX_SIZE=int(max_size),
     MYSQLPOOL_MAX_HOST_CONNECTIONS=int(budget),
     MYSQLPOOL_TIMEOUT=30,
@@ -66,11 +66,11 @@ for line in sys.stdin:
 class Process:
     """A worker that works, or does not, as it is told."""
 
-    def __init__(self, server: LocalServer, board: Path) -> None:
+    def __init__(self, server: LocalServer, folder: Path) -> None:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-c", WORKER),
-                *(server.url, str(board), str(MAX_SIZE), str(BUDGET)),
+                *(server.url, str(folder), str(MAX_SIZE), str(BUDGET)),
             ],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -134,8 +134,8 @@ class Watcher:
 
 
 @contextmanager
-def workers(server: LocalServer, board: Path, count: int) -> Iterator[list[Process]]:
-    processes = [Process(server, board) for _ in range(count)]
+def workers(server: LocalServer, folder: Path, count: int) -> Iterator[list[Process]]:
+    processes = [Process(server, folder) for _ in range(count)]
     try:
         yield processes
     finally:
@@ -146,14 +146,14 @@ def workers(server: LocalServer, board: Path, count: int) -> Iterator[list[Proce
 def test_a_budget_holds_over_all_processes_and_goes_to_who_needs_it(
     server: LocalServer, tmp_path: Path
 ) -> None:
-    board = tmp_path / "board"
-    fleet = Fleet(StatusDir(board), "shop", {"default": config_of(server)})
+    folder = tmp_path / "status"
+    fleet = Fleet(StatusDir(folder), "shop", {"default": config_of(server)})
 
     def sizes() -> dict[int, int]:
         found = fleet.workers().get("default", [])
         return {worker.pid: worker.size for worker in found}
 
-    with workers(server, board, WORKERS) as processes, Watcher(server) as watcher:
+    with workers(server, folder, WORKERS) as processes, Watcher(server) as watcher:
         first, second, third, *others = processes
         for process in processes:
             process.tell("work")
@@ -291,18 +291,18 @@ def test_who_waits_for_all_workers_waits_longer_than_a_round() -> None:
 def test_a_worker_of_another_version_is_named_and_the_others_are_read(
     tmp_path: Path, about: dict[str, Any]
 ) -> None:
-    board = StatusDir(tmp_path / "board")
-    sheets = [StatusFile(board) for _ in range(2)]
-    sheets[0].write(complete(pid=4))
-    sheets[1].write(complete() | about)
-    fleet = Fleet(board, "shop", POOLS)
+    folder = StatusDir(tmp_path / "status")
+    files = [StatusFile(folder) for _ in range(2)]
+    files[0].write(complete(pid=4))
+    files[1].write(complete() | about)
+    fleet = Fleet(folder, "shop", POOLS)
 
     [found] = fleet.workers()["default"]
 
     assert found.pid == 4
     assert fleet.problems == fleet.hidden
     assert fleet.problems == [
-        f"{sheets[1].id}.worker: a worker of another version of this package"
+        f"{files[1].id}.worker: a worker of another version of this package"
     ]
 
 
@@ -332,15 +332,15 @@ def test_sums_are_as_old_as_the_oldest_worker_that_may_have_changed() -> None:
 def test_where_orders_cannot_be_read_a_pause_is_what_workers_say(
     tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
-    board = StatusDir(tmp_path / "board")
-    sheet = StatusFile(board)
-    sheet.write(complete(paused=True))
-    fleet = Fleet(board, "shop", POOLS)
+    folder = StatusDir(tmp_path / "status")
+    file = StatusFile(folder)
+    file.write(complete(paused=True))
+    fleet = Fleet(folder, "shop", POOLS)
     fleet.resume("default")
     workers = fleet.workers()["default"]
     assert not fleet.is_paused("default", workers)
 
-    harm(tmp_path / "board" / "orders")
+    harm(tmp_path / "status" / "orders")
     workers = fleet.workers()["default"]
 
     assert fleet.is_paused("default", workers)
@@ -350,7 +350,7 @@ def test_where_orders_cannot_be_read_a_pause_is_what_workers_say(
 
 
 def test_who_is_paused_and_has_somebody_waiting_has_not_resumed(tmp_path: Path) -> None:
-    has_resumed = Fleet(StatusDir(tmp_path / "board"), "shop", POOLS).resume("default")
+    has_resumed = Fleet(StatusDir(tmp_path / "status"), "shop", POOLS).resume("default")
 
     assert has_resumed(worker(paused=False, size=1, waiting=1))
     assert has_resumed(worker(paused=True))
@@ -374,7 +374,7 @@ def test_the_oldest_holder_comes_first_over_all_workers() -> None:
 def test_a_reset_is_newer_than_what_workers_have_seen_if_orders_were_lost(
     tmp_path: Path,
 ) -> None:
-    fleet = Fleet(StatusDir(tmp_path / "board"), "shop", POOLS)
+    fleet = Fleet(StatusDir(tmp_path / "status"), "shop", POOLS)
     for _ in range(2):
         fleet.reset("default")
     assert fleet.desired("default").generation == 2
@@ -382,7 +382,7 @@ def test_a_reset_is_newer_than_what_workers_have_seen_if_orders_were_lost(
     read: Callable[[], dict[str, list[WorkerStatus]]] = lambda: {  # noqa: E731
         "default": [worker(generation=2)]
     }
-    (tmp_path / "board" / "orders").unlink()
+    (tmp_path / "status" / "orders").unlink()
     fleet.workers = read  # type: ignore[method-assign]
     fleet.reset("default")
 

@@ -39,8 +39,8 @@ from flask_mysqlpool.workers.status_file import try_out
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> StatusDir:
-    return StatusDir(tmp_path / "board")
+def folder(tmp_path: Path) -> StatusDir:
+    return StatusDir(tmp_path / "status")
 
 
 # Whose folder it is
@@ -49,10 +49,10 @@ def board(tmp_path: Path) -> StatusDir:
 USES: dict[str, Callable[[StatusDir], object]] = {
     "read": StatusDir.read,
     "counts": StatusDir.read_with_exited,
-    "orders": lambda board: board.desired("shop/default"),
-    "order": lambda board: board.update_desired("shop/default", raised),
-    "publish": lambda board: published(board, n=1),
-    "limit": lambda board: HostLimit(board, "budget-0", 1).take(),
+    "orders": lambda folder: folder.desired("shop/default"),
+    "order": lambda folder: folder.update_desired("shop/default", raised),
+    "publish": lambda folder: published(folder, n=1),
+    "limit": lambda folder: HostLimit(folder, "budget-0", 1).take(),
     "try": try_out,
 }
 
@@ -70,87 +70,87 @@ FOREIGN = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_folder_with_other_things_is_refused_and_left_as_it_is(
-    board: StatusDir, name: str, use: str
+    folder: StatusDir, name: str, use: str
 ) -> None:
-    os.mkdir(board.path, 0o700)
-    path = Path(board.path, name)
+    os.mkdir(folder.path, 0o700)
+    path = Path(folder.path, name)
     path.write_text(FOREIGN[name])
     os.utime(path, (0, 0))
 
     with pytest.raises((Unusable, PoolError), match=f"holds other things.*{name}"):
-        USES[use](board)
+        USES[use](folder)
 
-    assert os.listdir(board.path) == [name]
+    assert os.listdir(folder.path) == [name]
     assert path.read_text() == FOREIGN[name]
 
 
 @pytest.mark.parametrize("use", USES)
 def test_in_a_folder_of_ours_the_files_of_others_stay(
-    board: StatusDir, use: str
+    folder: StatusDir, use: str
 ) -> None:
-    board.update_desired("shop/default", raised)
+    folder.update_desired("shop/default", raised)
     own = {"orders", "past"}
     for name in FOREIGN.keys() - own:
-        Path(board.path, name).write_text(FOREIGN[name])
-        os.utime(Path(board.path, name), (0, 0))
+        Path(folder.path, name).write_text(FOREIGN[name])
+        os.utime(Path(folder.path, name), (0, 0))
 
-    USES[use](board)
-    problems = board.read().problems
+    USES[use](folder)
+    problems = folder.read().problems
 
-    kept = {n: Path(board.path, n).read_text() for n in FOREIGN.keys() - own}
+    kept = {n: Path(folder.path, n).read_text() for n in FOREIGN.keys() - own}
     assert kept == {n: FOREIGN[n] for n in kept}
     assert sorted(p.partition(":")[0] for p in problems) == sorted(kept)
 
 
 @pytest.mark.parametrize("use", USES)
-def test_what_an_older_version_left_is_no_obstacle(board: StatusDir, use: str) -> None:
-    published(board, n=1)._close()
-    board.update_desired("shop/default", raised)
-    Path(board.path, "orders.lock").touch()
-    Path(board.path, "past.lock").touch()
-    Path(board.path, "budget-shop%2Fdefault").write_bytes(b"10")
-    Path(board.path, ".gitkeep").touch()
-    os.unlink(Path(board.path, MARK))
+def test_what_an_older_version_left_is_no_obstacle(folder: StatusDir, use: str) -> None:
+    published(folder, n=1)._close()
+    folder.update_desired("shop/default", raised)
+    Path(folder.path, "orders.lock").touch()
+    Path(folder.path, "past.lock").touch()
+    Path(folder.path, "budget-shop%2Fdefault").write_bytes(b"10")
+    Path(folder.path, ".gitkeep").touch()
+    os.unlink(Path(folder.path, MARK))
 
-    USES[use](board)
+    USES[use](folder)
 
-    assert board.read().problems == []
+    assert folder.read().problems == []
 
 
-def test_a_folder_that_was_empty_gets_a_mark(board: StatusDir) -> None:
-    os.mkdir(board.path, 0o700)
-    os.mkdir(os.path.join(board.path, "lost+found"))
+def test_a_folder_that_was_empty_gets_a_mark(folder: StatusDir) -> None:
+    os.mkdir(folder.path, 0o700)
+    os.mkdir(os.path.join(folder.path, "lost+found"))
 
-    board.update_desired("shop/default", raised)
-    Path(board.path, "notes.txt").touch()
+    folder.update_desired("shop/default", raised)
+    Path(folder.path, "notes.txt").touch()
 
-    assert MARK in os.listdir(board.path)
-    assert board.desired("shop/default").generation == 1
+    assert MARK in os.listdir(folder.path)
+    assert folder.desired("shop/default").generation == 1
 
 
 @AS_ROOT
 @pytest.mark.parametrize("use", ["order", "counts", "limit"])
 def test_root_takes_no_file_of_others_that_has_one_of_our_names(
-    board: StatusDir, tmp_path: Path, use: str
+    folder: StatusDir, tmp_path: Path, use: str
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"mysqlpool1 root's own")
-    for folder in (tmp_path, Path(board.path)):
-        folder.mkdir(exist_ok=True)
-    os.chmod(board.path, 0o700)
-    os.chown(board.path, 65534, 65534)
+    for path in (tmp_path, Path(folder.path)):
+        path.mkdir(exist_ok=True)
+    os.chmod(folder.path, 0o700)
+    os.chown(folder.path, 65534, 65534)
     for name in ("orders", "past", "budget-0"):
-        os.link(secret, Path(board.path, name))
+        os.link(secret, Path(folder.path, name))
 
     with pytest.raises((Unusable, PoolError), match="belongs to root"):
-        USES[use](board)
+        USES[use](folder)
 
     assert secret.stat().st_uid == 0
     assert secret.read_bytes() == b"mysqlpool1 root's own"
 
 
 def test_a_limit_is_not_split_by_a_folder_that_was_moved(
-    board: StatusDir, tmp_path: Path
+    folder: StatusDir, tmp_path: Path
 ) -> None:
     script = (
         "import sys; held = []\n"
@@ -160,9 +160,9 @@ def test_a_limit_is_not_split_by_a_folder_that_was_moved(
         "for line in sys.stdin:\n"
         "    held.append(budget.take()); print(held[-1] is not None, flush=True)\n"
     )
-    with started(script, board.path) as holder, started(script, board.path) as other:
+    with started(script, folder.path) as holder, started(script, folder.path) as other:
         assert holder.ask("take") == "True"
-        os.rename(board.path, tmp_path / "moved")
+        os.rename(folder.path, tmp_path / "moved")
 
         assert holder.ask("take") == "False"  # and holds it in the new file, too
         assert other.ask("take") == "False"
@@ -171,23 +171,23 @@ def test_a_limit_is_not_split_by_a_folder_that_was_moved(
 # Two sites, two versions, two containers
 
 
-def make(board: StatusDir, server: str, **settings: Any) -> FakePool:
+def make(folder: StatusDir, server: str, **settings: Any) -> FakePool:
     pool = FakePool(HOST=server, TIMEOUT=5, **settings)
-    WorkerAgent(pool, board, app="shop")
+    WorkerAgent(pool, folder, app="shop")
     return pool
 
 
-def fleet_of(board: StatusDir, pool: FakePool) -> Fleet:
-    return Fleet(board, "shop", {"default": pool.config})
+def fleet_of(folder: StatusDir, pool: FakePool) -> Fleet:
+    return Fleet(folder, "shop", {"default": pool.config})
 
 
-def test_two_sites_of_one_checkout_are_two(board: StatusDir) -> None:
+def test_two_sites_of_one_checkout_are_two(folder: StatusDir) -> None:
     ours, theirs = (
-        make(board, server, MAX_HOST_CONNECTIONS=1) for server in ("a", "b")
+        make(folder, server, MAX_HOST_CONNECTIONS=1) for server in ("a", "b")
     )
-    fleet, other = (fleet_of(board, pool) for pool in (ours, theirs))
+    fleet, other = (fleet_of(folder, pool) for pool in (ours, theirs))
     with ours.connection(), theirs.connection():
-        until(lambda: len(board.read().records) == 2)
+        until(lambda: len(folder.read().records) == 2)
 
     [worker] = fleet.workers()["default"]
     [problem] = fleet.problems
@@ -206,13 +206,15 @@ def test_two_sites_of_one_checkout_are_two(board: StatusDir) -> None:
     ours.close()
 
 
-def test_another_version_is_counted_as_far_as_it_counts_alike(board: StatusDir) -> None:
+def test_another_version_is_counted_as_far_as_it_counts_alike(
+    folder: StatusDir,
+) -> None:
     config = PoolConfig.from_mapping({})
     about = complete(size=1, site="1", discarded_by_reason={"idle": 1})
     times = [1] * (len(BOUNDS) + 2)
-    ours = published(board, **about | {"checkouts": 2, "wait": times})
-    theirs = published(board, **about | {"checkouts": 3, "wait": [1, 2], "use": None})
-    fleet = Fleet(board, "shop", {"default": config})
+    ours = published(folder, **about | {"checkouts": 2, "wait": times})
+    theirs = published(folder, **about | {"checkouts": 3, "wait": [1, 2], "use": None})
+    fleet = Fleet(folder, "shop", {"default": config})
 
     for dead in (False, True):
         if dead:
@@ -247,9 +249,9 @@ def may_unshare() -> bool:
     )
 
 
-def contained(board: StatusDir) -> subprocess.Popen[str]:
+def contained(folder: StatusDir) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*IN_A_CONTAINER, sys.executable, "-c", CONTAINED, board.path],
+        [*IN_A_CONTAINER, sys.executable, "-c", CONTAINED, folder.path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -257,9 +259,9 @@ def contained(board: StatusDir) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(not may_unshare(), reason="no namespaces of process ids")
-def test_workers_of_two_containers_are_told_apart(board: StatusDir) -> None:
-    fleet = Fleet(board, "shop", {"default": PoolConfig.from_mapping({})})
-    processes = [contained(board) for _ in range(2)]
+def test_workers_of_two_containers_are_told_apart(folder: StatusDir) -> None:
+    fleet = Fleet(folder, "shop", {"default": PoolConfig.from_mapping({})})
+    processes = [contained(folder) for _ in range(2)]
     for checkouts, process in enumerate(processes, 1):
         assert process.stdin is not None
         for _ in range(checkouts):
@@ -287,13 +289,13 @@ def test_workers_of_two_containers_are_told_apart(board: StatusDir) -> None:
 
 
 def test_a_worker_with_a_host_limit_reads_no_other_worker(
-    board: StatusDir, monkeypatch: pytest.MonkeyPatch
+    folder: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(board: StatusDir) -> None:
+    def read(folder: StatusDir) -> None:
         raise AssertionError
 
     monkeypatch.setattr(StatusDir, "read", read)
-    rich, poor = (make(board, "a", MAX_HOST_CONNECTIONS=2) for _ in range(2))
+    rich, poor = (make(folder, "a", MAX_HOST_CONNECTIONS=2) for _ in range(2))
     held = [rich.connection() for _ in range(2)]
     for handle in held:
         handle.close()
@@ -305,15 +307,15 @@ def test_a_worker_with_a_host_limit_reads_no_other_worker(
 
 
 def test_what_is_no_need_in_the_file_of_a_limit_is_in_nobodys_way(
-    board: StatusDir,
+    folder: StatusDir,
 ) -> None:
-    pool = make(board, "a", MAX_HOST_CONNECTIONS=1)
+    pool = make(folder, "a", MAX_HOST_CONNECTIONS=1)
     pool.connection().close()
-    [path] = Path(board.path).glob("budget-*")
+    [path] = Path(folder.path).glob("budget-*")
     with path.open("r+b") as file:
         file.seek((1 << 20) + 24)
         file.write(b"\xff" * 24 + b"7" * 24 + b"torn")
-    other = make(board, "a", MAX_HOST_CONNECTIONS=1)
+    other = make(folder, "a", MAX_HOST_CONNECTIONS=1)
 
     other.connection(timeout=5).close()
     for each in (pool, other):
@@ -372,9 +374,9 @@ class Shim:
 
 
 @pytest.fixture
-def shim(board: StatusDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
+def shim(folder: StatusDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
     with monkeypatch.context() as patch:
-        yield Shim(board.path, patch)
+        yield Shim(folder.path, patch)
 
 
 class Visitors:
@@ -411,25 +413,25 @@ class Visitors:
         self._threads.shutdown()
 
 
-def provoke(board: StatusDir, call: str) -> None:
+def provoke(folder: StatusDir, call: str) -> None:
     """Have done again what else is done once."""
     with suppress(OSError):
         if call == "mkdir":
-            shutil.rmtree(board.path)
+            shutil.rmtree(folder.path)
         elif call in ("rename", "posix_fallocate"):
-            for path in Path(board.path).glob("*.worker"):
+            for path in Path(folder.path).glob("*.worker"):
                 path.unlink()
         elif call == "unlink":
-            published(board, n=1)._close()
+            published(folder, n=1)._close()
     for use in StatusDir.read, StatusDir.read_with_exited:
         with suppress(OSError):
-            use(board)
+            use(folder)
 
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("limit", [None, 2])
 def test_no_request_fails_for_what_fails_at_the_folder(
-    board: StatusDir,
+    folder: StatusDir,
     shim: Shim,
     monkeypatch: pytest.MonkeyPatch,
     limit: int | None,
@@ -443,15 +445,15 @@ def test_no_request_fails_for_what_fails_at_the_folder(
         "MAX_USAGE": 1,
         "MAX_SIZE": 2,
     }
-    pools = [make(board, "a", **settings) for _ in range(2)]
-    resting = make(board, "b", **settings | {"MAX_USAGE": 0})
+    pools = [make(folder, "a", **settings) for _ in range(2)]
+    resting = make(folder, "b", **settings | {"MAX_USAGE": 0})
     resting.connection().close()
     visitors = Visitors(pools)
     for number, times in itertools.product(ERRORS, (1, 20)):
         visitors.go_on()
         visitors.excused = limit is not None
         shim.break_(call, number, times)
-        provoke(board, call)
+        provoke(folder, call)
         if (limit, call) != (None, "lockf"):
             until(lambda: shim.fired > 0, 5)
         if limit is None:
@@ -465,7 +467,7 @@ def test_no_request_fails_for_what_fails_at_the_folder(
 
     # No slot is lost.
     held = [pools[0].connection(timeout=5) for _ in range(2)]
-    until(lambda: len(board.read().records) == 3, 5)
+    until(lambda: len(folder.read().records) == 3, 5)
     for handle in held:
         handle.close()
     for pool in (*pools, resting):
@@ -474,16 +476,16 @@ def test_no_request_fails_for_what_fails_at_the_folder(
 
 @pytest.mark.parametrize("call", CALLS)
 def test_what_a_command_cannot_do_at_the_folder_it_says_in_lines(
-    board: StatusDir, shim: Shim, monkeypatch: pytest.MonkeyPatch, call: str
+    folder: StatusDir, shim: Shim, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     app = Flask("shop")
     app.config["MYSQLPOOL_URL"] = "mysql://u@127.0.0.1:1/shop"
-    app.config["MYSQLPOOL_STATUS_DIR"] = board.path
+    app.config["MYSQLPOOL_STATUS_DIR"] = folder.path
     MySQLPool(app)
     monkeypatch.setattr(flask_mysqlpool.cli.commands, "SOON", 0.0)
     monkeypatch.setattr(flask_mysqlpool.workers.fleet, "ROUND", 0.0)
-    worker = published(board, **complete(**identity_of(app)))
-    board.update_desired("blog/default", raised)
+    worker = published(folder, **complete(**identity_of(app)))
+    folder.update_desired("blog/default", raised)
 
     def run(command: str) -> str:
         result = app.test_cli_runner().invoke(args=["mysqlpool", command])
@@ -496,7 +498,7 @@ def test_what_a_command_cannot_do_at_the_folder_it_says_in_lines(
         shim.mend()
         if shim.fired and call not in HARMLESS:
             assert os.strerror(number) in output, (command, output)
-        assert worker.id in {sheet["id"] for sheet in board.read().records}
+        assert worker.id in {record["id"] for record in folder.read().records}
     assert "workers" in run("check") and os.strerror(number) not in run("check")
 
 

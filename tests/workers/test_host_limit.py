@@ -53,27 +53,27 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> StatusDir:
-    return StatusDir(tmp_path / "board")
+def folder(tmp_path: Path) -> StatusDir:
+    return StatusDir(tmp_path / "status")
 
 
 @pytest.fixture
-def start(board: StatusDir) -> Iterator[Callable[[int], Worker]]:
+def start(folder: StatusDir) -> Iterator[Callable[[int], Worker]]:
     with ExitStack() as stack:
-        yield lambda size: stack.enter_context(started(TAKER, board.path, size))
+        yield lambda size: stack.enter_context(started(TAKER, folder.path, size))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_what_root_makes_is_for_the_owner_of_the_folder_to_use(
-    board: StatusDir,
+    folder: StatusDir,
 ) -> None:
-    os.mkdir(board.path, 0o700)
-    os.chown(board.path, 65534, 65534)
+    os.mkdir(folder.path, 0o700)
+    os.chown(folder.path, 65534, 65534)
 
-    slot = HostLimit(board, NAME, 1).take()
+    slot = HostLimit(folder, NAME, 1).take()
 
     assert slot is not None
-    assert os.stat(os.path.join(board.path, NAME)).st_uid == 65534
+    assert os.stat(os.path.join(folder.path, NAME)).st_uid == 65534
 
 
 # Shares
@@ -137,16 +137,16 @@ def test_of_three_who_want_one_of_two_those_get_it_who_waited_longest() -> None:
 # Within one process
 
 
-def test_there_are_so_many_slots_and_no_more(board: StatusDir) -> None:
-    budget = HostLimit(board, NAME, 2)
+def test_there_are_so_many_slots_and_no_more(folder: StatusDir) -> None:
+    budget = HostLimit(folder, NAME, 2)
 
     slots = [budget.take() for _ in range(3)]
 
     assert [slot is not None for slot in slots] == [True, True, False]
 
 
-def test_a_slot_that_nobody_refers_to_is_free(board: StatusDir) -> None:
-    budget = HostLimit(board, NAME, 1)
+def test_a_slot_that_nobody_refers_to_is_free(folder: StatusDir) -> None:
+    budget = HostLimit(folder, NAME, 1)
     cycle: list[object] = [budget.take()]
     cycle.append(cycle)
     assert budget.take() is None
@@ -157,9 +157,9 @@ def test_a_slot_that_nobody_refers_to_is_free(board: StatusDir) -> None:
     assert budget.take() is not None
 
 
-def test_two_budgets_of_one_path_are_one(board: StatusDir) -> None:
-    first = HostLimit(board, NAME, 1)
-    second = HostLimit(StatusDir(os.path.join(board.path, "..", "board")), NAME, 1)
+def test_two_budgets_of_one_path_are_one(folder: StatusDir) -> None:
+    first = HostLimit(folder, NAME, 1)
+    second = HostLimit(StatusDir(os.path.join(folder.path, "..", "status")), NAME, 1)
 
     slot = first.take()
     assert slot is not None
@@ -168,18 +168,18 @@ def test_two_budgets_of_one_path_are_one(board: StatusDir) -> None:
     assert second.take() is not None
 
 
-def test_budgets_of_two_names_do_not_share(board: StatusDir) -> None:
-    slot = HostLimit(board, NAME, 1).take()
+def test_budgets_of_two_names_do_not_share(folder: StatusDir) -> None:
+    slot = HostLimit(folder, NAME, 1).take()
 
     assert slot is not None
-    assert HostLimit(board, "budget-blog", 1).take() is not None
+    assert HostLimit(folder, "budget-blog", 1).take() is not None
 
 
-def test_a_limit_that_cannot_be_kept_is_an_error(board: StatusDir) -> None:
-    Path(board.path).touch()
+def test_a_limit_that_cannot_be_kept_is_an_error(folder: StatusDir) -> None:
+    Path(folder.path).touch()
 
     with pytest.raises(PoolError, match="MAX_HOST_CONNECTIONS cannot be kept"):
-        HostLimit(board, NAME, 1).take()
+        HostLimit(folder, NAME, 1).take()
 
 
 def no_locks(*_: object) -> None:
@@ -187,9 +187,9 @@ def no_locks(*_: object) -> None:
 
 
 def test_a_lock_that_cannot_be_had_is_an_error_and_costs_no_slot(
-    board: StatusDir, monkeypatch: pytest.MonkeyPatch
+    folder: StatusDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = HostLimit(board, NAME, 1)
+    budget = HostLimit(folder, NAME, 1)
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "lockf", no_locks)
         with pytest.raises(PoolError, match="cannot be kept: .*No locks available"):
@@ -205,7 +205,7 @@ def test_a_lock_that_cannot_be_had_is_an_error_and_costs_no_slot(
 
 
 def test_no_two_processes_have_one_slot(
-    board: StatusDir, start: Callable[[int], Worker]
+    folder: StatusDir, start: Callable[[int], Worker]
 ) -> None:
     workers = [start(2) for _ in range(3)]
     for worker in workers:
@@ -221,9 +221,9 @@ def test_no_two_processes_have_one_slot(
 
 
 def test_what_a_killed_process_held_is_free_at_once(
-    board: StatusDir, start: Callable[[int], Worker]
+    folder: StatusDir, start: Callable[[int], Worker]
 ) -> None:
-    budget = HostLimit(board, NAME, 2)
+    budget = HostLimit(folder, NAME, 2)
     worker = start(2)
     assert [worker.ask("take()") for _ in range(3)] == ["True", "True", "False"]
     assert budget.take() is None
@@ -235,9 +235,9 @@ def test_what_a_killed_process_held_is_free_at_once(
 
 
 def test_a_child_holds_nothing_and_frees_nothing(
-    board: StatusDir, start: Callable[[int], Worker]
+    folder: StatusDir, start: Callable[[int], Worker]
 ) -> None:
-    budget = HostLimit(board, NAME, 2)
+    budget = HostLimit(folder, NAME, 2)
     parent = start(2)
     parent.ask("take()")
     child = parent.ask("os.fork() or (held.clear(), take(), os._exit(len(held)))")
@@ -252,9 +252,9 @@ def test_a_child_holds_nothing_and_frees_nothing(
 
 
 def test_a_child_does_not_hold_what_its_dead_parent_held(
-    board: StatusDir, start: Callable[[int], Worker]
+    folder: StatusDir, start: Callable[[int], Worker]
 ) -> None:
-    budget = HostLimit(board, NAME, 1)
+    budget = HostLimit(folder, NAME, 1)
     parent = start(1)
     parent.ask("take()")
     child = forked(parent)
@@ -268,11 +268,11 @@ def test_a_child_does_not_hold_what_its_dead_parent_held(
 
 
 def test_who_finds_the_file_removed_keeps_what_it_has(
-    board: StatusDir, start: Callable[[int], Worker]
+    folder: StatusDir, start: Callable[[int], Worker]
 ) -> None:
     holder, other = start(2), start(2)
     holder.ask("take()")
-    os.unlink(os.path.join(board.path, NAME))
+    os.unlink(os.path.join(folder.path, NAME))
 
     assert holder.ask("take()") == "True"
     assert holder.ask("take()") == "False"
@@ -280,23 +280,23 @@ def test_who_finds_the_file_removed_keeps_what_it_has(
 
 
 def test_a_removed_file_does_not_make_the_budget_larger(
-    board: StatusDir, start: Callable[[int], Worker]
+    folder: StatusDir, start: Callable[[int], Worker]
 ) -> None:
     holder, other = start(2), start(2)
     assert [worker.ask("take()") for worker in (holder, other)] == ["True", "True"]
-    os.unlink(os.path.join(board.path, NAME))
+    os.unlink(os.path.join(folder.path, NAME))
 
     assert other.ask("take()") == "False"
     assert holder.ask("take()") == "False"
 
 
 def test_who_cannot_lock_the_new_file_at_first_does_so_later(
-    board: StatusDir, start: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
+    folder: StatusDir, start: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget, other = HostLimit(board, NAME, 1), start(1)
+    budget, other = HostLimit(folder, NAME, 1), start(1)
     slot = budget.take()
     assert slot is not None
-    os.unlink(os.path.join(board.path, NAME))
+    os.unlink(os.path.join(folder.path, NAME))
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "lockf", no_locks)
         with pytest.raises(OSError, match="No locks available"):

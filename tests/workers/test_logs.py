@@ -116,8 +116,8 @@ def statement_that_cannot_be_recorded(make_app: MakeApp) -> None:
         assert get_db().cursor().execute("SELECT 1") == 1
 
 
-def board_that_cannot_be_used(make_app: MakeApp) -> None:
-    app = make_app(STATUS_DIR="/dev/null/board")
+def folder_that_cannot_be_used(make_app: MakeApp) -> None:
+    app = make_app(STATUS_DIR="/dev/null/folder")
     with app.app_context():
         get_db().ping()
 
@@ -198,7 +198,7 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "signals._send": receiver_that_raises,
     "query_log._log": slow_statement,
     "query_log.note": statement_that_cannot_be_recorded,
-    "agent._note": board_that_cannot_be_used,
+    "agent._note": folder_that_cannot_be_used,
     "contexts.release": connection_that_cannot_be_returned,
     "contexts._warn_of_rollback": changes_that_are_not_committed,
     "mysqlpool._unavailable": request_that_gets_no_connection,
