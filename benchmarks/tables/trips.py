@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from statistics import median
 from typing import Any
-
-from flask_mysqlpool.testing import FaultProxy
 
 from ..adapters import Adapter, execute, select
 from ..bench import Bench, say
@@ -139,18 +138,15 @@ def _waited(
 
     The network is slow, so that nothing has arrived when a request follows at once.
     """
-    with bench.server.proxied() as (proxy, target):
-        with bench.pool(name, 1, target, autocommit) as pool:
-            _request(pool, work)
-            return _counted(bench, proxy, partial(_request, pool, work), kinds)
-
-
-def _counted(
-    bench: Bench, proxy: FaultProxy, request: Callable[[], None], kinds: Sequence[str]
-) -> dict[str, list[int]]:
-    with Waits() as waits:
-        # It reads what came before.
-        request()
+    with ExitStack() as stack:
+        proxy, target = stack.enter_context(bench.server.proxied())
+        # A pool may make a class of sockets for itself, and connections keep methods of
+        # their socket: so here is one pool before the counting begins, and one after.
+        first = stack.enter_context(bench.pool(name, 1, target, autocommit))
+        _request(first, work)
+        waits = stack.enter_context(Waits())
+        pool = stack.enter_context(bench.pool(name, 1, target, autocommit))
+        _request(pool, work)
         proxy.delay = bench.effort.delay
 
         def count(pause: float) -> int:
@@ -158,7 +154,7 @@ def _counted(
                 time.sleep(pause)
                 waits.let_arrive()
             before = waits.trips
-            request()
+            _request(pool, work)
             return waits.trips - before
 
         pauses = {"waited": proxy.delay * 3, "at_once": 0.0}

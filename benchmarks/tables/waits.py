@@ -20,10 +20,10 @@ class Waits:
     later, and who receives from the socket has waited until then. So a statement that
     is sent without waiting costs nothing, unless its answer is needed at once. Each
     answer is taken as that to the last write, so of writes that overlap this is the
-    most that is waited for. A driver in C has no such sockets: nothing is counted.
+    most that is waited for.
 
-    Neither are a handshake of TLS, nor classes of sockets that are made later, as for a
-    pool with TLS.
+    Nothing is counted of a driver in C, of a handshake of TLS, of a connection that was
+    open before, and of a class of sockets that is made later, as by a pool with TLS.
     """
 
     def __init__(self) -> None:

@@ -49,6 +49,17 @@ def test_a_request_waits_for_its_own_statements_only(tables: dict[str, Any]) -> 
     assert figures["read_waited"] == 1
 
 
+def test_a_block_waits_for_its_statements_and_one_commit(
+    tables: dict[str, Any],
+) -> None:
+    figures = tables["blocks"]["rows"]["ours"]
+
+    assert figures["one_waited"] == 2
+    assert figures["three_waited"] == 4
+    assert figures["nested_waited"] == 3
+    assert figures["many_waited"] <= 5
+
+
 @pytest.mark.parametrize("name", ["rows", "dicts", "streams"])
 def test_result_sets_are_timed_by_clock_and_cpu(
     tables: dict[str, Any], name: str
