@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from typing import Any
 from weakref import WeakSet
 
 from flask import Flask
 from pymysql.constants import ER
-from pymysql.cursors import Cursor
 from pymysql.err import OperationalError
 
 from ..extension.mysqlpool import KEY
@@ -62,25 +61,18 @@ def rolled_back(app: Flask) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for state in app.extensions[KEY].values():
-            for bind in state.config.pools:
-                rehearsal = stack.enter_context(_rehearsal(state.pool(bind)))
-                pools = state._pools
-                stack.callback(pools.__setitem__, bind, pools[bind])
-                pools[bind] = rehearsal
-            for bind, config in state.config.pools.items():
-                # Changes are not committed: another connection would not see them.
-                if config.readers is not None and config.readers != bind:
-                    state._pools[config.readers] = state._pools[bind]
+            configs = state.config.pools
+            rehearsals = {bind: _Rehearsal(state.pool(bind)) for bind in configs}
+            for rehearsal in rehearsals.values():
+                stack.callback(rehearsal.end)
+            # Changes are not committed: another connection would not see them.
+            readers = {
+                config.readers: rehearsals[bind]
+                for bind, config in configs.items()
+                if config.readers is not None and config.readers != bind
+            }
+            stack.enter_context(state.using(rehearsals | readers))
         yield
-
-
-@contextmanager
-def _rehearsal(pool: Pool) -> Iterator[_Rehearsal]:
-    rehearsal = _Rehearsal(pool)
-    try:
-        yield rehearsal
-    finally:
-        rehearsal.end()
 
 
 class _Rehearsal:
@@ -106,17 +98,13 @@ class _Rehearsal:
         timeout: float | None = None,
         endpoint: str | None = None,
     ) -> PooledConnection:
-        with self.turn:
-            if self._con is None:
-                self._con = self._take(timeout)
-            handle = _Rehearsed(self, endpoint, f"{OWN}_checkout_{next(_NUMBERS)}")
-            handle._con = self._con
-            self._handles.add(handle)
-            try:
-                handle.keep()
-            except BaseException:
-                handle.close()
-                raise
+        handle = _Rehearsed(self, endpoint)
+        self._handles.add(handle)
+        try:
+            self.checkout(handle, timeout)
+        except BaseException:
+            handle.close()
+            raise
         return handle
 
     def dedicated_connection(self) -> PooledConnection:
@@ -125,11 +113,12 @@ class _Rehearsal:
     def close(self) -> None:
         """Do nothing: later changes of the app are rolled back, too."""
 
-    def _take(self, timeout: float | None) -> Session | None:
+    def _take(self, timeout: float | None) -> Session:
         """Check out a connection, and begin the transaction."""
-        self._stack.enter_context(_undone())
+        self._stack.enter_context(suppress(_Undo))
         taken = self._stack.enter_context(self.pool.connection(timeout=timeout))
         self._stack.enter_context(transaction(taken))
+        assert taken._con is not None
         return taken._con
 
     def end(self) -> None:
@@ -141,172 +130,150 @@ class _Rehearsal:
     # Called by handles
 
     def checkout(self, handle: PooledConnection, timeout: float | None = None) -> None:
-        # Called after a loss only, which stays one: all earlier changes are lost.
-        handle._con = self._con
+        with self.turn:
+            if self._con is None:
+                self._con = self._take(timeout)
+            con = _SharedSession.__new__(_SharedSession)
+            con.share(self._con, f"{OWN}_checkout_{next(_NUMBERS)}")
+            con.writes = handle.writes
+            handle._con = con
+            handle.savepoint = con.savepoint + "_{}"
+            if con.lost is None:
+                con.commit()
 
     def checkin(self, con: Session) -> None:
-        """Do nothing: the connection is returned at the end of the block."""
+        """Undo uncommitted changes; the connection is returned at the end."""
+        if con.lost is None:
+            with self.turn:
+                con.rollback()
 
-    dropped = checkin
+    def dropped(self, con: Session) -> None:
+        """Do nothing: a finalizer may not use the connection."""
 
 
 class _Undo(Exception):
     """Rolls back the transaction; is not raised to the caller."""
 
 
-@contextmanager
-def _undone() -> Iterator[None]:
-    try:
-        yield
-    except _Undo:
-        pass
-
-
 class _Rehearsed(PooledConnection):
-    """A checkout of the shared connection, which behaves like any other."""
+    """A checkout of the shared connection; only one thread at a time uses it."""
 
-    __slots__ = ("_autocommit", "_begun", "_inside_turn", "_savepoint", "_stage")
+    __slots__ = ("_inside_turn",)
 
-    def __init__(self, stage: _Rehearsal, endpoint: str | None, savepoint: str) -> None:
-        super().__init__(stage, endpoint)
-        self._stage = stage
-        self._savepoint = savepoint
-        self.savepoint = savepoint + "_{}"
-        self._autocommit = stage.pool.config.autocommit
+    _pool: _Rehearsal
+
+    def __init__(self, pool: _Rehearsal, endpoint: str | None) -> None:
+        super().__init__(pool, endpoint)
         self._inside_turn = False
-        #: Whether there are changes since the savepoint.
-        self._begun = False
 
     def _enter(self) -> Session:
         con = super()._enter()
-        con.writes = self.writes
-        self._stage.turn.acquire()
+        self._pool.turn.acquire()
         self._inside_turn = True
-        if not self._autocommit:
-            self._begun = True
+        con.begun = con.begun or not con.has_autocommit
         return con
 
     def _leave(self) -> None:
         if self._inside_turn:
             con = self._con
-            if con is not None and not self._begun:
+            if con is not None and not con.begun:
                 con.forget_changes()  # AUTOCOMMIT has committed them
             self._inside_turn = False
-            self._stage.turn.release()
+            self._pool.turn.release()
         super()._leave()
 
-    def keep(self) -> None:
-        """Set the savepoint: a commit."""
-        self.query(f"SAVEPOINT {self._savepoint}")
-        self._begun = False
-        if self._con is not None:
-            # For the holder, all changes are committed.
-            self._con.forget_changes()
-
-    def autocommit(self, value: bool) -> None:
-        self._refuse_in_block("autocommit()", "call it before the block")
-        if value and not self._autocommit:
-            self.keep()
-        self._autocommit = bool(value)
+    def _detach(self) -> bool:
+        with self._pool.turn:  # it may ask the server
+            return super()._detach()
 
     def get_autocommit(self) -> bool:
-        return self._autocommit
+        return bool(self._attached().has_autocommit)
 
-    def run_as_method(self, statement: str | bytes) -> bool:
-        """Call the method that equals this statement; False if there is none."""
+
+class _SharedSession(Session):
+    """The session of one checkout, which shares the connection with all others.
+
+    Where an ordinary session commits, it sets its savepoint anew.
+    """
+
+    # All else is in the dictionary of the session that is shared.
+    __slots__ = ("begun", "has_autocommit", "is_in_block", "savepoint", "writes")
+
+    def share(self, con: Session, savepoint: str) -> None:
+        self.__dict__ = con.__dict__
+        self.savepoint = savepoint
+        self.has_autocommit = con.config.autocommit
+        #: Whether the changes since the savepoint are to be undone by a rollback.
+        self.begun = self.is_in_block = False
+
+    def execute(self, statement: str | bytes, unbuffered: bool = False) -> Any:
+        """Execute a statement; call the method instead if it equals one."""
         plain = bare(statement)
         found = _TRANSACTIONAL.fullmatch(plain)
-        if found is None:
-            is_set = plain.startswith(b"set ") and b"autocommit" in plain
-            return is_set and self._set_with_others(statement)
-        if found["begin"]:
+        if found and found["next"]:
+            pass  # the server would refuse it within the transaction
+        elif self.is_in_block:
+            return super().execute(statement, unbuffered)
+        elif found is None:
+            if plain.startswith(b"set ") and b"autocommit" in plain:
+                return self._set_with_others(statement)
+            return super().execute(statement, unbuffered)
+        elif found["begin"]:
             self.begin()
         elif ends := found["ends"]:
             (self.commit if ends == b"commit" else self.rollback)()
-            self._begun = found["chain"] == b" and chain" or self._begun
-        elif found["next"]:
-            pass  # the server would refuse it within the transaction
+            self.begun = found["chain"] == b" and chain" or self.begun
         else:
-            self.autocommit(bool(found["on"]))
-        return True
+            self.command("autocommit", found["on"])
+        return super().execute("DO 0", unbuffered)
 
-    def _set_with_others(self, statement: str | bytes) -> bool:
+    def _set_with_others(self, statement: str | bytes) -> Any:
         text = statement if isinstance(statement, str) else bytes(statement).decode()
         found = [*_AUTOCOMMIT.finditer(text)]
         if len(found) != 1:
-            return False
-        super().query(text[: found[0].start()] + text[found[0].end() :])
-        self.autocommit(bool(found[0]["on"]))
-        return True
+            return super().execute(statement, unbuffered=False)
+        others = text[: found[0].start()] + text[found[0].end() :]
+        result = super().execute(others, unbuffered=False)
+        self.command("autocommit", found[0]["on"])
+        return result
 
-    def query(self, sql: str | bytes, unbuffered: bool = False) -> int:
-        return 0 if self.run_as_method(sql) else super().query(sql, unbuffered)
-
-    def cursor(self, cursor: Any = None) -> Any:
-        made = super().cursor(cursor)
-        cls = type(made)
-        _REHEARSED.setdefault(cls, type(cls.__name__, (_RehearsedCursor, cls), {}))
-        made.__class__ = _REHEARSED[cls]
-        return made
+    def command(self, name: str, *args: Any) -> Any:
+        if name != "autocommit":
+            return super().command(name, *args)
+        if args[0] and not self.has_autocommit:
+            self.commit()
+        self.has_autocommit = bool(args[0])
 
     def begin(self) -> None:
-        self._refuse_in_block("begin()", "nest transaction(), for a savepoint")
-        self.keep()
-        self._begun = True
+        self.commit()
+        self.begun = True
 
-    def commit(self) -> None:
-        self._refuse_in_block("commit()", "the end of the block commits")
-        self.keep()
+    def commit(self, statement: bytes = b"") -> None:
+        self.execute(f"SAVEPOINT {self.savepoint}")
+        self.begun = False
+        # For the holder, all changes are committed.
+        self.forget_changes()
 
-    def rollback(self) -> None:
-        self._refuse_in_block("rollback()", "let an exception leave the block")
-        self._go_back()
-
-    def _go_back(self) -> None:
-        if self._begun:
+    def rollback(self, statement: bytes = b"") -> None:
+        if self.begun:
             try:
-                self.query(f"ROLLBACK TO SAVEPOINT {self._savepoint}")
+                self.execute(f"ROLLBACK TO SAVEPOINT {self.savepoint}")
             except OperationalError as error:
                 if error.args[0] != ER.SP_DOES_NOT_EXIST:
                     raise
                 # Another checkout's rollback has included this savepoint.
-            self.keep()
+            self.commit()
 
     def begin_block(self) -> None:
-        con = self._con
-        if con is not None:
-            con.refuse_open_transaction()
-        self.keep()
-        self._begun = True
+        self.refuse_open_transaction()
+        self.begin()
+        self.is_in_block = True
 
-    def end_block(self) -> None:
-        self.keep()
+    def commit_block(self) -> None:
+        self.commit()
+        self.is_in_block = False
 
     def undo_block(self) -> bool:
-        self._go_back()
+        self.rollback()
+        self.is_in_block = False
         return True
-
-    def _undo_all(self, con: Session) -> None:
-        con.undo_savepoint(self._savepoint)
-
-    def close(self) -> None:
-        if not self.returned and self.open:
-            self.blocks = ()
-            self.rollback()
-        super().close()
-
-
-class _RehearsedCursor(Cursor):
-    """A cursor whose transactional statements call methods of its connection."""
-
-    connection: Any
-
-    def _query(self, q: str | bytes) -> int:
-        if self.connection is not None and self.connection.run_as_method(q):
-            return 0
-        found: int = super()._query(q)  # type: ignore[misc]
-        return found
-
-
-#: By the class of the cursor that they replace.
-_REHEARSED: dict[type[Any], type[Any]] = {}
