@@ -44,47 +44,38 @@ leak_detected = _signals.signal(
 _unobserved: WeakKeyDictionary[Any, _Signaller] = WeakKeyDictionary()
 
 
-class _Signaller(Observer):
-    """Sends the signals of one pool."""
+def _sends(signal: NamedSignal, *names: str) -> Any:
+    """Return a method of an observer that sends its arguments, by these names."""
 
-    def __init__(self, app: Flask, bind: str) -> None:
-        # The app holds the pool: a reference back would keep both alive.
-        self._app = ref(app)
-        self._bind = bind
-
-    def _send(self, signal: NamedSignal, pool: Any, **about: Any) -> None:
-        app = self._app()
+    def _send(self: _Signaller, pool: Any, *arguments: Any) -> None:
+        app, about = self.app(), dict(zip(names, arguments, strict=True))
         for receiver in list(signal.receivers_for(app)) if app is not None else ():
             try:
-                receiver(app, pool=pool, bind=self._bind, **about)
+                receiver(app, pool=pool, bind=self.bind, **about)
             except Exception as error:
                 signal.disconnect(receiver)
                 text = "%s: %r is not called any more"
                 log(ERROR, text, signal.name, receiver, error=error)
 
-    def created(self, pool: Any, thread_id: int, seconds: float) -> None:
-        self._send(connection_created, pool, thread_id=thread_id, seconds=seconds)
+    return _send
 
-    def checked_out(self, pool: Any, connection: Any, waited: float) -> None:
-        self._send(connection_checked_out, pool, connection=connection, waited=waited)
 
-    def checked_in(self, pool: Any, thread_id: int, used: float) -> None:
-        self._send(connection_checked_in, pool, thread_id=thread_id, used=used)
+class _Signaller(Observer):
+    """Sends the signals of one pool."""
 
-    def discarded(self, pool: Any, thread_id: int, reason: str) -> None:
-        self._send(connection_discarded, pool, thread_id=thread_id, reason=reason)
+    def __init__(self, app: Flask, bind: str) -> None:
+        # The app holds the pool: a reference back would keep both alive.
+        self.app = ref(app)
+        self.bind = bind
 
-    def connect_failed(self, pool: Any, error: BaseException) -> None:
-        self._send(connect_failed, pool, error=error)
-
-    def timed_out(self, pool: Any, error: Exception) -> None:
-        self._send(pool_timeout, pool, error=error)
-
-    def was_reset(self, pool: Any) -> None:
-        self._send(pool_reset, pool)
-
-    def leaked(self, pool: Any, endpoint: str | None, report: str) -> None:
-        self._send(leak_detected, pool, endpoint=endpoint, report=report)
+    created = _sends(connection_created, "thread_id", "seconds")
+    checked_out = _sends(connection_checked_out, "connection", "waited")
+    checked_in = _sends(connection_checked_in, "thread_id", "used")
+    discarded = _sends(connection_discarded, "thread_id", "reason")
+    connect_failed = _sends(connect_failed, "error")
+    timed_out = _sends(pool_timeout, "error")
+    was_reset = _sends(pool_reset)
+    leaked = _sends(leak_detected, "endpoint", "report")
 
 
 def attach(pool: Any, app: Flask, bind: str) -> None:
