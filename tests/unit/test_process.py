@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from conftest import MakePool
 
 import flask_mysqlpool.pool.driver.process
 from flask_mysqlpool import ConnectionShared
-from flask_mysqlpool.pool.driver.process import process
+from flask_mysqlpool.pool.driver.process import _ById, _page, process
 from flask_mysqlpool.testing.fake_driver import FakePool
 
 pytestmark = [
@@ -29,8 +31,8 @@ def same_number(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return patch
 
 
-def in_a_child(check: Callable[[], bool]) -> bool:
-    child = os.fork()
+def in_a_child(check: Callable[[], bool], fork: Callable[[], int] = os.fork) -> bool:
+    child = fork()
     if child == 0:
         code = 2
         try:
@@ -52,13 +54,15 @@ def test_a_child_is_none_of_its_ancestors(same_number: Callable[[], None]) -> No
     assert process() == first
 
 
-def test_a_fork_that_python_did_not_see_is_told_by_the_number(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("page", [_page, _ById()])
+def test_a_fork_that_python_did_not_see_is_noticed(
+    page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(flask_mysqlpool.pool.driver.process, "_page", page)
     before = process()
-    monkeypatch.setattr(flask_mysqlpool.pool.driver.process, "getpid", lambda: 2)
 
-    assert process() != before
+    assert in_a_child(lambda: process() != before, fork=ctypes.PyDLL(None).fork)
+    assert process() == before
 
 
 def test_a_child_with_the_number_of_its_parent_has_a_pool_of_its_own(
