@@ -45,28 +45,25 @@ def _lexer(
         if first:
             special += b"[%s][%s]" % (first, second), b"[%s](?![%s])" % (first, second)
         more = b"(?:(?:%s)%s)*" % (b"|".join(special), plain) if special else b""
-        return b"(?<=%s)%s%s%s" % (quote, plain, more, quote)
+        return b"%s%s%s(?:%s|(.*))" % (quote, plain, more, quote)
 
-    comment = rb"(?<=/)\*(?!m?!)" if versioned else rb"(?<=/)\*"
+    # Each begins with one byte, by which the search is several times faster.
     alternatives = [
         quoted(b"'", escapes),
         quoted(b'"', escapes_in_names),
         quoted(b"`", False),
-        comment + rb".*?\*/",
-        rb"(?<=-)-(?=[\x01-\x20]|\Z)[^\n]*",
-        rb"(?<=#)[^\n]*",
-        rb"(?P<open>(?<=['\"`]).*|" + comment + rb".*)",
+        (rb"/\*(?!m?!)" if versioned else rb"/\*") + rb"(?:.*?\*/|(.*))",
+        rb"--(?=[\x01-\x20]|\Z)[^\n]*",
+        rb"#[^\n]*",
     ]
     if first:
-        alternatives.append(b"(?<=[%s])[%s]" % (first, second))
-    # Several times faster, because each token begins with one of a few bytes.
-    start = rb"[-'\"`#/" + first + b"]"
-    return re.compile(start + b"(?:" + b"|".join(alternatives) + b")", re.DOTALL)
+        alternatives.append(b"[%s][%s]" % (first, second))
+    return re.compile(b"|".join(alternatives), re.DOTALL)
 
 
 def _left_of(token: re.Match[bytes]) -> bytes:
     """Return the replacement of a token that the lexer has matched."""
-    if token.lastgroup is not None:
+    if token.lastindex:  # a group matches what comes after an unclosed quote
         return b"\0"
     text = token[0]
     first = text[:1]
