@@ -6,13 +6,13 @@ Each finding is one line: a subject, what was found and, for a problem, the fix.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import re
 import socket
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..config import PoolConfig
+from ..config.addresses import is_loopback
 from ..workers.fleet import Fleet
 from ..workers.mysql_server import Facts, Unanswered, connect_to
 from ..workers.overview import Overview, capacity
@@ -195,7 +195,8 @@ def _version(facts: Facts) -> Finding:
 
 
 def _tls(config: PoolConfig, facts: Facts) -> Finding:
-    is_local = all(_is_loopback(place.host) for place in config.places)
+    hosts = {place.host for place in config.places} - {"localhost"}
+    is_local = all(map(is_loopback, hosts))
     if facts.cipher and config.ssl_mode in _VERIFIED:
         return Finding("TLS", f"{facts.cipher}; {_VERIFIED[config.ssl_mode]}")
     fix = "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA"
@@ -206,13 +207,6 @@ def _tls(config: PoolConfig, facts: Facts) -> Finding:
         if is_local:
             text = "none; nothing leaves this host"
     return Finding("TLS", text, "" if is_local else fix)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _account(facts: Facts) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import NamedTuple
 
 ONE_OF_SEVERAL = re.compile(
@@ -29,3 +30,12 @@ def parse(hosts: str, port: int) -> tuple[Place, ...]:
         return (Place(hosts, port),)
     found = ONE_OF_SEVERAL.finditer(hosts)
     return tuple(Place(f["name"] or f["ipv6"], int(f["port"] or port)) for f in found)
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether it is an IP address of this host itself."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return False
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback

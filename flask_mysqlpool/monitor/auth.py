@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import secrets
 import traceback
@@ -23,6 +22,7 @@ from flask import Flask, Response, current_app, request, url_for
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from werkzeug.exceptions import HTTPException
 
+from ..config.addresses import is_loopback
 from ..pool.driver.logs import is_exit, kind, log, plain
 from ..workers.desired_state import DesiredState
 from ..workers.status_dir import StatusDir
@@ -88,12 +88,10 @@ def is_local() -> bool:
         return False
     try:
         host = urlsplit(f"//{request.host}").hostname or ""
-        is_named = host == "localhost" or host.endswith(".localhost")
-        return _is_loopback(request.remote_addr or "") and (
-            is_named or _is_loopback(host)
-        )
     except ValueError:
         return False
+    is_named = host == "localhost" or host.endswith(".localhost")
+    return is_loopback(request.remote_addr or "") and (is_named or is_loopback(host))
 
 
 def _is_in_development() -> bool:
@@ -102,12 +100,6 @@ def _is_in_development() -> bool:
         "SERVER_SOFTWARE"
     )
     return is_test or "werkzeug.socket" in environ
-
-
-def _is_loopback(address: str) -> bool:
-    """Tell whether it is of this host; :exc:`ValueError` if it is no address."""
-    found = ipaddress.ip_address(address)
-    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
 def _status_dir() -> StatusDir | None:
@@ -139,7 +131,9 @@ def _ask(authorize: Authorize) -> bool:
 class Gate:
     """Authorizes requests, signs visitors in and out, and detects forged requests."""
 
-    def __init__(self, authorize: Authorize | None, token: str | None) -> None:
+    def __init__(
+        self, authorize: Authorize | None, token: str | None, control: bool
+    ) -> None:
         if authorize is not None and token is not None:
             raise ValueError("create_monitor takes authorize or token, not both")
         if authorize is not None and not callable(authorize):
@@ -151,19 +145,16 @@ class Gate:
             )
         self._authorize = authorize
         self._token = token
+        self.needs_cookie = control or token is not None
 
-    @property
-    def takes_token(self) -> bool:
-        return self._token is not None
-
-    def check(self, app: Flask, needs_key: bool) -> None:
+    def check(self, app: Flask) -> None:
         """Raise :exc:`RuntimeError` for an app in which the monitor is not secure."""
         if self._authorize is None and self._token is None and not app.debug:
             raise RuntimeError(
                 "create_monitor() needs authorize=... or token=..., unless the app is"
                 " in debug mode"
             )
-        if needs_key and not app.secret_key:
+        if self.needs_cookie and not app.secret_key:
             raise RuntimeError(
                 "the monitor signs a cookie: set SECRET_KEY before it is registered"
             )

@@ -9,7 +9,6 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from flask import Blueprint, Flask, Response, current_app, request, url_for
-from flask.blueprints import BlueprintSetupState
 from jinja2 import Environment, PackageLoader
 
 from ..config import PoolConfig
@@ -64,9 +63,10 @@ def create_monitor(
     :exc:`RuntimeError` if both are missing and the app is not in debug mode, and if
     ``token`` or ``control`` is set without ``SECRET_KEY``.
     """
-    monitor = _Monitor(Gate(authorize, token), control)
+    gate = Gate(authorize, token, control)
+    monitor = _Monitor(gate, control=control, login=token is not None)
     blueprint = Blueprint(name, __name__, url_prefix=url_prefix, static_folder="static")
-    blueprint.record(monitor.registered)
+    blueprint.record(lambda state: gate.check(cast(Flask, state.app)))
     blueprint.before_request(monitor.check)
     blueprint.register_error_handler(Refused, monitor.refused)
     blueprint.after_request(_add_headers)
@@ -83,17 +83,11 @@ def create_monitor(
 class _Monitor:
     """The views; one object may be registered with several apps."""
 
-    def __init__(self, gate: Gate, control: bool) -> None:
+    def __init__(self, gate: Gate, *, control: bool, login: bool) -> None:
         self._gate = gate
         self._has_control = control
+        self._has_login = login
         self._memories: WeakKeyDictionary[Flask, snapshot.Memory] = WeakKeyDictionary()
-
-    def registered(self, state: BlueprintSetupState) -> None:
-        self._gate.check(cast(Flask, state.app), self._needs_cookie)
-
-    @property
-    def _needs_cookie(self) -> bool:
-        return self._has_control or self._gate.takes_token
 
     def _memory(self, app: Flask) -> snapshot.Memory:
         memory = self._memories.get(app)
@@ -108,7 +102,7 @@ class _Monitor:
 
     def refused(self, error: Refused) -> Response:
         if _endpoint() in ("page", "login"):
-            form = url_for(".login") if self._gate.takes_token else None
+            form = url_for(".login") if self._has_login else None
             response = _render(error.status, refused=error.reason, login=form)
         else:
             response = _json({"error": error.reason}, error.status)
@@ -118,9 +112,9 @@ class _Monitor:
 
     def page(self) -> Response:
         site = snapshot.read_site(_app())
-        visit = self._gate.visit()
-        if visit is None and self._needs_cookie:
-            visit = Visit.begin()
+        visit = None
+        if self._gate.needs_cookie:
+            visit = self._gate.visit() or Visit.begin()
         response = _render(
             200,
             site=site,
@@ -129,7 +123,7 @@ class _Monitor:
             control=url_for(".control") if self._has_control else None,
             logout=url_for(".logout") if self._gate.has_signed_in() else None,
         )
-        if visit and self._needs_cookie:
+        if visit:
             self._gate.remember(visit, response)
         return response
 
@@ -193,9 +187,8 @@ def _requested() -> tuple[str, str]:
         content = request.get_json(silent=True)
     except RecursionError:
         content = None
-    if not isinstance(content, dict):
-        return "", ""
-    return str(content.get("action")), str(content.get("bind"))
+    about = content if isinstance(content, dict) else {}
+    return str(about.get("action")), str(about.get("bind"))
 
 
 def _endpoint() -> str:

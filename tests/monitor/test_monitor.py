@@ -874,7 +874,7 @@ def test_a_cookie_of_another_version_is_that_of_a_stranger(
     authorize = allow if token is None else None
     client = monitored(offline, authorize=authorize, token=token, control=True)
     with offline.app_context():
-        cookie = str(Gate(authorize, token)._signer().dumps(content))
+        cookie = str(Gate(authorize, token, True)._signer().dumps(content))
     client.set_cookie("mysqlpool_monitor", cookie, path="/mysqlpool")
 
     assert answers(client) == {401 if token else 200}
@@ -883,7 +883,7 @@ def test_a_cookie_of_another_version_is_that_of_a_stranger(
 def test_a_cookie_without_an_id_has_no_csrf_token(offline: Flask) -> None:
     client = monitored(offline, control=True)
     with offline.app_context():
-        cookie = str(Gate(allow, None)._signer().dumps(["", None]))
+        cookie = str(Gate(allow, None, True)._signer().dumps(["", None]))
     client.set_cookie("mysqlpool_monitor", cookie, path="/mysqlpool")
 
     assert order(client, "").status_code == 403
