@@ -206,7 +206,7 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "maintenance._maintain": housekeeping_that_fails,
     "views.control": order_of_the_monitor,
     "agent._apply": pause_that_a_worker_obeys,
-    "auth.refusal": authorize_that_raises,
+    "auth._ask": authorize_that_raises,
 }
 
 
@@ -215,7 +215,7 @@ LOGGERS = {
     **dict.fromkeys(["query_log._log", "query_log.note"], "flask_mysqlpool.queries"),
     **dict.fromkeys(["agent._note", "agent._apply"], "flask_mysqlpool.workers"),
     **dict.fromkeys(["contexts._warn_of_rollback", "mysqlpool._unavailable"], "shop"),
-    **dict.fromkeys(["views.control", "auth.refusal"], "shop"),
+    **dict.fromkeys(["views.control", "auth._ask"], "shop"),
 }
 
 

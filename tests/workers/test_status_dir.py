@@ -513,7 +513,7 @@ def test_a_folder_of_somebody_else_is_not_written_to(folder: StatusDir) -> None:
 def test_a_symbolic_link_is_not_followed(tmp_path: Path, ending: str) -> None:
     (tmp_path / "elsewhere").mkdir(0o700)
     (tmp_path / "status").symlink_to("elsewhere")
-    folder = StatusDir(f"{tmp_path}/folder{ending}")
+    folder = StatusDir(f"{tmp_path}/status{ending}")
 
     with pytest.raises(OSError, match="is a symbolic link"):
         published(folder, n=1)
