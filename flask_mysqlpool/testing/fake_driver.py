@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from ..config import PoolConfig
@@ -17,30 +16,6 @@ from ..pool.driver.login import Login
 from ..pool.driver.process import process
 from ..pool.pool import monotonic
 from ..pool.stats import Times
-
-
-class WatchedLock:
-    """A lock that can tell whether the calling thread holds it."""
-
-    def __init__(self) -> None:
-        self._lock: Any = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._lock.release()
-
-    def _is_owned(self) -> bool:
-        return bool(self._lock._is_owned())
-
-    def assert_not_mine(self) -> None:
-        assert not self._is_owned(), "I/O with the pool's lock held"
 
 
 class FakeConnection:
@@ -130,13 +105,9 @@ class FakePool(Pool):
         self._numbers = threading.Lock()
         super().__init__(PoolConfig.from_mapping(settings))
 
-    def _begin(self) -> None:
-        super()._begin()
-        self._state.lock = WatchedLock()
-
     def io(self) -> None:
         """Assert that I/O is allowed here; a real pool would use the network."""
-        self._state.lock.assert_not_mine()
+        assert not self._state.lock._is_owned(), "I/O with the pool's lock held"
 
     def steady_connection(self) -> Any:
         self.io()
