@@ -12,38 +12,20 @@ from typing import Any
 
 from ..config import PoolConfig
 from ..pool import Pool
-from ..pool.driver.login import Login
-from ..pool.driver.process import process
+from ..pool.driver.session import Session
 from ..pool.pool import monotonic
-from ..pool.stats import Times
 
 
-class FakeConnection:
-    """A fake ``Session``; attributes set its faults."""
-
-    traced = False
+class FakeConnection(Session):
+    """A session without a server; attributes set its faults."""
 
     def __init__(self, pool: FakePool, number: int) -> None:
-        self.config = pool.config
-        self.number = number
-        self.pid = process()
-        self.lost: BaseException | None = None
-        self.dropped_by: Any = None
-        self.is_demoted = self.is_suspect = self.is_replica = False
-        self.lag_checked = float("inf")
-        self.times = Times()
+        super().__init__(pool.config, {"defer_connect": True, "ssl_disabled": True})
+        self.raw = self
         self.opened = self.since = monotonic()
-        self.expires = float("inf")
-        self.fresh_until = 0.0
-        self.generation = self.uses = self.holder = self.unanswered = 0
-        self.asked = 0.0
+        self.number = number
         self.alive = self.clean = True
-        self.discard_reason = ""
-        self.slot: object = None
-        self.is_disconnected = False
         self.closed = False
-        self.raw: Any = self
-        self.login = Login()
         self._pool = pool
 
     def _io(self) -> None:
@@ -63,8 +45,9 @@ class FakeConnection:
         self._io()
         return self.alive and not self.closed
 
-    def read_answers(self, deadline: float) -> None:
+    def read_answers(self, deadline: float) -> list[Any]:
         self._io()
+        return []
 
     def ping(self, deadline: float) -> None:
         self._io()
