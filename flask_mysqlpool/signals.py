@@ -47,17 +47,10 @@ _unobserved: WeakKeyDictionary[Any, _Signaller] = WeakKeyDictionary()
 def _sends(signal: NamedSignal, *names: str) -> Any:
     """Return a method of an observer that sends its arguments, by these names."""
 
-    def _send(self: _Signaller, pool: Any, *arguments: Any) -> None:
-        app, about = self.app(), dict(zip(names, arguments, strict=True))
-        for receiver in list(signal.receivers_for(app)) if app is not None else ():
-            try:
-                receiver(app, pool=pool, bind=self.bind, **about)
-            except Exception as error:
-                signal.disconnect(receiver)
-                text = "%s: %r is not called any more"
-                log(ERROR, text, signal.name, receiver, error=error)
+    def method(self: _Signaller, pool: Any, *arguments: Any) -> None:
+        self.send(signal, pool, dict(zip(names, arguments, strict=True)))
 
-    return _send
+    return method
 
 
 class _Signaller(Observer):
@@ -65,8 +58,18 @@ class _Signaller(Observer):
 
     def __init__(self, app: Flask, bind: str) -> None:
         # The app holds the pool: a reference back would keep both alive.
-        self.app = ref(app)
-        self.bind = bind
+        self._app = ref(app)
+        self._bind = bind
+
+    def send(self, signal: NamedSignal, pool: Any, about: dict[str, Any]) -> None:
+        app = self._app()
+        for receiver in list(signal.receivers_for(app)) if app is not None else ():
+            try:
+                receiver(app, pool=pool, bind=self._bind, **about)
+            except Exception as error:
+                signal.disconnect(receiver)
+                text = "%s: %r is not called any more"
+                log(ERROR, text, signal.name, receiver, error=error)
 
     created = _sends(connection_created, "thread_id", "seconds")
     checked_out = _sends(connection_checked_out, "connection", "waited")

@@ -195,7 +195,7 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "pool._notify": observer_that_raises,
     "pool._report_discard": session_that_cannot_be_cleaned,
     "pool._report_leak": connection_that_is_dropped,
-    "signals._send": receiver_that_raises,
+    "signals.send": receiver_that_raises,
     "query_log._log": slow_statement,
     "query_log.note": statement_that_cannot_be_recorded,
     "agent._note": folder_that_cannot_be_used,
