@@ -38,9 +38,6 @@ REMEMBERED, LONGEST = 500, 4000
 #: Columns for which a function is made; PyMySQL reads wider results.
 MOST_COLUMNS = 200
 
-#: What PyMySQL says to be the number of rows that were not read yet.
-NOT_COUNTED = (1 << 64) - 1
-
 #: Takes a buffer, a position, the number of the packet there, and where the rows go;
 #: returns the position and the number of the first packet that it could not decode.
 Decoder = Callable[[bytes, int, int, list[Any]], tuple[int, int]]
@@ -116,10 +113,7 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
         return result.affected_rows
 
     def peek(self) -> bytes:
-        """Return what is in the buffer; wait for something if nothing is.
-
-        Nothing is returned at the end of what the server sends.
-        """
+        """Return what is in the buffer, or wait for it; nothing is the server's end."""
         if self._current_timeout != self._read_timeout:
             self._sock.settimeout(self._read_timeout)
             self._current_timeout = self._read_timeout
@@ -186,8 +180,8 @@ class Result(_Result):  # type: ignore[misc]
         at, number = at + 9, number + 1 & 0xFF
         if unbuffered:
             con.take(at, number)
-            self.affected_rows, self.unbuffered_active = NOT_COUNTED, True
-            self._decode = decode
+            self._decode, self.unbuffered_active = decode, True
+            self.affected_rows = (1 << 64) - 1  # not known yet, to PyMySQL
             return True
         rows: list[Any] = []
         at, number = decode(buffer, at, number, rows)
@@ -377,13 +371,12 @@ def make_decoder(kinds: tuple[tuple[str | None, Any], ...]) -> Decoder:
     source = [
         "def decode(buffer, at, number, rows):",
         " add, end, number = rows.append, len(buffer), number << 8",
-        " try:",
-        "  while True:",
-        "   q = at + 4",
-        "   if q >= end: break",
-        "   size, high = head(buffer, at)",
-        "   stop = q + size",
-        "   if high != number or stop > end: break",
+        " while at + 4 < end:",
+        "  q = at + 4",
+        "  size, high = head(buffer, at)",
+        "  stop = q + size",
+        "  if high != number or stop > end: break",
+        "  try:",
     ]
     values, q = [], "q"
     for index, (encoding, converter) in enumerate(kinds):
@@ -399,13 +392,11 @@ def make_decoder(kinds: tuple[tuple[str | None, Any], ...]) -> Decoder:
         values.append(f"{value} if {p} else None")
         q = after
     source += [
+        "  except IndexError: break",
         # Before any is converted: a row that is not as it should be is PyMySQL's.
-        f"   if {q} != stop: break",
-        f"   add(({', '.join(values)},))",
-        "   at = stop",
-        "   number = number + 256 & 65535",
-        " except IndexError:",
-        "  pass",
+        f"  if {q} != stop: break",
+        f"  add(({', '.join(values)},))",
+        "  at, number = stop, number + 256 & 65535",
         " return at, number >> 8",
     ]
     # Nothing that a server has sent is in the source: names are numbers.
@@ -420,16 +411,15 @@ def _expression(
     """Return the source that makes the value of a cell."""
     cell = f"buffer[p{index}:q{index}]"
     if encoding == "ascii" and converter in _FASTER:
-        known[f"c{index}"] = _FASTER[converter]
-        return f"c{index}({cell})"
-    if encoding is not None:
+        converter = _FASTER[converter]
+    elif encoding is not None:
         known[f"e{index}"] = encoding
         same = encoding.lower().replace("-", "") in ("utf8", "utf8mb4")
         cell = f"{cell}.decode()" if same else f"{cell}.decode(e{index})"
-    if converter is not None:
-        known[f"c{index}"] = converter
-        return f"c{index}({cell})"
-    return cell
+    if converter is None:
+        return cell
+    known[f"c{index}"] = converter
+    return f"c{index}({cell})"
 
 
 @lru_cache(maxsize=REMEMBERED)
