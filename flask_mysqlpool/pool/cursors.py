@@ -10,12 +10,17 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from pymysql.cursors import RE_INSERT_VALUES, Cursor, SSCursor
+from pymysql.cursors import RE_INSERT_VALUES, Cursor, DictCursor, SSCursor
 from pymysql.err import MySQLError, ProgrammingError
 
 from ..errors import ConnectionLost
+from .driver.results import Result
 from .driver.statements import bare
 from .driver.transport import without_traceback
+
+#: Cursors of which the user has overridden no method that makes rows: of tuples, and of
+#: dicts. And all others, for which PyMySQL makes them, one by one.
+TUPLES, DICTS, OTHERS = range(3)
 
 
 class _BoundCursor(Cursor):
@@ -26,8 +31,9 @@ class _BoundCursor(Cursor):
     _result: Any
     _rows: Any
     _unbuffered = False
-    #: Whether results are taken over by PyMySQL's own method.
-    _is_plain = False
+    _kind = OTHERS
+    #: Whether rows come as they are to be returned.
+    _is_ready = False
 
     def _query(self, q: str | bytes) -> int:
         """Execute a statement as PyMySQL does, with exclusive use of the session."""
@@ -43,18 +49,7 @@ class _BoundCursor(Cursor):
             handle.rollback()
             return 0
         try:
-            handle._result = result = con.execute(q, self._unbuffered)
-            if self._is_plain:
-                self._result = result
-                self.rownumber = 0
-                self.rowcount = result.affected_rows
-                self.warning_count = result.warning_count
-                self.description = result.description
-                self.lastrowid = result.insert_id
-                self._rows = result.rows
-            else:
-                self._clear_result()  # type: ignore[attr-defined]
-                self._do_get_result()  # type: ignore[attr-defined]
+            self._take_over(con.execute(q, self._unbuffered))
             return self.rowcount
         except BaseException:
             if self._result is None:
@@ -62,6 +57,29 @@ class _BoundCursor(Cursor):
             raise
         finally:
             handle._leave()
+
+    def _take_over(self, result: Any) -> None:
+        """Show a new result, as PyMySQL's ``_do_get_result()`` does."""
+        self.connection._result = result
+        kind = self._kind
+        if kind == OTHERS:
+            self._clear_result()  # type: ignore[attr-defined]
+            self._do_get_result()  # type: ignore[attr-defined]
+            return
+        if kind == DICTS:
+            self._is_ready = isinstance(result, Result)
+            if not self._is_ready:
+                self._do_get_result()  # type: ignore[attr-defined]
+                return
+            if result.description:
+                self._fields = result.make_dicts()
+        self._result = result
+        self.rownumber = 0
+        self.rowcount = result.affected_rows
+        self.warning_count = result.warning_count
+        self.description = result.description
+        self.lastrowid = result.insert_id
+        self._rows = result.rows
 
     def _nextset(self, unbuffered: bool = False) -> bool | None:
         result = self._result
@@ -74,8 +92,7 @@ class _BoundCursor(Cursor):
                 return None
             self._clear_result()  # type: ignore[attr-defined]
             con.command("next_result", unbuffered)
-            handle._result = con.raw._result
-            self._do_get_result()  # type: ignore[attr-defined]
+            self._take_over(con.raw._result)
             return True
         finally:
             handle._leave()
@@ -101,9 +118,11 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
     _unbuffered = True
 
     def read_next(self) -> Any:
-        result = self._result
-        if self.connection is None:
+        result, handle = self._result, self.connection
+        if handle is None:
             return None
+        if self._is_ready and result.ahead and handle.open:
+            return result.ahead.popleft()
         if not result.unbuffered_active:
             if result.connection is not None:
                 # PyMySQL treats an error of the server as the end of the rows.
@@ -111,9 +130,10 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
                     "the connection was lost, with rows unread"
                 )
             return None
-        handle = self.connection
         con = handle._enter()
         try:
+            if self._is_ready:
+                return con.attempt(result._read_rowdata_packet_unbuffered)
             return con.attempt(super().read_next)
         except MySQLError as error:
             if con.lost is None:
@@ -183,13 +203,31 @@ def _fetchall(cursor: Any) -> Any:
     return rows
 
 
+def _fetch_rest(cursor: Any) -> Any:
+    """Return the rows of a stream that were not fetched yet, as PyMySQL does."""
+    rows = []
+    while (row := cursor.fetchone()) is not None:
+        rows.append(row)
+        if cursor._is_ready and cursor._result.ahead:
+            ahead, cursor._result.ahead = cursor._result.ahead, ()
+            rows += ahead
+            cursor.rownumber += len(ahead)
+    return rows
+
+
 def _init(cursor: Any, connection: Any) -> None:
     """Do what PyMySQL's ``__init__`` does; all else is an attribute of the class."""
     cursor.connection = connection
 
 
-#: PyMySQL's method that takes over a result.
-_TAKE_OVER: Any = vars(Cursor)["_do_get_result"]
+def _kind_of(cls: Any) -> int:
+    """Return which of the cursors of PyMySQL a class behaves like."""
+    for kind, like in (TUPLES, Cursor), (TUPLES, SSCursor), (DICTS, DictCursor):
+        names = ("_do_get_result", "_conv_row", "dict_type")
+        if all(getattr(cls, n, None) is getattr(like, n, None) for n in names):
+            return kind
+    return OTHERS
+
 
 #: The attributes that PyMySQL's ``__init__`` sets.
 _OF_A_NEW_CURSOR = vars(Cursor(None))  # type: ignore[arg-type]
@@ -258,11 +296,15 @@ def bound_class(cls: type[Cursor]) -> type[Cursor]:
             made.executemany = _executemany
     if cls.fetchall is Cursor.fetchall:
         made.fetchall = _fetchall
+    same = cls.fetchone is SSCursor.fetchone
+    if same and vars(SSCursor)["fetchall"] is cls.fetchall:
+        made.fetchall = _fetch_rest
     if cls.__init__ is Cursor.__init__:
         made.__init__ = _init
         for name, value in _OF_A_NEW_CURSOR.items():
             setattr(bound, name, value)
-    made._is_plain = cls._do_get_result is _TAKE_OVER  # type: ignore[attr-defined]
+    made._kind = _kind_of(cls)
+    made._is_ready = made._kind == TUPLES
     return BOUND.setdefault(cls, bound)
 
 
