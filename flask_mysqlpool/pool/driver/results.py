@@ -15,7 +15,7 @@ import datetime
 import io
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from struct import Struct
@@ -185,16 +185,24 @@ class Result(_Result):  # type: ignore[misc]
             return True
         rows: list[Any] = []
         at, number = decode(buffer, at, number, rows)
-        if buffer.startswith(_ends[number], at) and at <= len(buffer) - 9:
-            self.warning_count, status = _end(buffer, at + 5)
-            self.has_next = status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
-            con.take(at + 9, number + 1 & 0xFF)
-            self.connection = None
+        if self._read_end(con, buffer, at, number):
             self.affected_rows, self.rows = len(rows), tuple(rows)
         else:
             con.take(at, number)
             self._decode = decode
             self._read_rowdata_packet(rows)
+        return True
+
+    def _read_end(
+        self, con: ReadingConnection, buffer: bytes, at: int, number: int
+    ) -> bool:
+        """Read on to the end of the rows, if that is what is there."""
+        if not buffer.startswith(_ends[number], at) or at > len(buffer) - 9:
+            return False
+        self.warning_count, status = _end(buffer, at + 5)
+        self.has_next = status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
+        con.take(at + 9, number + 1 & 0xFF)
+        self.connection = None
         return True
 
     def _read_ok(self, con: ReadingConnection, buffer: bytes) -> bool:
@@ -229,9 +237,8 @@ class Result(_Result):  # type: ignore[misc]
         if 0 < end < LONGEST:
             if len(_columns) >= REMEMBERED:
                 _columns.clear()
-            key = start, con.encoding, con.use_unicode, con.conversions
             known = self.fields, self.converters, self.description, self._decode
-            _columns[key] = known
+            _columns[start, con.encoding, con.use_unicode, con.conversions] = known
 
     def _read_rowdata_packet(self, rows: list[Any] | None = None) -> None:
         if self._decode is None:
@@ -259,6 +266,8 @@ class Result(_Result):  # type: ignore[misc]
         if at:
             con.take(at, after)
             return True
+        if self._read_end(con, buffer, 0, number):
+            return False
         packet = con._read_packet()
         data = packet.get_all_data()
         if len(data) < 1 << 16:  # of which the buffer had only the beginning
@@ -401,8 +410,7 @@ def make_decoder(kinds: tuple[tuple[str | None, Any], ...]) -> Decoder:
     ]
     # Nothing that a server has sent is in the source: names are numbers.
     exec("\n".join(source), known)
-    decode: Decoder = known["decode"]
-    return decode
+    return known["decode"]  # type: ignore[no-any-return]
 
 
 def _expression(
@@ -423,7 +431,7 @@ def _expression(
 
 
 @lru_cache(maxsize=REMEMBERED)
-def make_dict_maker(keys: tuple[str, ...]) -> Callable[[Sequence[Any]], list[Any]]:
+def make_dict_maker(keys: tuple[str, ...]) -> Any:
     """Make the function that makes rows into dicts with these keys."""
     numbers = range(len(keys))
     pairs = ", ".join(f"k{n}: v{n}" for n in numbers)
@@ -436,6 +444,4 @@ def make_dict_maker(keys: tuple[str, ...]) -> Callable[[Sequence[Any]], list[Any
         "[dict(zip(keys, row)) for row in rows]",
     ]
     known = {f"k{n}": key for n, key in enumerate(keys)}
-    made: Callable[[Sequence[Any]], list[Any]]
-    made = eval(" ".join(source), {"keys": keys, **known})
-    return made
+    return eval(" ".join(source), {"keys": keys, **known})
