@@ -1,5 +1,8 @@
 """The pool: check out, wait, connect, check in, discard. Read it from top to bottom.
 
+A connection to the server is a :class:`.Session`, called ``con`` here. The caller of a
+checkout holds it by a handle, a :class:`.PooledConnection`.
+
 Each operation has three steps. *Decide*: with the lock held, :mod:`.state` reserves a
 connection, or a slot for a new one. *Act*: without the lock, talk to the server.
 *Settle*: with the lock held again, record the outcome. No statement, connect or close
@@ -12,6 +15,10 @@ Checkouts that find no idle connection wait in one queue (:mod:`.waiters`). The 
 waiter gets the next connection that is returned or opened. A waiter never connects on
 its own thread: it starts a thread that connects, and goes on waiting, because another
 connection may be returned before that connect is done.
+
+The state keeps only weak references to handles and connects. If an interrupt ends an
+operation between two steps, the reference is dead: the slot of a connect is free again,
+and maintenance closes the connection of a handle.
 """
 
 from __future__ import annotations
@@ -50,7 +57,7 @@ from .waiters import Waiter
 GRACE = 0.005
 
 #: Seconds for which the last measurement of a replica's lag remains valid.
-LAG_CHECKED = 1.0
+LAG_VALID = 1.0
 
 #: Maximum age, in seconds, of a connection to a primary where a replica is preferred.
 SECOND_BEST = 10.0
@@ -71,7 +78,7 @@ class Coordinator(Protocol):
     """Coordinates this pool with those of other processes; called without the lock."""
 
     def wake(self) -> None:
-        """Coordinate now: a checkout waits or has timed out."""
+        """Publish the demand of this pool: a checkout waits or has timed out."""
 
     def before_connect(self) -> None:
         """Prepare for a connect, on the thread that is about to make it."""
@@ -79,7 +86,7 @@ class Coordinator(Protocol):
     def closed(self) -> None:
         """Note that the pool has been closed."""
 
-    def take_slot(self) -> object | None:
+    def take_host_slot(self) -> object | None:
         """Reserve one of the connections that this host may have.
 
         The reservation ends when its last reference is gone. None if all are taken.
@@ -101,7 +108,7 @@ class NoCoordinator:
     def closed(self) -> None:
         """No-op."""
 
-    def take_slot(self) -> object:
+    def take_host_slot(self) -> object:
         """Allow any number of connections, unless the host has a limit."""
         if self._config.max_host_connections is None:
             return True
@@ -133,8 +140,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._connector = Connector(config)
         self._observers: tuple[Observer, ...] = ()
         #: The first error of a session's clean-up, until it is logged.
-        self._refusal: object | None = None
-        self._was_refused = False
+        self._cleanup_error: object | None = None
+        self._cleanup_failed = False
         self._child_locks: dict[int, threading.Lock] = {}
         self._begin()
         PooledDB.__init__(
@@ -177,9 +184,9 @@ class Pool(PooledDB):  # type: ignore[misc]
         ``timeout`` is in seconds, by default the setting ``TIMEOUT``. It covers
         waiting, validating and, if necessary, connecting. With 0, do not wait for
         another holder: open a connection if fewer than ``MAX_SIZE`` are open, within
-        ``CONNECT_TIMEOUT``, and fail at once otherwise. ``endpoint`` names the purpose
-        of the checkout in statistics; the default is the thread's name. ``shareable``
-        is ignored: connections are never shared.
+        ``CONNECT_TIMEOUT``, and time out at once otherwise. ``endpoint`` names the
+        purpose of the checkout in statistics; the default is the thread's name.
+        ``shareable`` is ignored: connections are never shared.
 
         Raises :exc:`~.errors.PoolTimeout`, :exc:`~.errors.PoolFull`,
         :exc:`~.errors.PoolClosed`, or the error of the connect that was made for this
@@ -213,7 +220,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 con = state.take_idle(owner)
                 if con is None:
                     waiter = self._waiter(started, timeout, owner)
-                    state.join(waiter)
+                    state.join(waiter)  # PoolFull, PoolClosed
             at_once = (
                 con is not None
                 and started < con.fresh_until
@@ -226,7 +233,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 con = self._find_usable(con, waiter)
             assert con is not None
             con.uses += 1
-            if con.since < started:
+            if con.since < started:  # otherwise it was handed over meanwhile
                 con.since = started
             con.holder = threading.get_ident()
             con.writes = handle.writes
@@ -251,7 +258,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _find_usable(self, con: Session | None, waiter: _Waiter) -> Session:
         """Return a session that works: this one, another idle one, or the next.
 
-        Without one, the waiter is in the queue.
+        ``con`` is None if the waiter has joined the queue.
         """
         while True:
             if con is None:
@@ -294,7 +301,7 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _prefer_answered(self, con: Session, owner: ref[Any]) -> Session:
         """Exchange a session for an idle one whose clean-up the server has answered.
 
-        If there is none, return the idle session that was cleaned first.
+        If there is none, return the idle session that was cleaned longest ago.
         """
         skipped = []
         while not con.is_answered():
@@ -330,7 +337,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                 cleaning = False
             if not con.is_alive():
                 return "dead"
-            if started > con.lag_checked + LAG_CHECKED:
+            if started > con.lag_checked + LAG_VALID:
                 con.check_lag(_answer_deadline(deadline, monotonic()))
             elif started - max(con.since, con.asked) > self._ping_after:
                 con.ping(_answer_deadline(deadline, monotonic()))
@@ -345,7 +352,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             if isinstance(error, AnotherRole) or con.is_demoted:
                 return "invalidated"
             if cleaning and con.lost is None:
-                self._note_refusal(error)
+                self._note_cleanup_error(error)
             return "reset_failed"
 
     def _replace(self, con: Session, reason: str, waiter: _Waiter) -> Session | None:
@@ -374,7 +381,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             held = [c for c, o in self._state.in_use.items() if o is owner]
         for con in held:
             if waiter is not None and con is waiter.item:
-                self.checkin(con)
+                self.checkin(con)  # handed over, but not used by this thread yet
             else:  # it may have been interrupted while reading an answer
                 self._discard(con, "reset_failed")
 
@@ -419,19 +426,19 @@ class Pool(PooledDB):  # type: ignore[misc]
     def _connect(self, connect: ConnectAttempt) -> None:
         """Open a connection, on a thread of its own, for the first waiter."""
         con: Session | None = None
-        slot: object | None = None
+        host_slot: object | None = None
         try:
             self.coordinator.before_connect()
             # A reset up to now does not concern a connection that is not open yet.
             connect.generation = self._state.generation
             if not (self._state.paused or self._state.closed):
-                slot = self.coordinator.take_slot()
-            if slot is None:
+                host_slot = self.coordinator.take_host_slot()
+            if host_slot is None:
                 self._postpone(connect)
                 return
             begun = monotonic()
             con = self.steady_connection()
-            con.slot, slot = slot, None
+            con.host_slot, host_slot = host_slot, None
             con.times = Times()
             con.generation = connect.generation
             if lifetime := self.config.max_lifetime:
@@ -443,7 +450,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             # once, which crashes Python 3.11 while a thread is starting.
             maintenance_thread().watch(self)
         except BaseException as error:
-            slot = None  # the traceback keeps this frame alive
+            host_slot = None  # the traceback keeps this frame alive
             if con is not None:
                 con.abandon()
             self._connect_failed(connect, error)
@@ -456,7 +463,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._notify("created", number, took)
 
     def _postpone(self, connect: ConnectAttempt) -> None:
-        """Postpone a connect: the pool is paused, or the host limit is reached."""
+        """Postpone a connect: the pool is paused, closed, or the host limit reached."""
         with self._state.lock:
             self._state.postpone(connect, monotonic())
 
@@ -496,10 +503,10 @@ class Pool(PooledDB):  # type: ignore[misc]
         now = monotonic()
         used = now - con.since
         con.times.add(used)
-        fault = self._fault(con, now)
+        fault = self._clean(con, now)
         if fault is None:
             con.fresh_until = min(
-                con.expires, now + self._ping_after, con.lag_checked + LAG_CHECKED
+                con.expires, now + self._ping_after, con.lag_checked + LAG_VALID
             )
             with self._state.lock:
                 fault = self._state.put_back(con, now)
@@ -516,8 +523,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Do the same as :meth:`checkin`: no connection is ever shared."""
         self.checkin(con)
 
-    def _fault(self, con: Session, now: float) -> str | None:
-        """Return the reason to close a returned connection; None after cleaning it."""
+    def _clean(self, con: Session, now: float) -> str | None:
+        """Begin to clean a returned connection; if it has to be closed, return why."""
         if con.lost is not None:
             return "dead"
         if con.generation != self._state.generation:
@@ -531,7 +538,7 @@ class Pool(PooledDB):  # type: ignore[misc]
                     con.ask_role()
                 return None
             if con.login.obstacle:
-                self._note_refusal(con.login.obstacle)
+                self._note_cleanup_error(con.login.obstacle)
             return "reset_failed"
         except Exception:
             return "reset_failed"
@@ -579,11 +586,11 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._state.dropped.extend(discards)
             raise
 
-    def _note_refusal(self, error: object) -> None:
+    def _note_cleanup_error(self, error: object) -> None:
         """Keep the first error of a clean-up, to be logged when the session closes."""
         with self._state.lock:
-            if not self._was_refused:
-                self._was_refused, self._refusal = True, error
+            if not self._cleanup_failed:
+                self._cleanup_failed, self._cleanup_error = True, error
 
     def _report_discard(self, con: Session, reason: str) -> None:
         """Notify the observers of a closed connection; log the first failed clean-up.
@@ -591,14 +598,14 @@ class Pool(PooledDB):  # type: ignore[misc]
         Where clean-ups fail, each checkout costs a connect, and its cause should be
         known.
         """
-        error, self._refusal = self._refusal, None
+        error, self._cleanup_error = self._cleanup_error, None
         if error is not None:
             text = "%s: a session could not be cleaned: %s"
             log(WARNING, text, self.name, error)
         if self._observers:
             self._notify("discarded", con.raw.thread_id(), reason)
 
-    # Steering
+    # Reset, pause, resize, close
 
     def reset(self) -> None:
         """Replace all connections: close idle ones now, others when returned."""
@@ -681,7 +688,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         threshold = self.config.leak_threshold
         with state.lock:
             stale = state.take_stale(now)
-            dropped = [(con, con.dropped_by) for con in stale if con.dropped_by]
+            dropped = [(con, con.dropped_by[0]) for con in stale if con.dropped_by]
             held = [*state.in_use.items()] if threshold else []
         self._discard_all(stale)
         with state.lock:
@@ -690,12 +697,27 @@ class Pool(PooledDB):  # type: ignore[misc]
             more_to_do = state.size() > 0 or bool(state.waiters)
         self._start(due)
         # Last, because log handlers and observers may be slow, or raise.
-        for con, by in dropped:
-            self._report_leak(by[0], diagnostics.drop(self.name, con))
+        for con, endpoint in dropped:
+            self._report_leak(endpoint, diagnostics.drop(self.name, con))
         for con, owner in held:
             self._look_for_leak(con, owner(), now - con.since)
         pause = max(min(INTERVAL, threshold or INTERVAL), SHORTEST)
         return pause if more_to_do else None
+
+    def _look_for_leak(self, con: Session, handle: object, held: float) -> None:
+        """Report, once, a holder that exceeds ``LEAK_THRESHOLD``."""
+        if not isinstance(handle, PooledConnection) or handle in self._leaks:
+            return
+        if held > self.config.leak_threshold:
+            self._leaks.add(handle)
+            report = diagnostics.leak(self.name, con, handle, held)
+            self._report_leak(handle.endpoint, report)
+
+    def _report_leak(self, endpoint: str | None, report: str) -> None:
+        log(WARNING, report)
+        self._notify("leaked", endpoint, report)
+
+    # Health checks
 
     def discard_dead(self) -> None:
         """Discard idle connections that the server has closed, without a round trip."""
@@ -718,19 +740,6 @@ class Pool(PooledDB):  # type: ignore[misc]
         with self._state.lock:
             due = self._state.probe(monotonic())
         self._start(due)
-
-    def _look_for_leak(self, con: Session, handle: object, held: float) -> None:
-        """Report, once, a holder that exceeds ``LEAK_THRESHOLD``."""
-        if not isinstance(handle, PooledConnection) or handle in self._leaks:
-            return
-        if held > self.config.leak_threshold:
-            self._leaks.add(handle)
-            report = diagnostics.leak(self.name, con, handle, held)
-            self._report_leak(handle.endpoint, report)
-
-    def _report_leak(self, endpoint: str | None, report: str) -> None:
-        log(WARNING, report)
-        self._notify("leaked", endpoint, report)
 
     # Observers
 
@@ -769,8 +778,8 @@ class NullPool(Pool):
     Limits, deadlines, queue and errors are those of :class:`Pool`.
     """
 
-    def _fault(self, con: Session, now: float) -> str | None:
-        """Close every connection that is returned."""
+    def _clean(self, con: Session, now: float) -> str | None:
+        """Have every connection closed that is returned."""
         return "dead" if con.lost is not None else "surplus"
 
 

@@ -64,7 +64,7 @@ class FakeConnection(Session):
         self._io()
         if not self.closed:
             self.closed = True
-            self.slot = None
+            self.host_slot = None
             self._pool.count(-1)
 
     abandon = interrupt = close

@@ -113,7 +113,7 @@ class WorkerAgent:
             maintenance_thread("workers").watch(self)
             round_made.wait(PATIENCE)
 
-    def take_slot(self) -> object | None:
+    def take_host_slot(self) -> object | None:
         """Take one of the host's connection slots; None if all are taken."""
         if self._host_limit is None:
             return True

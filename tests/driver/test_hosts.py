@@ -26,7 +26,7 @@ from flask_mysqlpool import (
 )
 from flask_mysqlpool.config.addresses import Place, parse
 from flask_mysqlpool.pool.driver.connector import FIRST_PAUSE, Hosts
-from flask_mysqlpool.pool.pool import LAG_CHECKED, SECOND_BEST
+from flask_mysqlpool.pool.pool import LAG_VALID, SECOND_BEST
 from flask_mysqlpool.pool.transaction import run_in_transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
@@ -727,7 +727,7 @@ def test_a_replica_that_is_behind_is_not_read_from(
     set_delay(replica, 3600)
     execute(primary, "INSERT INTO lagging VALUES (1)", "COMMIT")
     until(lambda: (lag(replica) or 0) >= 1)
-    asked_before = time.monotonic() + LAG_CHECKED
+    asked_before = time.monotonic() + LAG_VALID
     until(lambda: time.monotonic() > asked_before)
     seen = set()
     for _ in range(50):

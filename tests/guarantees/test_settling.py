@@ -76,7 +76,7 @@ class Foreign(Observer, logging.Handler):
         record.exc_info = None  # pytest keeps it, and so the frames of what was dropped
         self.call()
 
-    def take_slot(self) -> Slot:
+    def take_host_slot(self) -> Slot:
         self.call()
         slot = Slot()
         self.slots.add(slot)

@@ -84,7 +84,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         self.is_disconnected = False
         #: Its reservation among the connections of this host, if these are limited;
         #: kept until the socket is closed.
-        self.slot: object = None
+        self.host_slot: object = None
         #: Whether results that were left unread come before the answers.
         self.unread = False
         #: Number of commands sent whose answers have not been read.
@@ -371,7 +371,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
                 if _identity(number) == self._socket_is:
                     os.close(number)
         self._closed = True
-        self.slot = None
+        self.host_slot = None
 
     def interrupt(self) -> None:
         """Shut the socket down, while another thread is reading from it."""
