@@ -561,3 +561,27 @@ def test_every_type_is_read_as_by_pymysql(
         for statement in STATEMENTS * 2:
             expected = fetched(bare, cls, statement)
             assert fetched(con, cls, statement) == expected, statement
+
+
+@pytest.mark.parametrize("cls", [SSCursor, SSDictCursor])
+def test_a_stream_ends_with_the_next_statement_as_in_pymysql(
+    server: LocalServer, make_pool: MakePool, cls: Any
+) -> None:
+    """Also the rows that were read with those that were fetched."""
+    numbers = " UNION ALL ".join(f"SELECT {n} AS n" for n in range(50))
+    connect: Any = pymysql.connect
+    bare = connect(
+        **{"host": server.host, "port": server.port, "user": server.user},
+        password=server.password,
+    )
+    found = []
+    with closing(bare), make_pool().connection() as con:
+        for one in bare, con:
+            stream = one.cursor(cls)
+            stream.execute(numbers)
+            seen = [stream.fetchone(), stream.fetchmany(2)]
+            with pytest.warns(UserWarning, match="incomplete"):
+                one.cursor().execute("SELECT 1")
+            found.append([*seen, stream.fetchone(), stream.fetchall()])
+    assert found[1] == found[0]
+    assert found[1][-2:] == [None, []]

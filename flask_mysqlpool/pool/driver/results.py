@@ -297,6 +297,10 @@ class Result(_Result):  # type: ignore[misc]
         self.rows = (row,)
         return row
 
+    def _finish_unbuffered_query(self) -> None:
+        self.ahead = ()
+        super()._finish_unbuffered_query()
+
     def make_dicts(self) -> list[str]:
         """Make the rows dicts, as PyMySQL's DictCursor does, and return their keys."""
         keys: list[str] = []
