@@ -334,7 +334,9 @@ def test_an_order_between_any_two_instructions_concerns_what_is_settled_after_it
             assert order is renew or stats.size == 0, signals.where
         assert pool.open_now == stats.size
 
-    assert moment > 20
+    # It came at each step of a checkin, the shortest of these.
+    tried = {Path(file).stem for file in signals.traced}
+    assert moment > 15 and tried >= {"connection", "pool", "state"}
 
 
 @pytest.mark.parametrize(
