@@ -107,9 +107,9 @@ class _BoundCursor(Cursor):
     def close(self) -> None:
         result, handle = self._result, self.connection
         if result is None or not result.has_next or not (handle and handle.open):
-            self.connection = None  # nothing is left to read
-        else:
-            super().close()
+            # There is nothing left to read, so keep super().close() from reading.
+            self.connection = None
+        super().close()
 
 
 class _BoundSSCursor(_BoundCursor, SSCursor):
@@ -145,11 +145,13 @@ class _BoundSSCursor(_BoundCursor, SSCursor):
     def close(self) -> None:
         # PyMySQL reads the remaining rows here. It is cheaper to close a connection
         # that is returned with rows unread; the next statement, if any, reads them.
+        self.__del__()
+        super().close()
+
+    def __del__(self) -> None:
         self.connection = None
         if self._result is not None:
             self._result.unwanted = True
-
-    __del__ = close
 
 
 #: PyMySQL's method that puts the arguments into the statement.
@@ -180,15 +182,19 @@ def _executemany(cursor: Any, query: Any, args: Any) -> Any:
         return Cursor.executemany(cursor, query, args)
     while cursor.nextset():
         pass
-    mogrify, encoding = getattr(cursor, _FILL_IN), handle.encoding
-    statements = (mogrify(query, row).encode(encoding) for row in args)
-    done = handle.execute_many(statements)
-    if done is None:
-        return Cursor.executemany(cursor, query, args)
-    cursor._executed = query
-    cursor._do_get_result()
-    cursor.rowcount = done.rows
-    return done.rows
+    fill_in, encoding = getattr(cursor, _FILL_IN), handle.encoding
+    # Before the first is sent: a generator may use this connection, too.
+    filled = [query if row is None else fill_in(query, row) for row in args]
+    if filled:
+        cursor._clear_result()
+        done = handle.execute_many(text.encode(encoding) for text in filled)
+        if done is not None:
+            cursor._executed = filled[-1]
+            cursor._take_over(done.result)
+            cursor.rowcount = done.rows
+            return done.rows
+    cursor.rowcount = sum(map(cursor.execute, filled))
+    return cursor.rowcount
 
 
 def _fetchall(cursor: Any) -> Any:
@@ -222,12 +228,18 @@ def _init(cursor: Any, connection: Any) -> None:
 
 def _kind_of(cls: Any) -> int:
     """Return which of the cursors of PyMySQL a class behaves like."""
-    for kind, like in (TUPLES, Cursor), (TUPLES, SSCursor), (DICTS, DictCursor):
-        names = ("_do_get_result", "_conv_row", "dict_type")
-        if all(getattr(cls, n, None) is getattr(like, n, None) for n in names):
-            return kind
+    if getattr(cls, "read_next", None) in _READ_NEXT:
+        for kind, like in (TUPLES, Cursor), (TUPLES, SSCursor), (DICTS, DictCursor):
+            names = ("_clear_result", "_do_get_result", "_conv_row", "dict_type")
+            if all(getattr(cls, n, None) is getattr(like, n, None) for n in names):
+                return kind
     return OTHERS
 
+
+#: Methods that the user has not overridden.
+_READ_NEXT = None, SSCursor.read_next, _BoundSSCursor.read_next
+_NEXTSETS = Cursor.nextset, SSCursor.nextset
+_FETCH_REST = "fetchone", "fetchall", "fetchall_unbuffered"
 
 #: The attributes that PyMySQL's ``__init__`` sets.
 _OF_A_NEW_CURSOR = vars(Cursor(None))  # type: ignore[arg-type]
@@ -290,16 +302,16 @@ def bound_class(cls: type[Cursor]) -> type[Cursor]:
     bound = cls if issubclass(cls, base) else _combined(base, cls)
     # Where the user has not overridden a method, a shorter one has the same effect.
     made: Any = bound
-    if cls.execute is Cursor.execute:
+    if cls.execute is Cursor.execute and cls.nextset in _NEXTSETS:
         made.execute = _execute
         if cls.executemany is Cursor.executemany:
             made.executemany = _executemany
     if cls.fetchall is Cursor.fetchall:
         made.fetchall = _fetchall
-    same = cls.fetchone is SSCursor.fetchone
-    if same and vars(SSCursor)["fetchall"] is cls.fetchall:
+    if all(getattr(cls, n, None) is getattr(SSCursor, n) for n in _FETCH_REST):
         made.fetchall = _fetch_rest
-    if cls.__init__ is Cursor.__init__:
+    own = any(hasattr(cls, name) for name in _OF_A_NEW_CURSOR)  # maybe a property
+    if cls.__init__ is Cursor.__init__ and not own:
         made.__init__ = _init
         for name, value in _OF_A_NEW_CURSOR.items():
             setattr(bound, name, value)

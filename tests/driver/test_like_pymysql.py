@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -242,6 +242,78 @@ def test_execute_of_a_cursor_class_of_the_users_is_called(pool: Pool) -> None:
         cursor = con.cursor(_Rewriting)
         cursor.execute("SELECT ? AS a", (1,))
         assert cursor.fetchone() == (1,)
+
+
+def _overriding(base: type[Cursor], name: str) -> tuple[type[Cursor], list[str]]:
+    """Derive a class with one method of its own, and list the calls of that."""
+    calls: list[str] = []
+
+    def method(self: Any, *args: Any) -> Any:
+        calls.append(name)
+        return getattr(base, name)(self, *args)
+
+    return type(f"With_{name}", (base,), {name: method}), calls
+
+
+_METHODS = "execute executemany fetchone fetchmany fetchall close"
+_BUFFERED, _STREAMED = "nextset", "read_next fetchall_unbuffered"
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        *(
+            (base, name)
+            for bases, names in (
+                ((Cursor, DictCursor), f"{_METHODS} {_BUFFERED}"),
+                ((SSCursor, SSDictCursor), f"{_METHODS} {_STREAMED}"),
+            )
+            for base in bases
+            for name in names.split()
+        ),
+    ],
+)
+def test_a_method_of_the_users_is_called_as_by_pymysql(
+    bare: Any, pool: Pool, base: type[Cursor], name: str
+) -> None:
+    def run(connection: Any) -> list[str]:
+        cls, calls = _overriding(base, name)
+        cursor = connection.cursor(cls)
+        for _ in range(2):
+            cursor.execute("SELECT 1 AS a UNION SELECT 2 UNION SELECT 3")
+            cursor.fetchone()
+            cursor.fetchmany(1)
+            cursor.fetchall()
+        cursor.executemany("DO %s", [(1,), (2,)])
+        if name != "nextset":  # which close() calls only if there is a next set
+            cursor.close()
+        return calls
+
+    with pool.connection() as con:
+        assert run(con) == run(bare)
+
+
+class _Logging(Cursor):
+    """Logs what its attribute is set to."""
+
+    log: Sequence[int] = ()
+
+    @property
+    def rowcount(self) -> int:
+        rows: int = self.log[-1]
+        return rows
+
+    @rowcount.setter
+    def rowcount(self, rows: int) -> None:
+        self.log = [*self.log, rows]
+
+
+def test_a_property_of_the_users_is_set_as_by_pymysql(bare: Any, pool: Pool) -> None:
+    with pool.connection() as con:
+        cursor = con.cursor(_Logging)
+        assert cursor.log == bare.cursor(_Logging).log == [-1]
+        cursor.execute("SELECT 1")
+        assert cursor.rowcount == cursor.log[-1] == 1
 
 
 def test_a_factory_may_make_what_is_no_cursor_of_pymysqls(pool: Pool) -> None:

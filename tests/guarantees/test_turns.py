@@ -6,9 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pymysql
 import pymysql.err
 import pytest
 from conftest import MakePool, Sql, execute, until
+from pymysql.cursors import Cursor, DictCursor, SSCursor, SSDictCursor
 
 from flask_mysqlpool import PooledConnection, TransactionError
 from flask_mysqlpool.pool.driver import session
@@ -157,6 +159,68 @@ def test_arguments_that_raise_undo_the_rows_before(
         change(connection, 9)
 
     assert sql("SELECT a FROM t WHERE a <> id") == ((-9,),)
+
+
+def test_arguments_may_come_from_statements_on_the_same_connection(
+    connection: PooledConnection, sql: Sql
+) -> None:
+    def rows() -> Iterator[tuple[int, int]]:
+        for i in range(1, 251):
+            [[a]] = execute(connection, f"SELECT a FROM t WHERE id = {i}")
+            yield -a, i
+
+    with transaction(connection), connection.cursor() as cursor:
+        assert cursor.executemany("UPDATE t SET a = %s WHERE id = %s", rows()) == 250
+
+    assert changed(sql) == 250
+
+
+def state(cursor: Any) -> list[Any]:
+    names = "rowcount rownumber description warning_count lastrowid _executed"
+    return [getattr(cursor, name, "missing") for name in names.split()]
+
+
+@pytest.mark.parametrize("cursor_class", [Cursor, DictCursor, SSCursor, SSDictCursor])
+@pytest.mark.parametrize(
+    ("statement", "rows"),
+    [
+        ("UPDATE t SET a = -%s WHERE id = %s", [(1, 1), (2, 2), (3, 3)]),
+        ("UPDATE t SET a = -id WHERE id < 5", [None, None]),
+        ("UPDATE t SET a = -%s", []),
+        ("DO %s", [(1,)]),
+    ],
+)
+def test_a_cursor_looks_as_pymysqls_after_many_statements(
+    connection: PooledConnection,
+    root: pymysql.Connection[Any],
+    statement: str,
+    rows: list[Any],
+    cursor_class: type[Cursor],
+) -> None:
+    def run(cursor: Any) -> list[Any]:
+        cursor.execute("SELECT id FROM t WHERE id < 7")
+        cursor.fetchall()
+        return [cursor.executemany(statement, iter(rows)), *state(cursor)]
+
+    with transaction(connection):
+        ours = run(connection.cursor(cursor_class))
+        execute(connection, "UPDATE t SET a = id")
+    root.begin()
+    theirs = run(root.cursor(cursor_class))
+    root.rollback()
+
+    assert ours == theirs
+
+
+def test_a_cursor_shows_no_rows_after_many_statements_have_failed(
+    connection: PooledConnection,
+) -> None:
+    with transaction(connection), connection.cursor() as cursor:
+        cursor.execute("SELECT id FROM t")
+        with pytest.raises(pymysql.err.IntegrityError):
+            cursor.executemany("UPDATE t SET id = %s WHERE id = %s", [(1, 2)])
+        assert state(cursor)[:3] == [0, 0, None]
+        assert list(cursor.fetchall()) == []
 
 
 def test_what_is_sent_after_a_deadlock_is_not_committed(
