@@ -92,17 +92,17 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
         """Send a statement and read its result; as bytes, with fewer steps."""
         idle = self._result is None and self._sock is not None
-        if idle and type(sql) is bytes and len(sql) < MOST_SENT:
-            self._write_bytes(_command(len(sql) + 1, COMMAND.COM_QUERY) + sql)
-            self._next_seq_id = 1
-            self._affected_rows = self._read_query_result(unbuffered)
-            return self._affected_rows
-        return super().query(sql, unbuffered)
+        if not (idle and type(sql) is bytes and len(sql) < MOST_SENT):
+            return super().query(sql, unbuffered)
+        self._write_bytes(_command(len(sql) + 1, COMMAND.COM_QUERY) + sql)
+        self._next_seq_id = 1
+        self._affected_rows = self._read_query_result(unbuffered)
+        return self._affected_rows
 
     def _read_query_result(self, unbuffered: bool = False) -> Any:
-        self._result = None
-        result = Result(self)
+        self._result, result = None, Result()
         if self.conversions is None or not result.read_at_once(self, unbuffered):
+            result.connection = self
             if unbuffered:
                 result.init_unbuffered_query()
             else:
@@ -136,6 +136,8 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
 class Result(_Result):  # type: ignore[misc]
     """A result of PyMySQL's, read faster."""
 
+    #: That of a result which is not read to its end.
+    connection: Any = None
     affected_rows: Any = None
     insert_id: Any = None
     server_status: Any = None
@@ -154,8 +156,8 @@ class Result(_Result):  # type: ignore[misc]
     #: What makes rows of a stream into those that are fetched.
     _dicts: Any = staticmethod(list)
 
-    def __init__(self, connection: ReadingConnection) -> None:
-        self.connection: Any = connection
+    # What PyMySQL's sets is here an attribute of the class.
+    __init__ = object.__init__
 
     def read_at_once(self, con: ReadingConnection, unbuffered: bool) -> bool:
         """Read an OK or rows of known columns from the buffer; False if it has others.
@@ -180,7 +182,8 @@ class Result(_Result):  # type: ignore[misc]
         at, number = at + 9, number + 1 & 0xFF
         if unbuffered:
             con.take(at, number)
-            self._decode, self.unbuffered_active = decode, True
+            self.connection, self.unbuffered_active = con, True
+            self._decode = decode
             self.affected_rows = (1 << 64) - 1  # not known yet, to PyMySQL
             return True
         rows: list[Any] = []
@@ -189,7 +192,7 @@ class Result(_Result):  # type: ignore[misc]
             self.affected_rows, self.rows = len(rows), tuple(rows)
         else:
             con.take(at, number)
-            self._decode = decode
+            self.connection, self._decode = con, decode
             self._read_rowdata_packet(rows)
         return True
 
@@ -219,7 +222,6 @@ class Result(_Result):  # type: ignore[misc]
         self.message = buffer[at + 4 : end]
         self.has_next = self.server_status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
         con.take(end, buffer[3] + 1 & 0xFF)
-        self.connection = None
         return True
 
     def _get_descriptions(self) -> None:
