@@ -27,11 +27,11 @@ import _thread
 import atexit
 import os
 import random
-import threading
 import time
 from contextlib import ExitStack
 from contextvars import copy_context
 from logging import ERROR, WARNING
+from threading import Lock, get_ident
 from typing import Any, Protocol
 from weakref import WeakSet, ref
 
@@ -142,7 +142,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         #: The first error of a session's clean-up, until it is logged.
         self._cleanup_error: object | None = None
         self._cleanup_failed = False
-        self._child_locks: dict[int, threading.Lock] = {}
+        self._child_locks: dict[int, Lock] = {}
         self._begin()
         PooledDB.__init__(
             self, DRIVER, maxconnections=config.max_size, ping=0, reset=False
@@ -162,7 +162,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             return
         # The inherited lock may be held by a thread that the child does not have, so
         # the child has one of its own; setdefault() makes its threads agree on one.
-        with self._child_locks.setdefault(process(), threading.Lock()):
+        with self._child_locks.setdefault(process(), Lock()):
             if self._pid == process():
                 return
             parents = self._state
@@ -235,7 +235,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             con.uses += 1
             if con.since < started:  # otherwise it was handed over meanwhile
                 con.since = started
-            con.holder = threading.get_ident()
+            con.holder = get_ident()
             con.writes = handle.writes
             handle._con = con
             if self._observers or not at_once:
@@ -496,11 +496,11 @@ class Pool(PooledDB):  # type: ignore[misc]
         if con.pid != process():
             con.abandon()
             return
-        if self._state.lock._is_owned():
+        state, now = self._state, monotonic()
+        if state.lock._is_owned():
             # A finalizer has interrupted this thread while it was holding the lock.
             self.dropped(con)
             return
-        now = monotonic()
         used = now - con.since
         con.times.add(used)
         fault = self._clean(con, now)
@@ -508,8 +508,8 @@ class Pool(PooledDB):  # type: ignore[misc]
             con.fresh_until = min(
                 con.expires, now + self._ping_after, con.lag_checked + LAG_VALID
             )
-            with self._state.lock:
-                fault = self._state.put_back(con, now)
+            with state.lock:
+                fault = state.put_back(con, now)
         if fault is not None:
             self._discard(con, fault)
         if self._observers:

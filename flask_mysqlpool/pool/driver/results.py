@@ -68,6 +68,9 @@ _Connection: Any = Connection
 _Result: Any = MySQLResult
 
 
+_COM_QUERY = COMMAND.COM_QUERY
+
+
 class ReadingConnection(_Connection):  # type: ignore[misc]
     """A PyMySQL connection that reads faster, and raises what PyMySQL's raises."""
 
@@ -94,7 +97,7 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
         idle = self._result is None and self._sock is not None
         if not (idle and type(sql) is bytes and len(sql) < MOST_SENT):
             return super().query(sql, unbuffered)
-        self._write_bytes(_command(len(sql) + 1, COMMAND.COM_QUERY) + sql)
+        self._write_bytes(_command(len(sql) + 1, _COM_QUERY) + sql)
         self._next_seq_id = 1
         self._affected_rows = self._read_query_result(unbuffered)
         return self._affected_rows

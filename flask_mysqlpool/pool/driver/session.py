@@ -887,10 +887,26 @@ class Session(Transport):
 
         False if they are not certain to succeed; the session must then be discarded.
         """
-        raw = self.raw
-        left, self.side_effects = self.side_effects, NONE
-        unknown, self.transaction_unknown = self.transaction_unknown, False
+        raw, left = self.raw, self.side_effects | self._always_cleaned
         raw._affected_rows = 0
+        self.side_effects = NONE
+        # Without autocommit, a SELECT may have begun a transaction since the last OK:
+        # its answer contains no status.
+        in_none = raw.server_status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
+        if (
+            left <= SNAPSHOT
+            and in_none
+            and raw._result is None
+            and self.block is None
+            and not self.transaction_unknown
+        ):
+            return True
+        return self._clean_up(left, in_none)
+
+    def _clean_up(self, left: int, in_none: bool) -> bool:
+        """Send the commands that remove these side effects."""
+        raw = self.raw
+        unknown, self.transaction_unknown = self.transaction_unknown, False
         if raw._result is not None:
             if raw._result.unbuffered_active:
                 return False
@@ -901,19 +917,15 @@ class Session(Transport):
                 self.unread = unknown = True
             else:
                 raw._result = None
-        if left > SNAPSHOT or unknown:
-            self.changed, self.may_have_changed, self.check_first = 0, False, False
+        self.changed, self.may_have_changed, self.check_first = 0, False, False
         if self.autocommit_is_off:
             left |= SESSION
             self.autocommit_is_off = False
         if self.block is not None:
             self.leave_block()
-        left = left & self._cleaned | self._always_cleaned
+        left &= self._cleaned
         if not left & BEYOND_ROLLBACK:
-            # Without autocommit, a SELECT may have begun a transaction since the last
-            # OK: its answer contains no status.
-            closed = raw.server_status & (_IN_TRANSACTION | _AUTOCOMMIT) == _AUTOCOMMIT
-            if unknown or (left & TRANSACTIONS and not closed):
+            if unknown or (left & TRANSACTIONS and not in_none):
                 return self.write([_query(_ROLLBACK)])
             return True
         if left & UNCLEANABLE or self.login.obstacle:
