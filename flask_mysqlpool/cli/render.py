@@ -37,7 +37,7 @@ Row = Sequence[object]
 
 
 class Styled(NamedTuple):
-    """A line in a colour, with a rest that has none."""
+    """A line that begins with text in a colour."""
 
     colour: str
     text: str
@@ -48,7 +48,7 @@ Line = str | Styled
 
 
 def printable(line: Line) -> str:
-    """Escape all control characters of a line but those of its colour."""
+    """Escape all control characters of a line except those of its colour."""
     if isinstance(line, str):
         return plain(line, _LONGEST)
     styled = click.style(plain(line.text, _LONGEST), fg=line.colour)

@@ -33,7 +33,7 @@ def parse(hosts: str, port: int) -> tuple[Place, ...]:
 
 
 def is_loopback(address: str) -> bool:
-    """Tell whether it is an IP address of this host itself."""
+    """Tell whether the text is an IP address of this host's loopback interface."""
     try:
         found = ip_address(address)
     except ValueError:

@@ -117,7 +117,7 @@ class Section:
         self.faults.append(f"{self.key(name)} {text}")
 
     def hint(self, name: str, known: Collection[str] = ()) -> str:
-        """Return what to write instead of an unknown name; "" if it is like none."""
+        """Return what to write instead of an unknown name; "" if it resembles none."""
         if self.bind and name in self.app_wide:
             return f"write {PREFIX}{name.upper()}, which is for the whole app"
         return self.format_keys(foreign_names.hint(name, known or self.accepted))
@@ -170,7 +170,7 @@ class Section:
         return values
 
     def convert(self, names: Iterable[str]) -> dict[str, Any]:
-        """Return the values of these settings, of those that are given and valid."""
+        """Return the values of those of these settings that are given and valid."""
         values = {}
         for name in names:
             if name not in self.raw:
@@ -292,10 +292,10 @@ class Section:
             text += " leave it out, or set {SSL_MODE} = 'DISABLED'"
             self.fault("connect_args", text)
 
-    # What the settings of an app may lack
+    # Mistakes in the settings of an app
 
     def near_misses(self, mapping: Mapping[str, Any]) -> None:
-        """Refuse keys that nearly have our prefix, and would be ignored."""
+        """Refuse keys whose prefix resembles ours: they would be ignored."""
         for key, value in mapping.items():
             alike = re.fullmatch(r"(?i)(mysqlpool|mysql_pool)_(\w+)", str(key))
             if str(key).startswith(PREFIX) or key in _CONNECTOR_KEYS:
@@ -307,7 +307,7 @@ class Section:
                 self.unknown(key, hint)
 
     def no_server(self, mapping: Mapping[str, Any]) -> None:
-        """Add the fault that there is no server, and name the likely cause."""
+        """Add the fault that no server is configured, and name the likely cause."""
         text = (
             f"no server is configured: set {PREFIX}URL (or {PREFIX}HOST, …) before"
             " MySQLPool(app) or init_app(app)"

@@ -56,7 +56,7 @@ Authorize = Callable[[], bool]
 
 
 class Refused(Exception):
-    """The request is not answered as it asks: a status code, and the reason."""
+    """The request is refused, with a status code and a reason."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(status, reason)

@@ -18,8 +18,8 @@ from .driver.results import Result
 from .driver.statements import bare
 from .driver.transport import without_traceback
 
-#: Cursors of which the user has overridden no method that makes rows: of tuples, and of
-#: dicts. And all others, for which PyMySQL makes them, one by one.
+#: Kinds of cursors: of tuples and of dicts, if the user has overridden no method that
+#: makes rows; and all others, for which PyMySQL makes the rows one by one.
 TUPLES, DICTS, OTHERS = range(3)
 
 
@@ -59,7 +59,7 @@ class _BoundCursor(Cursor):
             handle._leave()
 
     def _take_over(self, result: Any) -> None:
-        """Show a new result, as PyMySQL's ``_do_get_result()`` does."""
+        """Present a new result, as PyMySQL's ``_do_get_result()`` does."""
         self.connection._result = result
         kind = self._kind
         if kind == OTHERS:

@@ -85,7 +85,7 @@ class TransactionBlock(ContextDecorator):
         return TransactionBlock(self._take, self._within)
 
     def is_held_by(self, holder: object) -> None:
-        """Take the ``with`` statement to have been left once this object is gone."""
+        """Assume that the ``with`` statement has been left once this object is gone."""
         if not self._is_open:
             self._holder = ref(holder)
 

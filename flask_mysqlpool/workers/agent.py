@@ -163,7 +163,7 @@ class WorkerAgent:
 
     def _note(self, error: Exception) -> None:
         """Log a problem with the status directory when it is a new one."""
-        # Without the name of the file, which differs each time.
+        # Without the name of the file, which differs at each attempt.
         before, self._problem = self._problem, reason_of(error)
         if self._problem != before:
             name, text = self._pool.name, "%s: nothing is published: %r"

@@ -217,7 +217,7 @@ def _other_pool(pool: tuple[str, int]) -> str:
     has = "worker has" if number == 1 else "workers have"
     return (
         f"{number} {has} {place}: of another site, or of other settings; commands with"
-        " those settings show and steer them"
+        " those settings show and control them"
     )
 
 

@@ -119,7 +119,7 @@ class _File:
         return True
 
     def unlock(self, number: int) -> None:
-        """Unlock it now, or at the next :meth:`reopen_if_deleted`. Never raises."""
+        """Unlock a byte now, or in the next :meth:`reopen_if_deleted`. Never raises."""
         if self._pid != process():
             return
         try:

@@ -85,7 +85,7 @@ class Overview:
         return DesiredState() if self.error else self._fleet.desired(bind)
 
     def pauses(self) -> list[str]:
-        """Describe who has paused which pool."""
+        """Describe each pause: the pool, who requested it, its begin and its end."""
         desired = {bind: self.desired(bind) for bind in self.pools}
         return [f"{b}: {d.in_words()}" for b, d in desired.items() if d.paused]
 

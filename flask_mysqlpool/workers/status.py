@@ -34,13 +34,16 @@ Connection = dict[str, Any]
 
 @dataclass(kw_only=True)
 class WorkerStatus:
-    """The status of one pool of one process; another version may lack the defaults."""
+    """The status of one pool of one process.
+
+    Records of other versions may lack the fields that have a default.
+    """
 
     app: str
     bind: str
     user: str | None = None
     server: str
-    #: The process, and that which has started it.
+    #: The process, and the group of processes that one parent has started.
     pid: int
     site: str = ""
     #: The newest desired state that the worker has applied.

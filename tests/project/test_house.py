@@ -52,7 +52,7 @@ MOST_ENTRIES = 11
 
 
 def name_of(path: Path) -> str:
-    """Return the dotted name of a module inside of the package; "" for its own."""
+    """Return the dotted name of a module in the package; "" for the package itself."""
     names = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(names[:-1] if names[-1] == "__init__" else names)
 

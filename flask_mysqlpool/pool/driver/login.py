@@ -135,7 +135,7 @@ class Login:
         ).encode()
 
     def no_traces(self) -> bytes:
-        """Return the same for MySQL's optimizer traces, which survive a reset."""
+        """Return the assignment that drops MySQL's traces, which survive a reset."""
         offset = self.variables.get("optimizer_trace_offset", "DEFAULT")
         return f", optimizer_trace_offset = {offset}".encode()
 

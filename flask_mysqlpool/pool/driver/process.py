@@ -12,13 +12,13 @@ import threading
 from os import getpid
 from typing import Any
 
-#: Has Linux fill memory with zeros in a child. So to look at one byte tells of a fork,
-#: without a system call, and also if nothing runs Python's hooks (uWSGI does not).
+#: Makes Linux fill memory with zeros in a child. One byte then tells of a fork without
+#: a system call, and without Python's fork hooks, which uWSGI does not run.
 MADV_WIPEONFORK = 18
 
 
 class _ById:
-    """Acts like such memory where there is none."""
+    """A substitute for such memory on other systems: compares process ids."""
 
     _id = 0
 

@@ -5,8 +5,8 @@ object for each cell. Here all rows that lie in the socket's buffer are decoded 
 function that is made for the columns of the result, and remembered by the bytes of
 their definitions.
 
-Whatever is unusual is left to PyMySQL's own reader, before a byte of it is taken out of
-the buffer: errors, LOAD DATA, packets of 16 MiB, rows that are not as they should be.
+PyMySQL's own reader reads everything unusual, of which no byte has been taken out of
+the buffer: errors, LOAD DATA, packets of 16 MiB, malformed rows.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from pymysql.connections import MAX_PACKET_LEN, Connection, MySQLResult
 from pymysql.constants import COMMAND, CR, SERVER_STATUS
 from pymysql.err import OperationalError
 
-#: Bytes that are read from the socket at once, at most.
+#: Maximum number of bytes of one read from the socket.
 BUFFER = 1 << 15
 
-#: Bytes of a statement that is sent in one packet.
+#: A statement of fewer bytes is sent in one packet.
 MOST_SENT = MAX_PACKET_LEN - 1
 
-#: Results whose columns are remembered, and the longest definitions of such, in bytes.
+#: Maximum number of results whose columns are remembered, and of bytes that their
+#: definitions have.
 REMEMBERED, LONGEST = 500, 4000
 
 #: Columns for which a function is made; PyMySQL reads wider results.
@@ -59,7 +60,7 @@ _ends = [bytes((5, 0, 0, number, 0xFE)) for number in range(256)]
 #: Fields, converters, description and decoder, by the bytes of the definitions, and by
 #: what else the conversion depends on.
 _columns: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-#: What stands for all converters of a connection there.
+#: The objects that stand for sets of converters in these keys.
 _conversions: dict[tuple[Any, ...], object] = {}
 
 
@@ -78,11 +79,11 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
     _next_seq_id: int
     _rfile: Any
 
-    #: Stands for its converters; None: PyMySQL reads all results.
+    #: The object that stands for its converters; None: PyMySQL reads all results.
     conversions: Any = None
 
     def read_faster(self) -> None:
-        """Begin to do so, after the login."""
+        """Read results faster from now on; called after the login."""
         raw: Any = self._rfile.detach()
         if type(raw) is socket.SocketIO:  # no step between the buffer and the socket
             raw.readinto = self._sock.recv_into  # type: ignore[method-assign]
@@ -93,7 +94,7 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
             )
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
-        """Send a statement and read its result; as bytes, with fewer steps."""
+        """Send a statement and read its result; one of bytes takes fewer steps."""
         idle = self._result is None and self._sock is not None
         if not (idle and type(sql) is bytes and len(sql) < MOST_SENT):
             return super().query(sql, unbuffered)
@@ -116,7 +117,7 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
         return result.affected_rows
 
     def peek(self) -> bytes:
-        """Return what is in the buffer, or wait for it; nothing is the server's end."""
+        """Return the buffered bytes, or wait for some; none at the end of file."""
         if self._current_timeout != self._read_timeout:
             self._sock.settimeout(self._read_timeout)
             self._current_timeout = self._read_timeout
@@ -131,7 +132,7 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
             raise
 
     def take(self, size: int, number: int) -> None:
-        """Take so many bytes, which are in the buffer, out of it."""
+        """Drop ``size`` bytes of the buffer; the next packet has this number."""
         self._rfile.read(size)
         self._next_seq_id = number
 
@@ -154,16 +155,16 @@ class Result(_Result):  # type: ignore[misc]
 
     #: Rows of a stream that were decoded and not yet fetched.
     ahead: Any = ()
-    #: Of the columns; None if PyMySQL reads the rows.
+    #: The decoder of its columns; None if PyMySQL reads the rows.
     _decode: Decoder | None = None
-    #: What makes rows of a stream into those that are fetched.
+    #: Converts decoded rows of a stream to the rows that are fetched.
     _dicts: Any = staticmethod(list)
 
     # What PyMySQL's sets is here an attribute of the class.
     __init__ = object.__init__
 
     def read_at_once(self, con: ReadingConnection, unbuffered: bool) -> bool:
-        """Read an OK or rows of known columns from the buffer; False if it has others.
+        """Read an OK or rows of known columns; False if the buffer has something else.
 
         A result whose columns PyMySQL has read once is read here the next time.
         """
@@ -202,7 +203,7 @@ class Result(_Result):  # type: ignore[misc]
     def _read_end(
         self, con: ReadingConnection, buffer: bytes, at: int, number: int
     ) -> bool:
-        """Read on to the end of the rows, if that is what is there."""
+        """Read the packet that ends the rows; False if another one is next."""
         if not buffer.startswith(_ends[number], at) or at > len(buffer) - 9:
             return False
         self.warning_count, status = _end(buffer, at + 5)
@@ -212,7 +213,7 @@ class Result(_Result):  # type: ignore[misc]
         return True
 
     def _read_ok(self, con: ReadingConnection, buffer: bytes) -> bool:
-        """Read the OK in the buffer; False if it is cut."""
+        """Read the OK in the buffer; False if it is incomplete."""
         end = 4 + (_head(buffer, 0)[0] & 0xFFFFFF)
         rows, at = _integer(buffer, 5)
         if not at < end <= len(buffer):
@@ -228,14 +229,14 @@ class Result(_Result):  # type: ignore[misc]
         return True
 
     def _get_descriptions(self) -> None:
-        """Read the definitions of the columns, and remember what they are."""
+        """Read the definitions of the columns, and remember their decoder."""
         con, count = self.connection, self.field_count
         if con.conversions is None or count > MOST_COLUMNS:
             super()._get_descriptions()
             return
         buffer, number = con.peek(), con._next_seq_id
         end = _end_of(buffer, count)
-        # As the whole answer begins: with the packet that tells how many columns.
+        # The whole answer begins with the packet that has the number of columns.
         start = bytes((1, 0, 0, number - 1 & 0xFF, count)) + buffer[:end]
         super()._get_descriptions()
         self._decode = make_decoder(tuple(self.converters))
@@ -257,7 +258,7 @@ class Result(_Result):  # type: ignore[misc]
         self.rows = tuple(rows)
 
     def _read_rows(self, decode: Decoder, rows: list[Any]) -> bool:
-        """Read the rows that are there, or wait for one; False if there was an end."""
+        """Read the buffered rows, or wait for one; False at the end of the rows."""
         con = self.connection
         buffer, number = con.peek(), con._next_seq_id
         try:
@@ -328,7 +329,7 @@ def _fails(decode: Decoder, buffer: bytes, number: int) -> bool:
 
 
 def _end_of(buffer: bytes, packets: int) -> int:
-    """Return where so many packets end in the buffer; 0 if they are not all there."""
+    """Return where this number of packets ends; 0 if the buffer has only a part."""
     at, last = 0, len(buffer) - 4
     for _ in range(packets):
         if at > last:
@@ -338,7 +339,7 @@ def _end_of(buffer: bytes, packets: int) -> int:
 
 
 def _integer(data: bytes, at: int) -> tuple[int | None, int]:
-    """Return the integer of variable length that begins there, and where it ends."""
+    """Return the integer of variable length that begins at ``at``, and its end."""
     first = data[at] if at < len(data) else 0
     if first < 251:
         return first, at + 1
@@ -373,7 +374,7 @@ def _date(cell: bytes) -> Any:
     return converters.convert_date(cell)
 
 
-#: Faster ways to what PyMySQL's own converters return, from the bytes of a cell.
+#: Faster converters, from the bytes of a cell, with the results of PyMySQL's own.
 _FASTER: dict[Any, Any] = {
     int: int,
     float: float,

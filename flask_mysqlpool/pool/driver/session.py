@@ -114,7 +114,7 @@ def _say_whose(error: MySQLError, setting: str) -> None:
 
 
 def _may_be_in_transaction(status: int) -> bool:
-    """Judge by the status of the last OK.
+    """Return whether a transaction may be open, by the status of the last OK.
 
     Without autocommit, a SELECT may have begun one since: its answer contains no OK.
     """
