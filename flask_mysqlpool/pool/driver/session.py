@@ -471,8 +471,17 @@ class Session(Transport):
 
     def _tell(self, statement: bytes) -> None:
         """Execute a statement that the server answers with an OK."""
-        self.raw._execute_command(COMMAND.COM_QUERY, statement)
-        self.raw._read_ok_packet()
+        self._write_all([statement])
+        self._read_ok_of_one()
+
+    def _read_ok_of_one(self) -> None:
+        """Read the answer to one statement, which is no result set."""
+        raw = self.raw
+        raw._next_seq_id = 1
+        raw._read_query_result()
+        result, raw._result = raw._result, None
+        if result.field_count or result.has_next:
+            raise OperationalError(CR.CR_COMMANDS_OUT_OF_SYNC, "Command Out of Sync")
 
     def _end_transaction(self) -> None:
         """Record the end of a transaction by COMMIT or ROLLBACK."""
@@ -566,7 +575,9 @@ class Session(Transport):
 
     def _write_all(self, statements: list[bytes]) -> None:
         if self.raw._sock is None:
-            _gone()
+            raise OperationalError(
+                CR.CR_SERVER_GONE_ERROR, "MySQL server has gone away"
+            )
         self.raw._write_bytes(
             b"".join(
                 struct.pack("<iB", len(statement) + 1, COMMAND.COM_QUERY) + statement
@@ -595,9 +606,8 @@ class Session(Transport):
         raise error
 
     def _read_ok_or_error(self) -> MySQLError | None:
-        self.raw._next_seq_id = 1
         try:
-            self.raw._read_ok_packet()
+            self._read_ok_of_one()
         except MySQLError as error:
             if not self._is_answer(error):
                 raise
