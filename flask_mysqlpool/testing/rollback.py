@@ -62,20 +62,20 @@ def rolled_back(app: Flask) -> Iterator[None]:
     with ExitStack() as stack:
         for state in app.extensions[KEY].values():
             configs = state.config.pools
-            rehearsals = {bind: _Rehearsal(state.pool(bind)) for bind in configs}
-            for rehearsal in rehearsals.values():
-                stack.callback(rehearsal.end)
+            shared = {bind: _SharedPool(state.pool(bind)) for bind in configs}
+            for pool in shared.values():
+                stack.callback(pool.end)
             # Changes are not committed: another connection would not see them.
             readers = {
-                config.readers: rehearsals[bind]
+                config.readers: shared[bind]
                 for bind, config in configs.items()
                 if config.readers is not None and config.readers != bind
             }
-            stack.enter_context(state.using(rehearsals | readers))
+            stack.enter_context(state.using(shared | readers))
         yield
 
 
-class _Rehearsal:
+class _SharedPool:
     """A substitute for a pool, which lends one connection to all threads."""
 
     def __init__(self, pool: Pool) -> None:
@@ -84,7 +84,7 @@ class _Rehearsal:
         #: Held by the thread that uses the connection.
         self.turn = threading.RLock()
         self._stack = ExitStack()
-        self._handles: WeakSet[_Rehearsed] = WeakSet()
+        self._handles: WeakSet[_SharedConnection] = WeakSet()
         self._con: Session | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -98,7 +98,7 @@ class _Rehearsal:
         timeout: float | None = None,
         endpoint: str | None = None,
     ) -> PooledConnection:
-        handle = _Rehearsed(self, endpoint)
+        handle = _SharedConnection(self, endpoint)
         self._handles.add(handle)
         try:
             self.checkout(handle, timeout)
@@ -155,14 +155,14 @@ class _Undo(Exception):
     """Rolls back the transaction; is not raised to the caller."""
 
 
-class _Rehearsed(PooledConnection):
+class _SharedConnection(PooledConnection):
     """A checkout of the shared connection; only one thread at a time uses it."""
 
     __slots__ = ("_inside_turn",)
 
-    _pool: _Rehearsal
+    _pool: _SharedPool
 
-    def __init__(self, pool: _Rehearsal, endpoint: str | None) -> None:
+    def __init__(self, pool: _SharedPool, endpoint: str | None) -> None:
         super().__init__(pool, endpoint)
         self._inside_turn = False
 
