@@ -180,12 +180,12 @@ def _executemany(cursor: Any, query: Any, args: Any) -> Any:
     handle = cursor.connection
     if not args or handle is None or not handle.blocks or RE_INSERT_VALUES.match(query):
         return Cursor.executemany(cursor, query, args)
-    while cursor.nextset():
-        pass
     fill_in, encoding = getattr(cursor, _FILL_IN), handle.encoding
     # Before the first is sent: a generator may use this connection, too.
     filled = [query if row is None else fill_in(query, row) for row in args]
     if filled:
+        while cursor.nextset():
+            pass
         cursor._clear_result()
         done = handle.execute_many(text.encode(encoding) for text in filled)
         if done is not None:

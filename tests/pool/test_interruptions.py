@@ -21,11 +21,12 @@ from itertools import count
 from typing import Any
 
 import pytest
-from conftest import MakePool
+from conftest import MakePool, Sql
 from interrupts import OURS, Interrupt, Signals, at_rest
 
 from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolError
 from flask_mysqlpool.pool.state import CONNECT_DELAY
+from flask_mysqlpool.pool.transaction import transaction
 from flask_mysqlpool.pool.waiters import Waiter
 from flask_mysqlpool.testing.fake_driver import FakeConnection, FakePool
 
@@ -144,6 +145,42 @@ def test_an_interrupt_at_any_moment_of_a_query_leaves_nothing_behind(
 
     assert moment > 60
     query(pool)
+
+
+def insert(connection: PooledConnection, *values: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.executemany("INSERT INTO t (a) SELECT %s", [(a,) for a in values])
+
+
+def insert_within(connection: PooledConnection, *values: int) -> None:
+    with transaction(connection), connection.cursor() as cursor:
+        for value in values:
+            cursor.execute("INSERT INTO t (a) VALUES (%s)", (value,))
+
+
+@pytest.mark.parametrize("work", [insert, insert_within])
+def test_a_block_that_catches_an_interrupt_is_still_all_or_nothing(
+    make_pool: MakePool, table: str, sql: Sql, work: Callable[..., None]
+) -> None:
+    pool = make_pool(AUTOCOMMIT=True)
+    signals = Signals(interrupt)
+
+    for moment in count(random.randint(1, 2), 2):
+        sql("DELETE FROM t")
+        came = ended = False
+        with suppress(PoolError), pool.connection() as connection:
+            with transaction(connection):
+                came = signals.sent_during(lambda: work(connection, 1, 2), moment)
+                insert_within(connection, 3)
+            ended = True
+        until(lambda: at_rest(pool), or_say=signals)
+        stored = [a for (a,) in sql("SELECT a FROM t ORDER BY a FOR UPDATE")]
+        possible = [[3], [1, 2, 3]] if ended else [[]]
+        assert stored in possible, signals.where
+        if not came:
+            break
+
+    assert moment > 60
 
 
 def test_an_alarm_at_random_moments_costs_no_place(

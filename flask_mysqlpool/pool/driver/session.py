@@ -82,6 +82,9 @@ _ROLLBACK = b"ROLLBACK AND NO CHAIN NO RELEASE"
 #: In ``sql_mode`` ORACLE, BEGIN begins a block of stored code.
 _BEGIN = b"START TRANSACTION"
 
+#: Side effects of statements before which the savepoints of inner blocks are set.
+_CHANGES = TRANSACTION | WRITES | MAY_END
+
 #: The number of a block that cannot continue; no transaction has it.
 _ENDED = -1
 
@@ -327,11 +330,13 @@ class Session(Transport):
         if self.check_first:
             self.check_status()
         left = side_effects(statement, self._server)
-        first = self._prepare_in_block(left) if self.block is not None else ()
+        if self.block is not None:
+            self._check_in_block(left)
         self.side_effects |= left
         if left & WRITES:
             self.writes.sent = True
         try:
+            first = self._prepare_in_block(left) if self.block is not None else ()
             if first:
                 self._execute_after(first, statement, left, unbuffered)
             else:
@@ -523,15 +528,9 @@ class Session(Transport):
                 " first, or begin it with transaction(), which can be nested"
             )
 
-    def _prepare_in_block(self, left: int) -> list[bytes]:
-        """Return the statements to send before one with these side effects.
-
-        Refuse one that would end the transaction; guard one that may end it. Send
-        nothing before a mere read, which may ask about the statement before it, as
-        ``SELECT ROW_COUNT()`` does.
-        """
-        changes = left & (TRANSACTION | WRITES | MAY_END)
-        if self.pending_check and changes:
+    def _check_in_block(self, left: int) -> None:
+        """Refuse a statement that would end the transaction, and any after its end."""
+        if self.pending_check and left & _CHANGES:
             self._check_probe()
         if self.block != self.transactions:
             raise TransactionError(
@@ -544,13 +543,21 @@ class Session(Transport):
                 " does), was refused inside transaction(): execute it outside; to"
                 " roll back, let an exception out; to nest, use transaction() again"
             )
+
+    def _prepare_in_block(self, left: int) -> list[bytes]:
+        """Return the statements to send before one with these side effects.
+
+        Guard one that may end the transaction. Send nothing before a mere read, which
+        may ask about the statement before it, as ``SELECT ROW_COUNT()`` does. An error
+        between this and the answers loses the connection.
+        """
         first = []
         if self.begin_due:
             first.append(_BEGIN)
             self._transaction_ended()  # BEGIN commits, but there is nothing to commit
             self.side_effects |= TRANSACTION
             self.block, self.begin_due = self.transactions, False
-        if changes:
+        if left & _CHANGES:
             first += [b"SAVEPOINT " + name.encode() for name in self.savepoints_due]
             self.savepoints_due.clear()
         if left & MAY_END:
@@ -650,7 +657,7 @@ class Session(Transport):
         except BaseException as error:
             if done.savepoint_is_set and self.lost is None:
                 self._undo_many()
-            if isinstance(error, MySQLError) and len(error.args) > 1:
+            if isinstance(error, MySQLError) and len(error.args) > 1 and done.count:
                 text = f"{error.args[1]} (row {done.count} of executemany())"
                 error.args = error.args[0], text
             raise
@@ -661,28 +668,25 @@ class Session(Transport):
     ) -> None:
         """Execute these in one piece; before the first ones, set a savepoint."""
         left = reduce(or_, effects, WRITES)
+        self._check_in_block(left)
+        self.side_effects |= left
+        self.writes.sent = True
+        self.attempt(self._send_and_read, left, window, effects, done)
+
+    def _send_and_read(
+        self, left: int, window: list[bytes], effects: list[int], done: Progress
+    ) -> None:
+        raw = self.raw
+        failure: MySQLError | None = None
         first = self._prepare_in_block(left)
         if not done.savepoint_is_set:
-            if self.raw.server_status & _AUTOCOMMIT:
+            if raw.server_status & _AUTOCOMMIT:
                 # A deadlock ends the transaction. What was sent after it must not be
                 # committed.
                 first.append(b"SET autocommit = 0")
                 self.autocommit_is_off = True
             first.append(_BEFORE_MANY)
             done.savepoint_is_set = True
-        self.side_effects |= left
-        self.writes.sent = True
-        self.attempt(self._send_and_read, first, window, effects, done)
-
-    def _send_and_read(
-        self,
-        first: list[bytes],
-        window: list[bytes],
-        effects: list[int],
-        done: Progress,
-    ) -> None:
-        raw = self.raw
-        failure: MySQLError | None = None
         self._write_all([*first, *window])
         self._read_first(first, effects)
         for _ in window:
