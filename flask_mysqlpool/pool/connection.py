@@ -573,9 +573,11 @@ class PooledConnection(_Face):
 
     @property
     def open(self) -> bool:
-        """Whether it can be used: neither returned nor known to be lost."""
+        """Whether it can be used: not returned, not known to be lost, not a parent's."""
         con = self._con
-        return con is not None and con.lost is None and bool(con.raw.open)
+        if con is None or con.lost is not None or con.pid != process():
+            return False
+        return bool(con.raw.open)
 
     def _attached(self) -> Session:
         """Return the session; check out another one if a lost one was rolled back."""
