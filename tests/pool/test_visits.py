@@ -54,7 +54,7 @@ def visited(
 
 @pytest.mark.one_engine
 def test_a_checkout_visits_few_modules(make_pool: MakePool, visited: Any) -> None:
-    pool = make_pool()
+    pool = make_pool(SSL_MODE="DISABLED")
     first = visited(lambda: pool.connection().close())
     taken = []
     idle = visited(lambda: taken.append(pool.connection()))
