@@ -10,10 +10,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from operator import methodcaller
 from threading import Lock, get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
-from weakref import ref
 
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor
@@ -29,22 +29,12 @@ from ..errors import (
 from . import cursors
 from .diagnostics import Stack
 from .driver.process import process
-from .driver.session import OWN, Progress, Session, Writes
+from .driver.session import Session, Writes
 from .driver.statements import TRANSACTION
-from .driver.transport import without_traceback
 from .query_log import Recorder
+from .transaction import OWN, Blocks, Progress, TransactionBlock
 
 C = TypeVar("C", bound=Cursor)
-
-
-class Block(Protocol):
-    """The part of a transaction block that :class:`PooledConnection` uses."""
-
-    #: The task or thread that began the block.
-    owner: object
-
-    @property
-    def is_over(self) -> bool: ...
 
 
 class _Pool(Protocol):
@@ -93,8 +83,10 @@ class PooledConnection(_Face):
     _cursorclass: Any = None
     #: The stack of the checkout, if LEAK_THRESHOLD is set.
     stack: Stack = ()
-    #: The open blocks (:mod:`.transaction`), and the format of savepoint names.
-    blocks: tuple[ref[Block], ...] = ()
+    #: The open blocks; None outside blocks.
+    blocks: Blocks | None = None
+    #: Makes them; and the format of the names of savepoints.
+    make_blocks: type[Blocks] = Blocks
     savepoint = OWN + "_{}"
 
     def __init__(self, pool: _Pool, endpoint: str | None = None) -> None:
@@ -121,9 +113,9 @@ class PooledConnection(_Face):
             con = self._con
             if self._returned or con is None or con.pid != process():
                 con = self._attach()
+            if self.blocks is not None and not self.blocks.settle(con):
+                self.blocks = None
             if con.lost is None:
-                if self.blocks:
-                    self._undo_what_was_left(con)
                 return con
         except BaseException:
             self._leave()
@@ -228,7 +220,7 @@ class PooledConnection(_Face):
         """Check the session in, once; False while a thread is using it."""
         if not self._guard.acquire(False):
             return False
-        con, self._con = self._con, None
+        con, self._con, self.blocks = self._con, None, None
         if con is not None:
             if lost and con.lost is None:
                 con.lost = ConnectionShared("returned in the middle of its use")
@@ -237,11 +229,11 @@ class PooledConnection(_Face):
 
     # Calls to the server
 
-    def _do(self, name: str, *args: Any) -> Any:
-        """Call a method of the session, with exclusive use."""
+    def _do(self, call: Callable[[Session], object]) -> None:
+        """Call a function with the session, of which it has exclusive use."""
         con = self._enter()
         try:
-            return getattr(con, name)(*args)
+            call(con)
         finally:
             self._leave()
 
@@ -268,9 +260,9 @@ class PooledConnection(_Face):
         """Execute statements of a block, many at once; None outside blocks."""
         con = self._enter()
         try:
-            if con.block is None:
+            if con.blocks is None:
                 return None
-            done: Progress = con.execute_many(statements)
+            done: Progress = con.blocks.execute_many(con, statements)
             self._result = done.result
             return done
         finally:
@@ -283,12 +275,12 @@ class PooledConnection(_Face):
     def begin(self) -> None:
         """Begin a transaction."""
         self._refuse_in_block("begin()", "nest transaction(), for a savepoint")
-        self._do("begin")
+        self._do(methodcaller("begin"))
 
     def commit(self) -> None:
         """Commit the open transaction."""
         self._refuse_in_block("commit()", "the end of the block commits")
-        self._do("commit")
+        self._do(methodcaller("commit"))
 
     def rollback(self) -> None:
         """Roll back the open transaction.
@@ -300,7 +292,7 @@ class PooledConnection(_Face):
         if self._con is None and not self._returned:
             return
         try:
-            self._do("rollback")
+            self._do(methodcaller("rollback"))
         except MySQLError:
             if not self._detach():
                 raise
@@ -310,126 +302,22 @@ class PooledConnection(_Face):
     # Blocks
 
     def _refuse_in_block(self, what: str, instead: str) -> None:
-        if self.blocks and self.block is not None:
+        if self.blocks is not None and self.block is not None:
             raise TransactionError(f"{what} inside transaction(): {instead}")
 
     @property
-    def block(self) -> Block | None:
+    def block(self) -> TransactionBlock | None:
         """The innermost open block."""
-        if any(map(_is_left, self.blocks)):
-            try:
-                if not self._returned:
-                    self._settle_blocks()
-            except MySQLError:
-                if self._con is not None and self._con.lost is None:
-                    raise
-            # On a connection that is lost, the server has rolled back.
-            self._forget_what_was_left()
-        return self.blocks[-1]() if self.blocks else None
-
-    def _settle_blocks(self) -> None:
-        """Undo abandoned blocks, which each use does first."""
-        self._enter()
-        self._leave()
-
-    def _undo_what_was_left(self, con: Session) -> None:
-        """Roll back all blocks if an interrupt has left one of them before its end."""
-        if any(map(_is_left, self.blocks)):
-            self._undo_all(con)
-            self._forget_what_was_left()
-            if self.blocks:
-                con.leave_block(fails=True)
-
-    def _undo_all(self, con: Session) -> None:
-        if con.block is not None:
-            con.undo_block()
-
-    def _forget_what_was_left(self) -> None:
-        self.blocks = tuple(block for block in self.blocks if not _is_left(block))
-
-    def add_block(self, block: Block) -> None:
-        """Add a block within the others."""
-        self.blocks = *self.blocks, ref(block)
-
-    def forget_block(self, block: Block) -> None:
-        """Remove a block, and the blocks within it, from the open ones."""
-        for index, each in enumerate(self.blocks):
-            if each() is block:
-                self.blocks = self.blocks[:index]
-                return
-
-    def begin_block(self) -> None:
-        """Begin a transaction that :meth:`commit` and :meth:`rollback` may not end."""
-        self._do("refuse_open_transaction")
-        # Nothing is uncommitted, so a lost connection can be replaced without an error.
-        self._detach()
-        self._do("begin_block")
-
-    def begin_savepoint(self, name: str) -> None:
-        """Begin an inner block, whose savepoint is set when it first writes."""
-        self._do("begin_savepoint", name)
-
-    def block_is_open(self) -> bool:
-        """Return whether the transaction of the block is still open.
-
-        True on a lost connection, too: the next statement raises there.
-        """
-        con = self._con
-        if con is None or self._returned:
-            return False
-        if con.lost is not None:
-            return True
-        return self._do("block_is_open")  # type: ignore[no-any-return]
-
-    def end_savepoint(self, name: str) -> bool:
-        """End an inner block; False if the transaction is known to have ended."""
-        return self._do("end_savepoint", name)  # type: ignore[no-any-return]
-
-    def undo_savepoint(self, name: str) -> None:
-        """Undo the changes of an inner block."""
-        if self._returned or not self.open:
-            return
-        self._do("undo_savepoint", name)
-
-    def end_block(self) -> None:
-        """End the block by a COMMIT."""
-        self._do("commit_block")
-
-    def undo_block(self) -> bool:
-        """Undo the block; return whether it is certain that none of it was committed.
-
-        If that fails, mark the connection as lost, even if another thread uses it.
-        """
-        con = self._con
-        if con is None or self._returned:
-            return True
-        try:
-            if con.lost is None:
-                try:
-                    return self._do("undo_block")  # type: ignore[no-any-return]
-                finally:
-                    self._detach()
-        except BaseException as failure:
-            if con.lost is None:
-                con.lost = without_traceback(failure)
-                con.interrupt()
-                raise
-            if not isinstance(failure, MySQLError):
-                raise
-        certain = not (con.pending_check or con.has_committed)
-        con.leave_block()
-        self._detach()
-        return certain
+        if self.blocks is not None and self.blocks.has_left():
+            with suppress(ConnectionLost):
+                self._do(self.blocks.settle)
+        blocks = self.blocks
+        return blocks.stack[-1]() if blocks is not None and blocks.stack else None
 
     @property
     def changed(self) -> int:
         """Rows changed by the open transaction, as far as the server has reported."""
         return self._con.changed if self._con and self._con.lost is None else 0
-
-    @property
-    def commit_unknown(self) -> bool:
-        """Whether a COMMIT was sent whose outcome is unknown."""
-        return self._con is not None and self._con.commit_unknown
 
     @property
     def has_uncommitted_writes(self) -> bool:
@@ -452,7 +340,7 @@ class PooledConnection(_Face):
         con = self._con
         lost = con is not None and (con.lost is not None or con.confirm_demotion())
         if lost:
-            self._con = None
+            self._con = self.blocks = None
         self._leave()
         if con is not None and lost:
             self._pool.checkin(con)
@@ -573,7 +461,7 @@ class PooledConnection(_Face):
 
     @property
     def open(self) -> bool:
-        """Whether it can be used: not returned, not known to be lost, not a parent's."""
+        """Whether it can be used: not returned, not known lost, of this process."""
         con = self._con
         if con is None or con.lost is not None or con.pid != process():
             return False
@@ -648,19 +536,12 @@ for _name in [
         setattr(PooledConnection, _name, _attribute(_name))
 
 
-def _is_left(reference: ref[Block]) -> bool:
-    """Return whether the ``with`` statement of a block has been left."""
-    block = reference()
-    return block is None or block.is_over
-
-
 #: The methods that use a session and may be interrupted before they release it.
 _CALLS = frozenset(
     method.__code__
     for method in (
         *(PooledConnection._do, PooledConnection._command, PooledConnection.query),
-        PooledConnection.execute_many,
-        *(PooledConnection._attached, PooledConnection._settle_blocks),
+        *(PooledConnection.execute_many, PooledConnection._attached),
         PooledConnection._detach,
     )
 )

@@ -9,21 +9,29 @@ a procedure that commits, the block raises.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator
 from functools import partial
+from operator import methodcaller
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import ref
 
-from pymysql.constants import ER
+from pymysql.constants import ER, SERVER_STATUS
 from pymysql.err import MySQLError
 
 from ..errors import CommitUnknown, ConnectionLost, PoolError, TransactionError
-from .connection import PooledConnection
 from .driver.error_codes import CONFLICTS, pause_after
+from .driver.results import MOST_SENT
+from .driver.session import BEGIN, COMMIT, ROLLBACK, Session
+from .driver.statements import ENDS, MAY_END, SESSION, TRANSACTION, WRITES, side_effects
+from .driver.transport import without_traceback
+
+if TYPE_CHECKING:
+    from .connection import PooledConnection
 
 T = TypeVar("T")
 
@@ -43,6 +51,369 @@ _ENDED = (
 #: Back-off between tries: seconds, from the first to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 
+#: Prefix of the names of savepoints, to avoid collisions with the user's.
+OWN = f"mysqlpool_{os.urandom(6).hex()}"
+_PROBE, _MANY = f"{OWN}_probe", f"{OWN}_many"
+
+#: Side effects of statements before which the savepoints of inner blocks are set.
+_CHANGES = TRANSACTION | WRITES | MAY_END
+
+#: The number of a transaction that cannot continue; no transaction has it.
+_FAILED = -1
+
+#: Statements, and bytes of them, that :meth:`Blocks.execute_many` sends in one piece.
+#: Few enough that the answers fit into the socket's buffers: while the client writes,
+#: nothing reads them.
+MOST_AT_ONCE, BYTES_AT_ONCE = 200, 1 << 16
+
+
+class Progress:
+    """What :meth:`Blocks.execute_many` has done so far."""
+
+    #: The number of the current statement, from 1.
+    count = 0
+    #: Rows changed by all statements, and the result of the last one.
+    rows = 0
+    result: Any = None
+
+    def add(self, result: Any) -> None:
+        """Add the result of one statement."""
+        self.rows += result.affected_rows
+        self.result = result
+
+
+class Blocks:
+    """The open blocks of a connection: a transaction of the server, and savepoints.
+
+    The session refers to them until the outermost block ends, and asks them before each
+    statement.
+    """
+
+    #: Whether a statement may have committed the transaction, and the server was not
+    #: asked since; see :meth:`_check_probe`.
+    pending_check = False
+    #: Whether the transaction is known to have been ended by a statement.
+    has_committed = False
+    #: Whether autocommit is off until the end; see :meth:`execute_many`.
+    autocommit_is_off = False
+
+    def __init__(self) -> None:
+        #: The blocks, from the outermost.
+        self.stack: list[ref[TransactionBlock]] = []
+        #: Savepoints of inner blocks, to be set before the next statement that writes.
+        self.savepoints_due: list[str] = []
+        #: The number of the transaction; None until the first statement begins it.
+        self.number: int | None = None
+
+    def begin(self, session: Session) -> None:
+        """Begin the outermost block, whose first statement begins the transaction."""
+        session.refuse_open_transaction()
+        if session.check_first:
+            session.check_status()
+        session.commit_unanswered = False
+        session.blocks = self
+
+    def has_left(self) -> bool:
+        """Return whether the ``with`` statement of one of the blocks was left."""
+        return any(map(_is_left, self.stack))
+
+    def settle(self, session: Session) -> bool:
+        """Roll back all if an interrupt has left one of the blocks before its end.
+
+        On a session that is lost, the server has done so. False if no block is open.
+        """
+        if self.has_left():
+            open_ones = [block for block in self.stack if not _is_left(block)]
+            try:
+                if session.lost is None:
+                    self.undo(session, ends=not open_ones)
+            except MySQLError:
+                if session.lost is None:
+                    raise
+            self.stack = open_ones
+        return bool(self.stack)
+
+    # Before and instead of statements
+
+    def check(self, session: Session, left: int) -> None:
+        """Refuse a statement that would end the transaction, and any after its end."""
+        if self.pending_check and left & _CHANGES:
+            self._check_probe(session)
+        if self.number not in (None, session.transactions):
+            raise TransactionError(
+                "the transaction of this block has been ended, by a deadlock or by a"
+                " statement that commits implicitly; let the exception out of the block"
+            )
+        if left & ENDS:
+            raise TransactionError(
+                "a statement that ends the transaction, or commits it implicitly (DDL"
+                " does), was refused inside transaction(): execute it outside; to"
+                " roll back, let an exception out; to nest, use transaction() again"
+            )
+
+    def _prepare(self, session: Session, left: int) -> list[bytes]:
+        """Return the statements to send before one with these side effects.
+
+        Guard one that may end the transaction. Send nothing before a mere read, which
+        may ask about the statement before it, as ``SELECT ROW_COUNT()`` does. An error
+        between this and the answers loses the connection.
+        """
+        first = []
+        if self.number is None:
+            first.append(BEGIN)
+            session.transaction_ended()  # BEGIN commits, but there is nothing to commit
+            session.side_effects |= TRANSACTION
+            self.number = session.transactions
+        if left & _CHANGES:
+            first += [f"SAVEPOINT {name}".encode() for name in self.savepoints_due]
+            self.savepoints_due.clear()
+        if left & MAY_END:
+            first.append(f"SAVEPOINT {_PROBE}".encode())
+            self.pending_check = True
+        return first
+
+    def execute(
+        self, session: Session, statement: bytes, left: int, unbuffered: bool
+    ) -> None:
+        """Execute a statement after those to send before it, all sent in one piece."""
+        raw = session.raw
+        first = self._prepare(session, left)
+        together = first and len(statement) < MOST_SENT
+        if first:
+            self._send(session, first, [statement] if together else [])
+        if together:
+            raw._next_seq_id = 1
+            raw._affected_rows = raw._read_query_result(unbuffered)
+        else:
+            raw.query(statement, unbuffered)
+
+    def _send(
+        self, session: Session, first: list[bytes], statements: list[bytes]
+    ) -> None:
+        """Send statements after others, in one piece; read the answers to the others.
+
+        If one is an error, read those to the statements, too: these were executed
+        outside the transaction, or without a savepoint.
+        """
+        session.send([*first, *statements])
+        errors = [_read_answer(session) for _ in first]
+        error = next(filter(None, errors), None)
+        if error is None:
+            return
+        later = [_read_answer(session) for _ in statements]
+        session.raw._result = None
+        self.number = _FAILED
+        if errors[0] is not None and first[0] == BEGIN:
+            self.has_committed = any(
+                failed is None
+                and side_effects(statement, session._server) & (WRITES | MAY_END)
+                for statement, failed in zip(statements, later, strict=True)
+            )
+        raise error
+
+    def execute_many(self, session: Session, statements: Iterable[bytes]) -> Progress:
+        """Execute statements, many sent in one piece: all of them or none.
+
+        Raise the first error, with the number of its row, from 1.
+        """
+        done = Progress()
+        session.read_leftovers()
+        if session.check_first:
+            session.check_status()
+        self.savepoints_due.append(_MANY)
+        try:
+            for left, piece in _pieces(statements, session._server):
+                if len(piece) > 1:
+                    self._execute_piece(session, left, piece, done)
+                else:
+                    done.count += 1
+                    done.add(session.execute(piece[0], False))
+        except BaseException as error:
+            if session.lost is None:
+                self._undo_many(session)
+            if isinstance(error, MySQLError) and len(error.args) > 1 and done.count:
+                text = f"{error.args[1]} (row {done.count} of executemany())"
+                error.args = error.args[0], text
+            raise
+        self._was_due(_MANY)
+        return done
+
+    def _execute_piece(
+        self, session: Session, left: int, piece: list[bytes], done: Progress
+    ) -> None:
+        left |= WRITES  # has the savepoint set
+        self.check(session, left)
+        session.side_effects |= left
+        session.writes.sent = True
+        session.attempt(self._send_and_read, session, left, piece, done)
+
+    def _send_and_read(
+        self, session: Session, left: int, piece: list[bytes], done: Progress
+    ) -> None:
+        raw = session.raw
+        failure: MySQLError | None = None
+        first = self._prepare(session, left)
+        if raw.server_status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT:
+            # A deadlock ends the transaction. What was sent after it must not be
+            # committed.
+            first.append(b"SET autocommit = 0")
+            self.autocommit_is_off = True
+        self._send(session, first, piece)
+        for _ in piece:
+            done.count += failure is None
+            error = _read_answer(session)
+            if error is not None:
+                failure = failure or error
+                continue
+            done.add(raw._result)
+            if raw._result.warning_count:
+                session.side_effects |= SESSION
+            session._note_change(raw._result.affected_rows, more=False)
+        raw._result = None
+        if failure is not None:
+            raise failure
+
+    def _undo_many(self, session: Session) -> None:
+        """Undo what :meth:`execute_many` has done before an error."""
+        if self._was_due(_MANY):
+            return
+        session.read_leftovers(wanted=False)
+        if self._execute(session, f"ROLLBACK TO SAVEPOINT {_MANY}"):
+            session.transaction_unknown = session.check_first = False
+            self.pending_check = False
+        else:
+            # What was sent after a deadlock has begun another transaction.
+            session.side_effects |= TRANSACTION
+
+    def _execute(self, session: Session, statement: str) -> bool:
+        """Execute a statement about a savepoint; False if the transaction has ended."""
+        try:
+            session.attempt(session._tell, statement.encode())
+        except MySQLError as error:
+            if session.lost is not None or error.args[0] != ER.SP_DOES_NOT_EXIST:
+                raise
+            session.transaction_ended()
+            return False
+        return True
+
+    def _check_probe(self, session: Session) -> None:
+        """Find out whether a statement has ended the transaction.
+
+        The savepoint set before the statement is gone if the statement has committed.
+        """
+        if not self._execute(session, f"RELEASE SAVEPOINT {_PROBE}"):
+            self.has_committed = True
+        self.pending_check = False
+
+    # Ends
+
+    def is_open(self, session: Session) -> bool:
+        """Return whether the transaction is open; ask the server if that is unknown."""
+        session.read_leftovers()
+        if session.check_first:
+            session.check_status()
+        if self.pending_check:
+            self._check_probe(session)
+        return self.number in (None, session.transactions)
+
+    def commit(self, session: Session) -> None:
+        """Commit, and end the blocks; raise if the transaction was ended before."""
+        if not self.is_open(session):
+            raise TransactionError(_ENDED)
+        if self.number is not None:
+            session.commit(COMMIT)
+        self.end(session)
+
+    def undo(self, session: Session, ends: bool = True) -> None:
+        """Roll back; unless this ends the blocks, later statements in them raise."""
+        session.read_leftovers(wanted=False)
+        if self.pending_check:
+            self._check_probe(session)
+        if self.number is not None:
+            session.rollback(ROLLBACK)
+        self.number = _FAILED
+        if ends:
+            self.end(session)
+
+    def end(self, session: Session) -> None:
+        """Switch autocommit on again, or give up the connection; end the blocks."""
+        if self.autocommit_is_off:
+            try:
+                session.attempt(session._tell, b"SET autocommit = 1")
+            except MySQLError as error:
+                session.failed(OSError(f"autocommit cannot be restored: {error}"))
+        session.blocks = None
+
+    def end_savepoint(self, session: Session, name: str) -> None:
+        """End an inner block, whose changes become the outer block's.
+
+        Raise if the transaction is known to have ended; a pending check is left to the
+        outer block.
+        """
+        self._was_due(name)
+        if self.number not in (None, session.transactions):
+            raise TransactionError(_ENDED)
+
+    def undo_savepoint(self, session: Session, name: str) -> None:
+        """Undo an inner block, if it has made changes and the transaction is open."""
+        if self._was_due(name):
+            return
+        session.read_leftovers(wanted=False)
+        if self.is_open(session):
+            session.attempt(session._tell, f"ROLLBACK TO SAVEPOINT {name}".encode())
+
+    def _was_due(self, name: str) -> bool:
+        """Return whether a savepoint was not set yet; it will not be set any more."""
+        was_due = name in self.savepoints_due
+        if was_due:
+            self.savepoints_due.remove(name)
+        return was_due
+
+
+def _read_answer(session: Session) -> MySQLError | None:
+    """Read the answer to one statement; return the error, if the server reports one."""
+    raw = session.raw
+    raw._next_seq_id = 1
+    try:
+        raw._read_query_result()
+        while raw._result.has_next:
+            raw.next_result()
+    except MySQLError as error:
+        if not session._is_answer(error):
+            raise
+        return error
+    return None
+
+
+def _pieces(
+    statements: Iterable[bytes], server: int
+) -> Iterator[tuple[int, list[bytes]]]:
+    """Divide statements into pieces to be sent at once, with their side effects.
+
+    One that may end the transaction is alone.
+    """
+    piece: list[bytes] = []
+    size = effects = 0
+    for statement in statements:
+        left = side_effects(statement, server)
+        alone = left & (MAY_END | ENDS)
+        size += len(statement)
+        if piece and (alone or size > BYTES_AT_ONCE or len(piece) == MOST_AT_ONCE):
+            yield effects, piece
+            piece, size, effects = [], len(statement), 0
+        piece.append(statement)
+        effects |= left
+        if alone:
+            size = BYTES_AT_ONCE + 1
+    if piece:
+        yield effects, piece
+
+
+def _is_left(reference: ref[TransactionBlock]) -> bool:
+    """Return whether the ``with`` statement of a block has been left."""
+    block = reference()
+    return block is None or block.is_over
+
 
 class _Exit:
     """Makes a new ``__exit__`` for each ``with`` statement, to tell when it has ended.
@@ -56,7 +427,8 @@ class _Exit:
         if block is None:
             return cls.leave  # for an ExitStack, which holds the block itself
         leave = partial(cls.leave, block)
-        block.is_held_by(leave)
+        if not block._is_open:
+            block._holder = ref(leave)
         return leave
 
 
@@ -76,6 +448,7 @@ class TransactionBlock(ContextDecorator):
         within: AbstractContextManager[Any] | None = None,
     ) -> None:
         self._take, self._within = take, within
+        #: The ``with`` statement has been left once this object is gone.
         self._holder: ref[Any] | None = None
         self._is_open = self._has_ended = False
         #: Whether it is certain that all of it was rolled back.
@@ -83,11 +456,6 @@ class TransactionBlock(ContextDecorator):
 
     def _recreate_cm(self) -> TransactionBlock:
         return TransactionBlock(self._take, self._within)
-
-    def is_held_by(self, holder: object) -> None:
-        """Assume that the ``with`` statement has been left once this object is gone."""
-        if not self._is_open:
-            self._holder = ref(holder)
 
     @property
     def is_over(self) -> bool:
@@ -110,17 +478,7 @@ class TransactionBlock(ContextDecorator):
             raise
         return connection
 
-    if TYPE_CHECKING:
-
-        def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            traceback: TracebackType | None,
-        ) -> None: ...
-
-    else:
-        __exit__ = _Exit()
+    __exit__: Any = _Exit()
 
     def leave(
         self,
@@ -148,28 +506,43 @@ class TransactionBlock(ContextDecorator):
                 " use one of your own: 'with db.connection() as conn:'"
             )
         self._savepoint = ""
-        # Before BEGIN, so that the transaction is undone after an interrupt.
-        connection.add_block(self)
         if outer is None:
-            connection.begin_block()
+            connection._do(methodcaller("refuse_open_transaction"))
+            # Nothing is uncommitted, so a lost connection can be replaced without an
+            # error.
+            connection._detach()
+            connection.blocks = connection.make_blocks()
+        assert connection.blocks is not None
+        blocks = self._blocks = connection.blocks
+        # Before it begins, so that it is undone after an interrupt.
+        blocks.stack.append(ref(self))
+        if outer is None:
+            connection._do(blocks.begin)
         else:
-            self._savepoint = connection.savepoint.format(len(connection.blocks) - 1)
-            connection.begin_savepoint(self._savepoint)
+            name = self._savepoint = connection.savepoint.format(len(blocks.stack) - 1)
+            connection._do(lambda _: blocks.savepoints_due.append(name))
 
     def _finish(self) -> None:
         """Commit, or end the savepoint; raise if the transaction is no longer open."""
-        connection = self._connection
+        connection, blocks, name = self._connection, self._blocks, self._savepoint
         try:
-            if self._savepoint:
-                # Whether a procedure has committed is checked before the next write.
-                is_open = connection.block is self
-                self._require(is_open and connection.end_savepoint(self._savepoint))
-            else:
-                self._require(connection.block is self and connection.block_is_open())
-                connection.end_block()
+            if connection.block is not self:
+                raise TransactionError(_ENDED)
+            connection._do(
+                partial(blocks.end_savepoint, name=name) if name else blocks.commit
+            )
         except BaseException as error:
-            unknown = connection.commit_unknown and isinstance(error, Exception)
-            unknown = unknown and not self._savepoint
+            # A Galera node that loses the others during the commit reports this error,
+            # although they may have committed.
+            said = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
+            con = connection._con
+            unknown = (
+                con is not None
+                and con.commit_unanswered
+                and (said or con.lost is not None)
+                and not name
+                and isinstance(error, Exception)
+            )
             try:
                 self._undo(error)
             except MySQLError:
@@ -177,17 +550,15 @@ class TransactionBlock(ContextDecorator):
                 if not unknown:
                     raise
             if unknown:
-                said = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
                 why = _SERVER_LOST_IT if said else _CONNECTION_LOST
                 raise CommitUnknown(
                     f"{why}: check the database before retrying"
                 ) from error
             raise
-        connection.forget_block(self)
-
-    def _require(self, is_open: bool) -> None:
-        if not is_open:
-            raise TransactionError(_ENDED)
+        if name:
+            blocks.stack.pop()
+        else:
+            connection.blocks = None
 
     def _undo(self, error: BaseException) -> None:
         """Roll back; raise if the server's error may come after an implicit commit."""
@@ -208,17 +579,41 @@ class TransactionBlock(ContextDecorator):
 
     def _roll_back(self, connection: PooledConnection) -> None:
         """Undo this block; out of order, leave it to be undone with the outermost."""
-        innermost = connection.block
-        if self not in [block() for block in connection.blocks]:
-            # An outer block has ended before this one.
-            if not connection.blocks and not connection.returned:
+        blocks, name = self._blocks, self._savepoint
+        is_innermost = connection.block is self
+        if connection.blocks is not blocks:
+            # An outer block, or the checkout, has ended before this one.
+            if connection.blocks is None and not connection.returned:
                 connection.rollback()
-        elif not self._savepoint:
-            self.is_undone = connection.undo_block()
-            connection.forget_block(self)
-        elif innermost is self:
-            connection.undo_savepoint(self._savepoint)
-            connection.forget_block(self)
+        elif not name:
+            self._undo_all(connection)
+            connection.blocks = None
+        elif is_innermost:
+            if connection.open:
+                connection._do(partial(blocks.undo_savepoint, name=name))
+            blocks.stack.pop()
+        self.is_undone = not (name or blocks.pending_check or blocks.has_committed)
+
+    def _undo_all(self, connection: PooledConnection) -> None:
+        """Undo the outermost block.
+
+        If that fails, mark the connection as lost, even if another thread uses it.
+        """
+        con = connection._con
+        if con is None or connection.returned:
+            return
+        try:
+            try:
+                connection._do(self._blocks.undo)
+            finally:
+                connection._detach()
+        except BaseException as failure:
+            if con.lost is None:
+                con.lost = without_traceback(failure)
+                con.interrupt()
+                raise
+            if not isinstance(failure, MySQLError):
+                raise
 
 
 def transaction(connection: PooledConnection) -> TransactionBlock:

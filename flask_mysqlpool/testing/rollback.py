@@ -22,9 +22,9 @@ from pymysql.err import OperationalError
 from ..extension.mysqlpool import KEY
 from ..pool import Pool
 from ..pool.connection import PooledConnection
-from ..pool.driver.session import OWN, Session
+from ..pool.driver.session import Session
 from ..pool.driver.statements import bare
-from ..pool.transaction import transaction
+from ..pool.transaction import OWN, Blocks, transaction
 
 #: Numbers for savepoints, unique over nested checkouts.
 _NUMBERS = count(1)
@@ -155,12 +155,30 @@ class _Undo(Exception):
     """Rolls back the transaction; is not raised to the caller."""
 
 
+class _SharedBlocks(Blocks):
+    """The blocks of one checkout, within the transaction of all."""
+
+    # All else is in the dictionary of the blocks that are shared.
+    __slots__ = ("number", "stack")
+
+    def begin(self, session: Any) -> None:
+        session.refuse_open_transaction()
+        self.__dict__ = session.blocks.__dict__
+        session.begin()
+        self.number = session.transactions
+        session.is_in_block = True
+
+    def end(self, session: Any) -> None:
+        session.is_in_block = False
+
+
 class _SharedConnection(PooledConnection):
     """A checkout of the shared connection; only one thread at a time uses it."""
 
     __slots__ = ("_inside_turn",)
 
     _pool: _SharedPool
+    make_blocks = _SharedBlocks
 
     def __init__(self, pool: _SharedPool, endpoint: str | None) -> None:
         super().__init__(pool, endpoint)
@@ -263,17 +281,3 @@ class _SharedSession(Session):
                     raise
                 # Another checkout's rollback has included this savepoint.
             self.commit()
-
-    def begin_block(self) -> None:
-        self.refuse_open_transaction()
-        self.begin()
-        self.is_in_block = True
-
-    def commit_block(self) -> None:
-        self.commit()
-        self.is_in_block = False
-
-    def undo_block(self) -> bool:
-        self.rollback()
-        self.is_in_block = False
-        return True

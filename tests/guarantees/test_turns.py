@@ -13,7 +13,6 @@ from conftest import MakePool, Sql, execute, until
 from pymysql.cursors import Cursor, DictCursor, SSCursor, SSDictCursor
 
 from flask_mysqlpool import PooledConnection, TransactionError
-from flask_mysqlpool.pool.driver import session
 from flask_mysqlpool.pool.transaction import transaction
 
 ROWS = 300
@@ -264,6 +263,30 @@ def test_calls_of_procedures_are_executed_one_by_one(
     assert changed(sql) == 3
 
 
+def test_after_a_call_that_fails_among_many_the_block_goes_on(
+    connection: PooledConnection, sql: Sql
+) -> None:
+    sql("DROP PROCEDURE IF EXISTS negate")
+    sql("CREATE PROCEDURE negate(n INT) UPDATE t SET a = -ABS(n) WHERE id = n * n / n")
+    with transaction(connection), connection.cursor() as cursor:
+        with pytest.raises(pymysql.err.MySQLError, match=r"\(row 3 of"):
+            cursor.executemany("CALL negate(%s)", [(1,), (2,), ("x",)])
+        change(connection, 7)
+
+    assert sql("SELECT a FROM t WHERE a <> id") == ((-7,),)
+
+
+def test_an_error_before_the_first_statement_fails_no_block(
+    connection: PooledConnection, sql: Sql
+) -> None:
+    with transaction(connection):
+        with pytest.raises(pymysql.err.MySQLError):
+            connection.select_db("nosuch")
+        change(connection, 1)
+
+    assert changed(sql) == 1
+
+
 def test_a_merged_insert_stays_one_statement(
     connection: PooledConnection, turns: Any, sql: Sql
 ) -> None:
@@ -278,7 +301,7 @@ def test_a_merged_insert_stays_one_statement(
 def test_a_begin_that_fails_fails_the_block(
     connection: PooledConnection, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_BEGIN", b"START TRANSACTIO")
+    monkeypatch.setattr("flask_mysqlpool.pool.transaction.BEGIN", b"START TRANSACTIO")
     with pytest.raises(TransactionError, match="may have committed"):
         with transaction(connection):
             with pytest.raises(pymysql.err.ProgrammingError, match="TRANSACTIO"):

@@ -6,15 +6,12 @@ ends, or may end, the transaction of a block. That keeps a block all or nothing.
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from functools import reduce
-from operator import or_
 from typing import Any
 
 from pymysql.constants import CLIENT, COMMAND, CR, ER, SERVER_STATUS
@@ -26,11 +23,9 @@ from ...errors import TransactionError
 from .error_codes import NOT_OF_A_STATEMENT, NOT_READY, READ_ONLY, ROLLED_BACK
 from .login import NO_PROFILES, NO_WARNINGS, Login
 from .login import questions as login_questions
-from .results import MOST_SENT
 from .statements import (
     BEYOND_ROLLBACK,
     DIRTY_SCHEMA,
-    ENDS,
     MAY_END,
     NONE,
     ROLE,
@@ -71,27 +66,12 @@ _ABOUT_ROLE = [(COMMAND.COM_QUERY, _VARIABLES), (COMMAND.COM_QUERY, _STATUS)]
 #: Seconds that a rollback waits for a server's answer about its role.
 ROLE_PATIENCE = 1.0
 
-#: Prefix of the names of savepoints, to avoid collisions with the user's.
-OWN = f"mysqlpool_{os.urandom(6).hex()}"
-_PROBE = f"SAVEPOINT {OWN}_probe".encode()
-_BEFORE_MANY = f"SAVEPOINT {OWN}_many".encode()
-
 #: Explicit, because ``completion_type`` is meant for the user's own transactions.
-_COMMIT = b"COMMIT AND NO CHAIN NO RELEASE"
-_ROLLBACK = b"ROLLBACK AND NO CHAIN NO RELEASE"
+COMMIT = b"COMMIT AND NO CHAIN NO RELEASE"
+ROLLBACK = b"ROLLBACK AND NO CHAIN NO RELEASE"
 #: In ``sql_mode`` ORACLE, BEGIN begins a block of stored code.
-_BEGIN = b"START TRANSACTION"
+BEGIN = b"START TRANSACTION"
 
-#: Side effects of statements before which the savepoints of inner blocks are set.
-_CHANGES = TRANSACTION | WRITES | MAY_END
-
-#: The number of a block that cannot continue; no transaction has it.
-_ENDED = -1
-
-#: Statements, and bytes of them, that :meth:`Session.execute_many` sends in one piece.
-#: Few enough that the answers fit into the socket's buffers: while the client writes,
-#: nothing reads them.
-MOST_AT_ONCE, BYTES_AT_ONCE = 200, 1 << 16
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
 
 
@@ -128,22 +108,6 @@ class Writes:
     """Whether a statement that may have changed rows was sent for one request."""
 
     sent = False
-
-
-class Progress:
-    """What :meth:`Session.execute_many` has done so far."""
-
-    #: The number of the current statement, from 1.
-    count = 0
-    savepoint_is_set = False
-    #: Rows changed by all statements, and the result of the last one.
-    rows = 0
-    result: Any = None
-
-    def add(self, result: Any) -> None:
-        """Add the result of one statement."""
-        self.rows += result.affected_rows
-        self.result = result
 
 
 class Session(Transport):
@@ -185,22 +149,13 @@ class Session(Transport):
     #: Whether it may have changed rows that the server does not report: by a statement
     #: that returns rows, or in stored code.
     may_have_changed = False
-    #: The number of the transaction of a block; None outside blocks.
-    block: int | None = None
-    #: Whether the block's transaction is begun by its first statement.
-    begin_due = False
-    #: Whether autocommit is off until the block ends; see :meth:`execute_many`.
-    autocommit_is_off = False
-    #: Whether a statement may have committed the block's transaction, and the server
-    #: was not asked since; see :meth:`_check_probe`.
-    pending_check = False
-    #: Whether the block's transaction is known to have been ended by a statement.
-    has_committed = False
+    #: The open blocks, which are asked before each statement; None outside blocks.
+    blocks: Any = None
     #: Whether it is unknown, after an error or stored code, if a transaction is open;
     #: and whether the server must be asked before the next statement.
     transaction_unknown = check_first = False
-    #: Whether a COMMIT was sent whose outcome is unknown.
-    commit_unknown = False
+    #: Whether a COMMIT was sent, and not answered by an OK.
+    commit_unanswered = False
 
     def __init__(self, config: PoolConfig, arguments: dict[str, Any]) -> None:
         self.config = config
@@ -209,8 +164,6 @@ class Session(Transport):
         self.login = Login()
         #: Where to record that rows may have been changed.
         self.writes = Writes()
-        #: Savepoints of inner blocks, to be set before the next statement that writes.
-        self.savepoints_due: list[str] = []
         policy = config.reset_session
         #: The side effects that RESET_SESSION has a clean-up for, and those for which
         #: it always has.
@@ -330,17 +283,16 @@ class Session(Transport):
         if self.check_first:
             self.check_status()
         left = side_effects(statement, self._server)
-        if self.block is not None:
-            self._check_in_block(left)
+        if self.blocks is not None:
+            self.blocks.check(self, left)
         self.side_effects |= left
         if left & WRITES:
             self.writes.sent = True
         try:
-            first = self._prepare_in_block(left) if self.block is not None else ()
-            if first:
-                self._execute_after(first, statement, left, unbuffered)
-            else:
+            if self.blocks is None:
                 raw.query(statement, unbuffered)
+            else:
+                self.blocks.execute(self, statement, left, unbuffered)
         except BaseException as error:
             self.failed(error)
             raise
@@ -366,9 +318,9 @@ class Session(Transport):
         if self.raw.server_status & _IN_TRANSACTION:
             self.changed += rows
             return
-        if self.block is not None:
-            self.has_committed = True
-        self._transaction_ended()
+        if self.blocks is not None:
+            self.blocks.has_committed = True
+        self.transaction_ended()
         if more:
             self.side_effects |= TRANSACTIONS  # a later result may begin one
 
@@ -423,7 +375,7 @@ class Session(Transport):
         self.attempt(self._ask_status)
         self.transaction_unknown = self.check_first = False
         if not self.raw.server_status & _IN_TRANSACTION:
-            self._transaction_ended()
+            self.transaction_ended()
 
     def _ask_status(self) -> None:
         """Get the server's status, by setting an option to its current value.
@@ -447,8 +399,8 @@ class Session(Transport):
         """Begin a transaction, which commits an open one."""
         self.read_leftovers()
         self.side_effects |= TRANSACTION
-        self.attempt(self._tell, _BEGIN)
-        self._transaction_ended()
+        self.attempt(self._tell, BEGIN)
+        self.transaction_ended()
         self.side_effects |= TRANSACTION
 
     def commit(self, statement: bytes = b"COMMIT") -> None:
@@ -456,16 +408,9 @@ class Session(Transport):
         self.read_leftovers()
         if not self.is_alive():
             self.attempt(_gone)
-        self.commit_unknown = True
-        try:
-            self.attempt(self._tell, statement)
-        except MySQLError as error:
-            # A Galera node that loses the others during the commit reports this error,
-            # although they may have committed.
-            lost_by_server = error.args[:1] == (ER.ERROR_DURING_COMMIT,)
-            self.commit_unknown = self.lost is not None or lost_by_server
-            raise
-        self.commit_unknown = False
+        self.commit_unanswered = True
+        self.attempt(self._tell, statement)
+        self.commit_unanswered = False
         self._end_transaction()
 
     def rollback(self, statement: bytes = b"ROLLBACK") -> None:
@@ -476,8 +421,21 @@ class Session(Transport):
 
     def _tell(self, statement: bytes) -> None:
         """Execute a statement that the server answers with an OK."""
-        self._write_all([statement])
+        self.send([statement])
         self._read_ok_of_one()
+
+    def send(self, statements: list[bytes]) -> None:
+        """Send statements in one piece."""
+        if self.raw._sock is None:
+            raise OperationalError(
+                CR.CR_SERVER_GONE_ERROR, "MySQL server has gone away"
+            )
+        self.raw._write_bytes(
+            b"".join(
+                struct.pack("<iB", len(statement) + 1, COMMAND.COM_QUERY) + statement
+                for statement in statements
+            )
+        )
 
     def _read_ok_of_one(self) -> None:
         """Read the answer to one statement, which is no result set."""
@@ -490,11 +448,11 @@ class Session(Transport):
 
     def _end_transaction(self) -> None:
         """Record the end of a transaction by COMMIT or ROLLBACK."""
-        self._transaction_ended()
+        self.transaction_ended()
         if self.raw.server_status & _IN_TRANSACTION:
             self.side_effects |= SNAPSHOT  # completion_type has begun another
 
-    def _transaction_ended(self) -> None:
+    def transaction_ended(self) -> None:
         """Record that no transaction is open."""
         self.forget_changes()
         self.transactions += 1
@@ -505,19 +463,6 @@ class Session(Transport):
         self.side_effects &= ~TRANSACTIONS
         self.changed, self.may_have_changed = 0, False
 
-    # Blocks
-
-    def begin_block(self) -> None:
-        """Begin a block, whose transaction begins with its first statement.
-
-        Statements that would end the transaction early are refused.
-        """
-        self.refuse_open_transaction()
-        if self.check_first:
-            self.check_status()
-        self.commit_unknown = False
-        self.block, self.begin_due = self.transactions, True
-
     def refuse_open_transaction(self) -> None:
         """Refuse to begin a block if that would commit earlier changes."""
         self.read_leftovers()
@@ -527,281 +472,6 @@ class Session(Transport):
                 " by a statement that changed or locked rows; commit() or rollback() it"
                 " first, or begin it with transaction(), which can be nested"
             )
-
-    def _check_in_block(self, left: int) -> None:
-        """Refuse a statement that would end the transaction, and any after its end."""
-        if self.pending_check and left & _CHANGES:
-            self._check_probe()
-        if self.block != self.transactions:
-            raise TransactionError(
-                "the transaction of this block has been ended, by a deadlock or by a"
-                " statement that commits implicitly; let the exception out of the block"
-            )
-        if left & ENDS:
-            raise TransactionError(
-                "a statement that ends the transaction, or commits it implicitly (DDL"
-                " does), was refused inside transaction(): execute it outside; to"
-                " roll back, let an exception out; to nest, use transaction() again"
-            )
-
-    def _prepare_in_block(self, left: int) -> list[bytes]:
-        """Return the statements to send before one with these side effects.
-
-        Guard one that may end the transaction. Send nothing before a mere read, which
-        may ask about the statement before it, as ``SELECT ROW_COUNT()`` does. An error
-        between this and the answers loses the connection.
-        """
-        first = []
-        if self.begin_due:
-            first.append(_BEGIN)
-            self._transaction_ended()  # BEGIN commits, but there is nothing to commit
-            self.side_effects |= TRANSACTION
-            self.block, self.begin_due = self.transactions, False
-        if left & _CHANGES:
-            first += [b"SAVEPOINT " + name.encode() for name in self.savepoints_due]
-            self.savepoints_due.clear()
-        if left & MAY_END:
-            first.append(_PROBE)
-            self.pending_check = True
-        return first
-
-    def _execute_after(
-        self, first: list[bytes], statement: bytes, left: int, unbuffered: bool
-    ) -> None:
-        """Execute a statement of the block after others, all sent in one piece."""
-        raw = self.raw
-        if len(statement) < MOST_SENT:
-            self._write_all([*first, statement])
-            self._read_first(first, [left])
-            raw._next_seq_id = 1
-            raw._affected_rows = raw._read_query_result(unbuffered)
-        else:
-            self._write_all(first)
-            self._read_first(first, [])
-            raw.query(statement, unbuffered)
-
-    def _write_all(self, statements: list[bytes]) -> None:
-        if self.raw._sock is None:
-            raise OperationalError(
-                CR.CR_SERVER_GONE_ERROR, "MySQL server has gone away"
-            )
-        self.raw._write_bytes(
-            b"".join(
-                struct.pack("<iB", len(statement) + 1, COMMAND.COM_QUERY) + statement
-                for statement in statements
-            )
-        )
-
-    def _read_first(self, first: list[bytes], effects: list[int]) -> None:
-        """Read the answers to what was sent before statements with these side effects.
-
-        If one is an error, read those to the statements, too: these were executed
-        outside the transaction, or without a savepoint.
-        """
-        errors = [self._read_ok_or_error() for _ in first]
-        error = next(filter(None, errors), None)
-        if error is None:
-            return
-        answers = [self._read_answer() for _ in effects]
-        self.raw._result = None
-        self.block = _ENDED
-        if errors[0] is not None and first[0] == _BEGIN:
-            self.has_committed = any(
-                left & (WRITES | MAY_END) and not isinstance(answer, MySQLError)
-                for left, answer in zip(effects, answers, strict=True)
-            )
-        raise error
-
-    def _read_ok_or_error(self) -> MySQLError | None:
-        try:
-            self._read_ok_of_one()
-        except MySQLError as error:
-            if not self._is_answer(error):
-                raise
-            return error
-        return None
-
-    def execute_many(self, statements: Iterable[bytes]) -> Any:
-        """Execute statements of a block, many sent in one piece: all of them or none.
-
-        Return the last result of PyMySQL and the number of rows changed by all. Raise
-        the first error, with the number of its row, from 1.
-        """
-        done = Progress()
-        window: list[bytes] = []
-        effects: list[int] = []
-        size = 0
-        self.read_leftovers()
-        if self.check_first:
-            self.check_status()
-        try:
-            for statement in statements:
-                left = side_effects(statement, self._server)
-                alone = left & (MAY_END | ENDS) or len(statement) >= BYTES_AT_ONCE
-                full = (
-                    len(window) == MOST_AT_ONCE or size + len(statement) > BYTES_AT_ONCE
-                )
-                if window and (alone or full):
-                    self._execute_window(window, effects, done)
-                    window, effects, size = [], [], 0
-                if alone:
-                    self._execute_window([], [], done)
-                    done.count += 1
-                    done.add(self.execute(statement, False))
-                else:
-                    window.append(statement)
-                    effects.append(left)
-                    size += len(statement)
-            if window:
-                self._execute_window(window, effects, done)
-        except BaseException as error:
-            if done.savepoint_is_set and self.lost is None:
-                self._undo_many()
-            if isinstance(error, MySQLError) and len(error.args) > 1 and done.count:
-                text = f"{error.args[1]} (row {done.count} of executemany())"
-                error.args = error.args[0], text
-            raise
-        return done
-
-    def _execute_window(
-        self, window: list[bytes], effects: list[int], done: Progress
-    ) -> None:
-        """Execute these in one piece; before the first ones, set a savepoint."""
-        left = reduce(or_, effects, WRITES)
-        self._check_in_block(left)
-        self.side_effects |= left
-        self.writes.sent = True
-        self.attempt(self._send_and_read, left, window, effects, done)
-
-    def _send_and_read(
-        self, left: int, window: list[bytes], effects: list[int], done: Progress
-    ) -> None:
-        raw = self.raw
-        failure: MySQLError | None = None
-        first = self._prepare_in_block(left)
-        if not done.savepoint_is_set:
-            if raw.server_status & _AUTOCOMMIT:
-                # A deadlock ends the transaction. What was sent after it must not be
-                # committed.
-                first.append(b"SET autocommit = 0")
-                self.autocommit_is_off = True
-            first.append(_BEFORE_MANY)
-            done.savepoint_is_set = True
-        self._write_all([*first, *window])
-        self._read_first(first, effects)
-        for _ in window:
-            done.count += failure is None
-            raw._next_seq_id = 1
-            try:
-                raw._read_query_result()
-                while raw._result.has_next:
-                    raw.next_result()
-            except MySQLError as error:
-                if not self._is_answer(error):
-                    raise
-                failure = failure or error
-            else:
-                done.add(raw._result)
-                if raw._result.warning_count:
-                    self.side_effects |= SESSION
-                self._note_change(raw._result.affected_rows, more=False)
-        raw._result = None
-        if failure is not None:
-            raise failure
-
-    def _undo_many(self) -> None:
-        """Undo what :meth:`execute_many` has done before an error."""
-        before = _BEFORE_MANY.replace(b"SAVEPOINT", b"ROLLBACK TO SAVEPOINT")
-        try:
-            self.attempt(self._tell, before)
-        except MySQLError as error:
-            if self.lost is not None or error.args[0] != ER.SP_DOES_NOT_EXIST:
-                raise
-            # A deadlock has ended the transaction.
-            self._transaction_ended()
-            self.side_effects |= TRANSACTION
-        else:
-            self.transaction_unknown = self.check_first = False
-
-    def block_is_open(self) -> bool:
-        """Return whether the block's transaction is open; ask the server if unknown."""
-        self.read_leftovers()
-        if self.check_first:
-            self.check_status()
-        if self.pending_check:
-            self._check_probe()
-        return self.block == self.transactions
-
-    def _check_probe(self) -> None:
-        """Find out whether a statement has ended the transaction.
-
-        The savepoint set before the statement is gone if the statement has committed.
-        """
-        try:
-            self.attempt(self._tell, _PROBE.replace(b"SAVEPOINT", b"RELEASE SAVEPOINT"))
-        except MySQLError as error:
-            if self.lost is not None or error.args[0] != ER.SP_DOES_NOT_EXIST:
-                raise
-            self.has_committed = True
-            self._transaction_ended()
-        self.pending_check = False
-
-    def begin_savepoint(self, name: str) -> None:
-        """Begin an inner block; its savepoint is set before its first change."""
-        self.savepoints_due.append(name)
-
-    def end_savepoint(self, name: str) -> bool:
-        """End an inner block, whose changes become the outer block's.
-
-        False if the transaction is known to have ended; a pending check is left to the
-        outer block.
-        """
-        if name in self.savepoints_due:
-            self.savepoints_due.remove(name)
-        return self.block == self.transactions
-
-    def undo_savepoint(self, name: str) -> None:
-        """Undo an inner block, if it has made changes and the transaction is open."""
-        if name in self.savepoints_due:
-            self.savepoints_due.remove(name)
-            return
-        self.read_leftovers(wanted=False)
-        if self.block_is_open():
-            self.attempt(self._tell, f"ROLLBACK TO SAVEPOINT {name}".encode())
-
-    def commit_block(self) -> None:
-        """Commit what the block has done, and allow commit() and rollback() again."""
-        if not self.begin_due:
-            self.commit(_COMMIT)
-        self._restore_autocommit()
-        self.leave_block()
-
-    def undo_block(self) -> bool:
-        """Roll back; return whether it is certain that nothing was committed before."""
-        self.read_leftovers(wanted=False)
-        if self.pending_check:
-            self._check_probe()
-        certain = not self.has_committed
-        if not self.begin_due:
-            self.rollback(_ROLLBACK)
-        self._restore_autocommit()
-        self.leave_block()
-        return certain
-
-    def _restore_autocommit(self) -> None:
-        """Switch autocommit on again; give up the connection if that fails."""
-        if self.autocommit_is_off:
-            try:
-                self.attempt(self._tell, b"SET autocommit = 1")
-            except MySQLError as error:
-                self.failed(OSError(f"autocommit cannot be restored: {error}"))
-            self.autocommit_is_off = False
-
-    def leave_block(self, fails: bool = False) -> None:
-        """End the block; with ``fails``, enter one in which every statement raises."""
-        self.pending_check = self.has_committed = self.begin_due = False
-        self.savepoints_due.clear()
-        self.block = _ENDED if fails else None
 
     def command(self, name: str, *args: Any) -> Any:
         """Call a method of PyMySQL that talks to the server; record its side effects.
@@ -829,7 +499,7 @@ class Session(Transport):
     def reported(self, error: MySQLError, code: Any) -> None:
         """Record what an error of the server may mean for transaction and role."""
         self.transaction_unknown = True
-        self.check_first = self.block is not None or code in ROLLED_BACK
+        self.check_first = self.blocks is not None or code in ROLLED_BACK
         if code in READ_ONLY or code in NOT_READY:
             self.is_suspect = True
         self.side_effects |= SESSION  # SHOW WARNINGS would show the error to the next
@@ -911,7 +581,7 @@ class Session(Transport):
             left <= SNAPSHOT
             and in_none
             and raw._result is None
-            and self.block is None
+            and self.blocks is None
             and not self.transaction_unknown
         ):
             return True
@@ -932,15 +602,14 @@ class Session(Transport):
             else:
                 raw._result = None
         self.changed, self.may_have_changed, self.check_first = 0, False, False
-        if self.autocommit_is_off:
-            left |= SESSION
-            self.autocommit_is_off = False
-        if self.block is not None:
-            self.leave_block()
+        if self.blocks is not None:
+            if self.blocks.autocommit_is_off:
+                left |= SESSION
+            self.blocks = None
         left &= self._cleaned
         if not left & BEYOND_ROLLBACK:
             if unknown or (left & TRANSACTIONS and not in_none):
-                return self.write([_query(_ROLLBACK)])
+                return self.write([_query(ROLLBACK)])
             return True
         if left & UNCLEANABLE or self.login.obstacle:
             return False
@@ -974,7 +643,7 @@ class Session(Transport):
             # Only stored code or EXECUTE can have switched on profiling unseen.
             where.append(_query(NO_PROFILES))
             # Fails after XA PREPARE, which a reset hides without undoing it.
-            first.append(_query(_ROLLBACK))
+            first.append(_query(ROLLBACK))
         return self.write([*first, (COM_RESET_CONNECTION, b""), *where, *self._setup])
 
 
