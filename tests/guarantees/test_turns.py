@@ -287,6 +287,19 @@ def test_an_error_before_the_first_statement_fails_no_block(
     assert changed(sql) == 1
 
 
+@pytest.mark.parametrize("policy", ["transaction", "auto"])
+def test_a_return_within_a_block_leaves_autocommit_on(
+    make_pool: MakePool, table: str, policy: str
+) -> None:
+    pool = make_pool(AUTOCOMMIT=True, MAX_SIZE=1, RESET_SESSION=policy)
+    with pytest.raises(TransactionError), pool.connection() as connection:
+        with transaction(connection), connection.cursor() as cursor:
+            cursor.executemany("UPDATE t SET a = %s WHERE id = %s", [(1, 2), (3, 4)])
+            connection.close()
+    with pool.connection() as connection:
+        assert execute(connection, "SELECT @@autocommit") == ((1,),)
+
+
 def test_a_merged_insert_stays_one_statement(
     connection: PooledConnection, turns: Any, sql: Sql
 ) -> None:

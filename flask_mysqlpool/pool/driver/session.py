@@ -604,6 +604,8 @@ class Session(Transport):
         self.changed, self.may_have_changed, self.check_first = 0, False, False
         if self.blocks is not None:
             if self.blocks.autocommit_is_off:
+                if self.config.reset_session == "transaction":
+                    return False
                 left |= SESSION
             self.blocks = None
         left &= self._cleaned
