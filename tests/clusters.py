@@ -203,14 +203,18 @@ class GaleraCluster(_Several):
         program = Path(self._tools.folder, "wsrep_sst_nothing")
         program.write_text(STATE_TRANSFER)
         program.chmod(0o700)
+        self._path = os.environ["PATH"]
 
     def stop(self) -> None:
+        os.environ["PATH"] = self._path
         super().stop()
         self._tools.close()
 
     def start(self) -> None:
         """Start all of them; returns when each is ready."""
         first, *others = self.servers
+        # A node looks for the program each time that it starts.
+        os.environ["PATH"] = f"{self._tools.folder}:{self._path}"
         for server in self.servers:
             self._create(server)
         first.restart([*self._options(0), "--wsrep-new-cluster"])
@@ -230,12 +234,7 @@ class GaleraCluster(_Several):
         first.options = tuple(self._options(0))
 
     def _create(self, server: LocalServer) -> None:
-        path = os.environ["PATH"]
-        os.environ["PATH"] = f"{self._tools.folder}:{path}"
-        try:
-            server.start()
-        finally:
-            os.environ["PATH"] = path
+        server.start()
         if server is self.servers[0]:
             # Without a password and without any right, for HAProxy's checks.
             run(server, f"CREATE USER haproxy@'{HOST}'")
