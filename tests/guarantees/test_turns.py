@@ -300,6 +300,24 @@ def test_a_return_within_a_block_leaves_autocommit_on(
         assert execute(connection, "SELECT @@autocommit") == ((1,),)
 
 
+def test_rows_of_procedures_are_read_before_the_next_call(
+    connection: PooledConnection, sql: Sql
+) -> None:
+    sql("DROP PROCEDURE IF EXISTS negated")
+    body = "BEGIN UPDATE t SET a = -n WHERE id = n; SELECT n AS n; SELECT 0 AS n; END"
+    sql(f"CREATE PROCEDURE negated(n INT) {body}")
+    with transaction(connection), connection.cursor() as cursor:
+        with pytest.raises(UnicodeEncodeError):
+            cursor.executemany("CALL negated(%s)", [(1,), ("\udcff",)])
+        cursor.executemany("CALL negated(%s)", [(2,), (3,), (4,)])
+        assert cursor.fetchall() == ((4,),)
+        assert cursor.nextset()
+        assert cursor.fetchall() == ((0,),)
+        change(connection, 5)
+
+    assert changed(sql) == 4
+
+
 def test_a_merged_insert_stays_one_statement(
     connection: PooledConnection, turns: Any, sql: Sql
 ) -> None:
