@@ -229,7 +229,11 @@ def test_what_is_sent_after_a_deadlock_is_not_committed(
     with make_pool().connection() as other, pytest.raises(TransactionError):
         with transaction(connection):
             change(connection, 1)
-            execute(other, "UPDATE t SET a = a + 1000 WHERE id >= 100")
+            # A scan of the whole table would lock row 1, too.
+            execute(
+                other,
+                "UPDATE t FORCE INDEX (PRIMARY) SET a = a + 1000 WHERE id >= 100",
+            )
             waiting = threading.Thread(
                 target=execute, args=(other, "UPDATE t SET a = 5000 WHERE id = 1")
             )
