@@ -503,7 +503,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             return
         used = now - con.since
         con.times.add(used)
-        fault = self._clean(con, now)
+        fault = self._fault(con, now)
         if fault is None:
             con.fresh_until = min(
                 con.expires, now + self._ping_after, con.lag_checked + LAG_VALID
@@ -523,7 +523,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Do the same as :meth:`checkin`: no connection is ever shared."""
         self.checkin(con)
 
-    def _clean(self, con: Session, now: float) -> str | None:
+    def _fault(self, con: Session, now: float) -> str | None:
         """Begin to clean a returned connection; if it has to be closed, return why."""
         if con.lost is not None:
             return "dead"
@@ -778,7 +778,7 @@ class NullPool(Pool):
     Limits, deadlines, queue and errors are those of :class:`Pool`.
     """
 
-    def _clean(self, con: Session, now: float) -> str | None:
+    def _fault(self, con: Session, now: float) -> str | None:
         """Have every connection closed that is returned."""
         return "dead" if con.lost is not None else "surplus"
 

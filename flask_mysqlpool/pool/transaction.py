@@ -316,7 +316,7 @@ class Blocks:
             self._check_probe(session)
         return self.number in (None, session.transactions)
 
-    def commit(self, session: Session) -> None:
+    def end_block(self, session: Session) -> None:
         """Commit, and end the blocks; raise if the transaction was ended before."""
         if not self.is_open(session):
             raise TransactionError(_ENDED)
@@ -529,7 +529,7 @@ class TransactionBlock(ContextDecorator):
             if connection.block is not self:
                 raise TransactionError(_ENDED)
             connection._do(
-                partial(blocks.end_savepoint, name=name) if name else blocks.commit
+                partial(blocks.end_savepoint, name=name) if name else blocks.end_block
             )
         except BaseException as error:
             # A Galera node that loses the others during the commit reports this error,

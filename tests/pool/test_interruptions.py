@@ -540,9 +540,10 @@ def test_the_moments_are_in_all_of_these_modules(make_pool: MakePool) -> None:
     signals = Signals(lambda: None)
 
     def use() -> None:
-        with pool.connection() as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            assert cursor.fetchall() == ((1,),)
+        with pool.connection() as connection, transaction(connection):
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+                assert cursor.fetchall() == ((1,),)
 
     assert not signals.sent_during(use, 1_000_000)
 
