@@ -1047,7 +1047,10 @@ def test_a_signal_ends_a_pause_as_ctrl_c_does(
     command = [*flask_program, "mysqlpool", "pause", "--wait", "30"]
     with connected(app):
         until(lambda: totals(app)["in_use"] == 1)
+        # Under nohup the tests, and what they start, would ignore SIGHUP.
+        before = signal.signal(number, signal.SIG_DFL)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as pause:
+            signal.signal(number, before)
             assert pause.stdout
             output = pause.stdout.readline()
             pause.send_signal(number)
