@@ -196,11 +196,11 @@ class Blocks:
         outside the transaction, or without a savepoint.
         """
         session.send([*first, *statements])
-        errors = [_read_answer(session) for _ in first]
+        errors = [session.read_to_end() for _ in first]
         error = next(filter(None, errors), None)
         if error is None:
             return
-        later = [_read_answer(session) for _ in statements]
+        later = [session.read_to_end() for _ in statements]
         session.raw._result = None
         self.number = _FAILED
         if errors[0] is not None and first[0] == BEGIN:
@@ -261,7 +261,7 @@ class Blocks:
         self._send(session, first, piece)
         for _ in piece:
             done.count += failure is None
-            error = _read_answer(session)
+            error = session.read_to_end()
             if error is not None:
                 failure = failure or error
                 continue
@@ -368,21 +368,6 @@ class Blocks:
         if was_due:
             self.savepoints_due.remove(name)
         return was_due
-
-
-def _read_answer(session: Session) -> MySQLError | None:
-    """Read the answer to one statement; return the error, if the server reports one."""
-    raw = session.raw
-    raw._next_seq_id = 1
-    try:
-        raw._read_query_result()
-        while raw._result.has_next:
-            raw.next_result()
-    except MySQLError as error:
-        if not session._is_answer(error):
-            raise
-        return error
-    return None
 
 
 def _pieces(

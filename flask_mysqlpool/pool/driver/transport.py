@@ -249,8 +249,11 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         raw._next_seq_id = 2
         return True
 
-    def _read_answer(self) -> Rows | MySQLError:
-        """Read the answer to one command: its rows, or the server's error."""
+    def read_to_end(self) -> MySQLError | None:
+        """Read all results of one command; return the error, if the server reports one.
+
+        Otherwise the last result is that of the driver's connection.
+        """
         raw = self.raw
         raw._next_seq_id = 1
         try:
@@ -261,6 +264,13 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
             if not self._is_answer(error):
                 raise
             return error
+        return None
+
+    def _read_answer(self) -> Rows | MySQLError:
+        """Read the answer to one command: its rows, or the server's error."""
+        if error := self.read_to_end():
+            return error
+        raw = self.raw
         result = raw._result
         if not result.field_count:
             return []
