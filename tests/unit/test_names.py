@@ -136,7 +136,8 @@ def test_a_forked_child_waits_for_no_look_up_of_its_parent(resolver: Resolver) -
 def test_a_look_up_that_hangs_frees_its_place(resolver: Resolver) -> None:
     with Liar(honest) as server:
         settings = {"HOST": "db", "PORT": server.port, "USER": "app", "MAX_SIZE": 1}
-        settings |= {"CONNECT_TIMEOUT": 0.1, "TIMEOUT": 10}
+        # Long enough to connect afterwards, on a busy machine, too.
+        settings |= {"CONNECT_TIMEOUT": 1, "TIMEOUT": 10}
         pool = Pool(PoolConfig.from_mapping(settings))
         resolver.hanging["db"] = threading.Event()
         with pytest.raises(OperationalError) as info:
