@@ -41,7 +41,7 @@ from .statements import (
     server_of,
     side_effects,
 )
-from .transport import Rows, Transport
+from .transport import Rows, Transport, packets
 
 #: Commands that PyMySQL lacks. This one resets the session.
 COM_RESET_CONNECTION = 0x1F
@@ -422,7 +422,12 @@ class Session(Transport):
     def _tell(self, statement: bytes) -> None:
         """Execute a statement that the server answers with an OK."""
         self.send([statement])
-        self._read_ok_of_one()
+        raw = self.raw
+        raw._next_seq_id = 1
+        raw._read_query_result()
+        result, raw._result = raw._result, None
+        if result.field_count or result.has_next:
+            raise OperationalError(CR.CR_COMMANDS_OUT_OF_SYNC, "Command Out of Sync")
 
     def send(self, statements: list[bytes]) -> None:
         """Send statements in one piece."""
@@ -430,21 +435,7 @@ class Session(Transport):
             raise OperationalError(
                 CR.CR_SERVER_GONE_ERROR, "MySQL server has gone away"
             )
-        self.raw._write_bytes(
-            b"".join(
-                struct.pack("<iB", len(statement) + 1, COMMAND.COM_QUERY) + statement
-                for statement in statements
-            )
-        )
-
-    def _read_ok_of_one(self) -> None:
-        """Read the answer to one statement, which is no result set."""
-        raw = self.raw
-        raw._next_seq_id = 1
-        raw._read_query_result()
-        result, raw._result = raw._result, None
-        if result.field_count or result.has_next:
-            raise OperationalError(CR.CR_COMMANDS_OUT_OF_SYNC, "Command Out of Sync")
+        self.raw._write_bytes(packets(map(_query, statements)))
 
     def _end_transaction(self) -> None:
         """Record the end of a transaction by COMMIT or ROLLBACK."""

@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import repeat
 from typing import Any
@@ -147,10 +147,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
     def _send(self, commands: Sequence[tuple[int, bytes]]) -> bool:
         """Send commands; False if the socket did not take all bytes at once."""
         raw = self.raw
-        data = b"".join(
-            struct.pack("<iB", len(payload) + 1, command) + payload
-            for command, payload in commands
-        )
+        data = packets(commands)
         try:
             raw._sock.settimeout(0.0)
             raw._current_timeout = 0.0
@@ -393,6 +390,14 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
 
         PyMySQL's own finalizer closes the descriptor.
         """
+
+
+def packets(commands: Iterable[tuple[int, bytes]]) -> bytes:
+    """Return commands as they are sent, each in a packet of its own."""
+    return b"".join(
+        struct.pack("<iB", len(payload) + 1, command) + payload
+        for command, payload in commands
+    )
 
 
 def _identity(descriptor: int) -> tuple[int, int]:
