@@ -138,6 +138,14 @@ def end_at_server(sql: Callable[..., Any], number: int) -> None:
     until(lambda: not sql(listed, number))
 
 
+@pytest.fixture(params=["tells", "silent"])
+def tells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether servers tell with each answer what has changed in the session."""
+    if request.param == "silent":
+        monkeypatch.setattr("flask_mysqlpool.pool.driver.results.TRACKING", 1 << 40)
+    return bool(request.param == "tells")
+
+
 class MakePool(Protocol):
     def __call__(self, **settings: Any) -> Pool: ...
 
@@ -202,7 +210,7 @@ def extension(app: Flask) -> MySQLPool:
     return db
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait for what another process does and nobody announces."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -3,7 +3,8 @@
 Each is executed on new sessions: one to look at what it leaves, and one in which a
 transaction has a change, to see whether the statement ends that. ``python
 tests/statements.py --engine mysql --count 5000 --seed 2`` samples the product of
-statements, wrappers and ways to write them; without ``--count`` it takes 4,000.
+statements, wrappers and ways to write them; without ``--count`` it takes 4,000. The
+server tells of effects, too, unless ``--silent`` is given.
 ``--names`` instead makes a stored function of each name that is known to be harmless,
 and calls it in each way in which the server may take one for the other.
 """
@@ -24,6 +25,8 @@ from pymysql.constants import CLIENT, ER, SERVER_STATUS
 from pymysql.err import MySQLError
 
 from flask_mysqlpool.pool.driver import statements
+from flask_mysqlpool.pool.driver.results import ReadingConnection
+from flask_mysqlpool.pool.driver.session import ASSIGNMENTS
 from flask_mysqlpool.pool.driver.statements import find_side_effects, server_of
 from flask_mysqlpool.testing import LocalServer
 
@@ -212,6 +215,7 @@ SELECT a INTO @x FROM t LIMIT 1
 SELECT a FROM t LIMIT 1 INTO @x
 SELECT a FROM t INTO OUTFILE '/nowhere/a'
 SELECT a FROM v_func
+SELECT a FROM v_write
 SELECT * FROM t PROCEDURE ANALYSE()
 SELECT f_var(1); COMMIT
 SELECT 1; COMMIT
@@ -556,6 +560,7 @@ CREATE TRIGGER trig_u BEFORE UPDATE ON trig FOR EACH ROW INSERT INTO log VALUES 
 CREATE TRIGGER trig_d BEFORE DELETE ON trig FOR EACH ROW SET @x = GET_LOCK('l', 2)
 CREATE VIEW v AS SELECT a FROM t
 CREATE VIEW v_func AS SELECT f_var(1) AS a
+CREATE VIEW v_write AS SELECT f_write(1) AS a
 INSERT INTO one VALUES (1)
 """
 
@@ -597,6 +602,8 @@ SAID_BY = {
     "SNAPSHOT": statements.TRANSACTIONS,
     "ROLE": statements.ROLE | statements.RUNS_CODE,
 }
+#: Views whose functions have effects, which only the server tells of.
+_VIEW = re.compile("v_func|v_write")
 #: The errors with which a server refuses what it cannot read.
 _UNREADABLE = {ER.PARSE_ERROR, ER.SYNTAX_ERROR, ER.EMPTY_QUERY, ER.NOT_SUPPORTED_YET}
 
@@ -660,7 +667,7 @@ DO %s(1)
 
 def call_names(server: LocalServer) -> Findings:
     """Give stored functions the names that are known, and see what calls them."""
-    laboratory = Laboratory(server)
+    laboratory = Laboratory(server, tells=False)
     found, connection = laboratory.findings, server.connect(autocommit=True)
     tables = statements._CALLS_ON
     names = sorted({name.decode() for table in tables for name in table})
@@ -677,7 +684,7 @@ def call_names(server: LocalServer) -> Findings:
                 found.failed += error not in _UNREADABLE
             found.executed += 1
             if laboratory.ask(connection, "SELECT @x") != (None,):
-                laboratory.compare(statement, mode, {"SESSION", "RUNS_CODE"})
+                laboratory.compare(statement, mode, {"SESSION", "RUNS_CODE"}, told=0)
                 found.effects["RUNS_CODE"] += 1
     connection.close()
     laboratory.close()
@@ -693,6 +700,9 @@ class Findings:
     failed: int = 0
     unreadable: int = 0
     misses: list[tuple[str, str, str]] = field(default_factory=list)
+    #: Effects that only the server tells of, and those that only the text shows.
+    only_told: Counter[str] = field(default_factory=Counter)
+    only_in_text: Counter[str] = field(default_factory=Counter)
     effects: Counter[str] = field(default_factory=Counter)
     false_alarms: Counter[str] = field(default_factory=Counter)
 
@@ -701,6 +711,8 @@ class Findings:
         for title, counts in (
             ("effects", self.effects),
             ("false alarms", self.false_alarms),
+            ("only told by the server", self.only_told),
+            ("only in the text", self.only_in_text),
         ):
             counted = ", ".join(f"{n} {name}" for name, n in counts.most_common())
             lines.append(f"{title}: {counted}")
@@ -715,8 +727,8 @@ class Findings:
 class Laboratory:
     """Databases with stored code in which statements are tried."""
 
-    def __init__(self, server: LocalServer) -> None:
-        self.server = server
+    def __init__(self, server: LocalServer, tells: bool) -> None:
+        self.server, self.tells = server, tells
         self.observer = server.connect(autocommit=True)
         self.kind = server_of(self.observer.get_server_info())
         self.is_mariadb = self.kind == statements.MARIADB
@@ -776,10 +788,17 @@ class Laboratory:
     @contextmanager
     def session(self, mode: str, statement: str) -> Iterator[Any]:
         flag = CLIENT.MULTI_STATEMENTS if ";" in statement.rstrip("; ") else 0
-        connection = self.server.connect(
-            read_timeout=20, database="statements", client_flag=flag, autocommit=False
+        connection: Any = self.server.connect(
+            **{"read_timeout": 20, "database": "statements", "client_flag": flag},
+            **{"autocommit": False, "defer_connect": True},
         )
+        if self.tells:
+            connection.__class__ = ReadingConnection
+        connection.connect()
         try:
+            if self.tells:
+                connection.read_faster()
+                assert not self.attempt(connection, f"SET {ASSIGNMENTS}")
             if mode and (mode != "ORACLE" or self.is_mariadb):
                 self.attempt(connection, f"SET SESSION sql_mode = '{mode}'")
             self.attempt(connection, "CREATE TEMPORARY TABLE own (a INT)")
@@ -796,11 +815,14 @@ class Laboratory:
         with self.session(mode, statement) as connection:
             if mode not in self.usual:
                 self.usual[mode] = self.variables(connection)
+            connection.told = statements.NONE
             error = self.attempt(connection, statement)
+            told = connection.told & ~statements.ENDS
             effects = self.left_in(connection, mode)
         with self.session(mode, statement) as connection:
             if self.ends_block(connection, statement):
                 effects.add("ENDS")
+            told |= connection.told & statements.ENDS
         if self.ask(self.observer, self.about_state) != self.state:
             effects.add("WRITES")
             self.tidy()
@@ -813,18 +835,21 @@ class Laboratory:
         found.executed += 1
         found.failed += bool(error)
         found.effects.update(effects)
-        self.compare(statement, mode, effects)
+        self.compare(statement, mode, effects, told)
 
-    def compare(self, statement: str, mode: str, effects: set[str]) -> None:
+    def compare(self, statement: str, mode: str, effects: set[str], told: int) -> None:
         several = ";" in statement.rstrip("; ")
         server = self.kind | (statements.SEVERAL if several else 0)
         text = statement.encode("latin-1")
         said = find_side_effects(text, server)
         found = self.findings
         for effect in sorted(effects):
-            missed = not said & SAID_BY.get(effect, getattr(statements, effect))
-            if missed and "v_func" in statement.lower():
-                found.excepted += 1  # the one that no text shows
+            flags = SAID_BY.get(effect, getattr(statements, effect))
+            found.only_told[effect] += bool(told & flags and not said & flags)
+            found.only_in_text[effect] += bool(said & flags and not told & flags)
+            missed = not (said | told) & flags
+            if missed and not self.tells and _VIEW.search(statement.lower()):
+                found.excepted += 1  # no text shows it
             elif missed:
                 found.misses.append((effect, statement, mode))
         for flag in ("SESSION", "DIRTY_SCHEMA", "ROLE", "WRITES", "ENDS"):
@@ -919,17 +944,18 @@ class Laboratory:
         """Execute it in a transaction, and look whether that is over."""
         self.number += 1
         question = f"SELECT COUNT(*) FROM statements.marks WHERE a = {self.number}"
+        self.attempt(connection, "START TRANSACTION")
         self.attempt(connection, f"INSERT INTO marks VALUES ({self.number})")
         self.attempt(connection, "SAVEPOINT sp")
+        connection.told = statements.NONE
         self.attempt(connection, statement)
-        if self.ask(self.observer, question) != (0,):
-            return True
-        return bool(self.ask(connection, question) == (0,))
+        is_lost = self.ask(connection, question) == (0,)  # tells, after an error
+        return bool(is_lost or self.ask(self.observer, question) != (0,))
 
 
-def explore(server: LocalServer, count: int, seed: int) -> Findings:
+def explore(server: LocalServer, count: int, seed: int, tells: bool = True) -> Findings:
     """Try as many statements, and return what was found."""
-    laboratory = Laboratory(server)
+    laboratory = Laboratory(server, tells)
     try:
         for statement, mode in sample(count, seed):
             laboratory.examine(statement, mode)
@@ -944,6 +970,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--names", action="store_true")
+    parser.add_argument("--silent", action="store_true")
     options = parser.parse_args()
     root = os.environ.get("FLASK_MYSQLPOOL_MYSQL_ROOT")
     root = root if options.engine == "mysql" else None
@@ -951,7 +978,8 @@ def main() -> None:
         if options.names:
             findings = call_names(server)
         else:
-            findings = explore(server, options.count, options.seed)
+            tells = not options.silent
+            findings = explore(server, options.count, options.seed, tells)
     print(findings)
     raise SystemExit(1 if findings.misses else 0)
 

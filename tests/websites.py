@@ -49,7 +49,7 @@ SLOW, PAUSE = 5, 0.01
 
 
 #: Seconds until what should happen counts as not happening.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 #: Seconds that a client waits for an answer.

@@ -27,7 +27,15 @@ from ..errors import CommitUnknown, ConnectionLost, PoolError, TransactionError
 from .driver.error_codes import CONFLICTS, pause_after
 from .driver.results import MOST_SENT
 from .driver.session import BEGIN, COMMIT, ROLLBACK, Session
-from .driver.statements import ENDS, MAY_END, SESSION, TRANSACTION, WRITES, side_effects
+from .driver.statements import (
+    ENDS,
+    MAY_END,
+    NONE,
+    SESSION,
+    TRANSACTION,
+    WRITES,
+    side_effects,
+)
 from .driver.transport import without_traceback
 
 if TYPE_CHECKING:
@@ -89,9 +97,12 @@ class Blocks:
     statement.
     """
 
-    #: Whether a statement may have committed the transaction, and the server was not
-    #: asked since; see :meth:`_check_probe`.
+    #: Whether a statement may have committed the transaction, and the server has not
+    #: told since whether it did; see :meth:`_settle_doubt`.
     pending_check = False
+    #: Whether the server tells with an answer if the transaction has ended; and whether
+    #: that was relied on.
+    is_told = was_told = False
     #: Whether the transaction is known to have been ended by a statement.
     has_committed = False
     #: Whether autocommit is off until the end; see :meth:`execute_many`.
@@ -137,8 +148,8 @@ class Blocks:
 
     def check(self, session: Session, left: int) -> None:
         """Refuse a statement that would end the transaction, and any after its end."""
-        if self.pending_check and left & _CHANGES:
-            self._check_probe(session)
+        if self.pending_check and (self.is_told or left & _CHANGES):
+            self._settle_doubt(session)
         if self.number not in (None, session.transactions):
             raise TransactionError(
                 "the transaction of this block has been ended, by a deadlock or by a"
@@ -198,7 +209,10 @@ class Blocks:
         session.send([*first, *statements])
         errors = [session.read_to_end() for _ in first]
         error = next(filter(None, errors), None)
+        told, session.raw.told = session.raw.told, NONE
         if error is None:
+            if first[:1] == [BEGIN]:
+                self.is_told = bool(told & ENDS)
             return
         later = [session.read_to_end() for _ in statements]
         session.raw._result = None
@@ -296,12 +310,19 @@ class Blocks:
             return False
         return True
 
-    def _check_probe(self, session: Session) -> None:
+    def _settle_doubt(self, session: Session) -> None:
         """Find out whether a statement has ended the transaction.
 
-        The savepoint set before the statement is gone if the statement has committed.
+        The server may have told that it has not, with the answer to the statement or,
+        after an error, with that to the next command. MySQL also tells of an end when a
+        temporary table is created. So then, the savepoint is what counts that was set
+        before the statement: it is gone if the statement has committed.
         """
-        if not self._execute(session, f"RELEASE SAVEPOINT {_PROBE}"):
+        if self.is_told and session.check_first:
+            session.check_status()
+        if self.is_told:
+            self.was_told = True
+        elif not self._execute(session, f"RELEASE SAVEPOINT {_PROBE}"):
             self.has_committed = True
         self.pending_check = False
 
@@ -313,7 +334,7 @@ class Blocks:
         if session.check_first:
             session.check_status()
         if self.pending_check:
-            self._check_probe(session)
+            self._settle_doubt(session)
         return self.number in (None, session.transactions)
 
     def end_block(self, session: Session) -> None:
@@ -322,13 +343,16 @@ class Blocks:
             raise TransactionError(_ENDED)
         if self.number is not None:
             session.commit(COMMIT)
+            if self.was_told and not session.told_of_commit & ENDS:
+                # Stored code has switched off what the server tells.
+                raise TransactionError(_ENDED)
         self.end(session)
 
     def undo(self, session: Session, ends: bool = True) -> None:
         """Roll back; unless this ends the blocks, later statements in them raise."""
         session.read_leftovers(wanted=False)
         if self.pending_check:
-            self._check_probe(session)
+            self._settle_doubt(session)
         if self.number is not None:
             session.rollback(ROLLBACK)
         self.number = _FAILED

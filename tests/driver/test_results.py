@@ -88,6 +88,12 @@ def test_a_pooled_connection_reads_so(make_pool: MakePool) -> None:
 
 EOF_PACKET = b"\xfe\x02\x00\x22\x00"
 MORE_RESULTS = b"\xfe\x00\x00\x0a\x00"
+#: The same from a server that tells of changes: as an OK, with and without a change.
+AS_OK = {
+    EOF_PACKET: b"\xfe\x00\x00\x22\x00\x02\x00",
+    MORE_RESULTS: b"\xfe\x00\x00\x0a\x40\x00\x00\x00\x0b\x05\x09\x08T_R_W_S_",
+    ERROR: ERROR,
+}
 #: Type, number of the character set, and cells as a server sends them.
 KINDS: dict[int, tuple[int, list[bytes]]] = {
     FIELD_TYPE.LONG: (63, [b"0", b"-12", b"0042"]),
@@ -131,24 +137,37 @@ def definition(kind: int, name: str) -> bytes:
 
 
 def response(
-    kinds: list[int], rows: list[list[bytes | None]], end: bytes, names: int = 1000
+    kinds: list[int],
+    rows: list[list[bytes | None]],
+    end: bytes,
+    names: int = 1000,
+    tracked: bool = False,
 ) -> bytes:
     """What a server sends; with fewer names than columns, some have the same."""
     parts = [bytes([len(kinds)])]
     parts += [definition(kind, f"c{i % names}") for i, kind in enumerate(kinds)]
-    parts += [EOF_PACKET, *(b"".join(map(coded, row)) for row in rows), end]
+    parts += [] if tracked else [EOF_PACKET]
+    parts += [b"".join(map(coded, row)) for row in rows]
+    parts.append(AS_OK[end] if tracked else end)
     return b"".join(packet(part, 1 + index) for index, part in enumerate(parts))
 
 
 @st.composite
-def responses(draw: st.DrawFn) -> bytes:
+def two_forms(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """A result with an EOF after its definitions and rows, and as a tracked one."""
     kinds = draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=5))
     row = st.tuples(*(st.sampled_from([None, *KINDS[kind][1]]) for kind in kinds))
     rows = draw(st.lists(row.map(list), max_size=12))
     if rows and draw(st.integers(0, 9)) == 9:  # a row without the last column
         rows[-1].pop()
     end = draw(st.sampled_from((EOF_PACKET, MORE_RESULTS, ERROR)))
-    return response(kinds, rows, end, draw(st.integers(1, 5)))
+    names = draw(st.integers(1, 5))
+    plain, tracked = (response(kinds, rows, end, names, how) for how in (False, True))
+    return plain, tracked
+
+
+def responses() -> st.SearchStrategy[bytes]:
+    return two_forms().map(lambda forms: forms[0])
 
 
 def integer(value: int) -> bytes:
@@ -178,6 +197,7 @@ def results(
     unbuffered: bool,
     end: BaseException | None = None,
     in_dicts: bool = False,
+    tracked: bool = False,
     **how: Any,
 ) -> list[Any]:
     """Read results one after another; return what came of each."""
@@ -186,6 +206,7 @@ def results(
     con._sock, con._rfile = ours, io.BufferedReader(Source(b"".join(data), piece, end))
     con._current_timeout, con._read_timeout = -1, 3.0
     if cls is ReadingConnection:
+        con.is_tracking = tracked
         con.read_faster()
     found: list[Any] = []
     try:
@@ -247,6 +268,15 @@ def outcome_of(con: Any, unbuffered: bool, in_dicts: bool) -> list[Any]:
     ]
 
 
+class Unhashable:
+    """A converter of which nothing can be remembered."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, text: str) -> float:
+        return float(text)
+
+
 HOW: list[dict[str, Any]] = [
     {},
     {"use_unicode": False},
@@ -283,6 +313,80 @@ def test_results_are_those_of_pymysql(
     expected = results(Connection, *given, **how)
 
     assert results(ReadingConnection, *given, **how) == expected
+
+
+def without_numbers(found: list[Any]) -> list[Any]:
+    """Leave out the packets' numbers: a tracked result has one packet less."""
+    return [
+        (each[0], each[1], type(each[2]))
+        if isinstance(each, tuple) and len(each) == 3 and isinstance(each[2], int)
+        else (bool(each[0]), each[1])
+        if isinstance(each, tuple) and len(each) == 2 and isinstance(each[1], bool)
+        else each
+        for each in found
+    ]
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.lists(two_forms(), min_size=1, max_size=3),
+    st.sampled_from((1, 7, 100, 1 << 20)),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([*HOW, {"conv": {FIELD_TYPE.LONG: Unhashable()}}]),
+)
+def test_a_tracked_result_has_the_same_rows(
+    sent: list[tuple[bytes, bytes]],
+    piece: int,
+    unbuffered: bool,
+    in_dicts: bool,
+    how: dict[str, Any],
+) -> None:
+    """No EOF comes after the definitions, and an OK in its place after the rows."""
+    plain, tracked = ([forms[n] for forms in sent for _ in range(2)] for n in (0, 1))
+    given = piece, unbuffered, None, in_dicts
+
+    expected = results(Connection, plain, *given, **how)
+    found = results(ReadingConnection, tracked, *given, True, **how)
+
+    assert without_numbers(found) == without_numbers(expected)
+
+
+def test_a_tracked_result_may_be_cut_at_every_byte() -> None:
+    """Either it is read to its end, or the connection is lost; rows are never made."""
+    rows: list[list[bytes | None]] = [[b"1", b"a"], [None, b"x" * 260], [b"3", b""]]
+    for end in EOF_PACKET, MORE_RESULTS:
+        kinds = [FIELD_TYPE.LONG, FIELD_TYPE.VAR_STRING]
+        whole = response(kinds, rows, end, tracked=True)
+        for unbuffered in (False, True):
+            given: Any = 1 << 20, unbuffered, None, False, True
+            complete = results(ReadingConnection, [whole, whole], *given)
+            for length in range(len(whole)):
+                data = [whole, whole[:length]]
+                found = results(ReadingConnection, data, *given)
+                assert found[:5] == complete[:5]
+                assert found[-4] is OperationalError, length
+                before: Any = found[5] if isinstance(found[5], list) else []
+                assert before == list(complete[5])[: len(before)]
+
+
+@settings(deadline=None, max_examples=600)
+@given(two_forms(), st.integers(0, 10_000), st.integers(0, 255), st.booleans())
+def test_a_byte_that_is_wrong_in_a_tracked_result_is_read_in_one_way(
+    forms: tuple[bytes, bytes], at: int, byte: int, unbuffered: bool
+) -> None:
+    """At once, and packet by packet: the same rows, or an error."""
+    _, whole = forms
+    at %= len(whole)
+    bad = whole[:at] + bytes([byte]) + whole[at + 1 :]
+    given: Any = unbuffered, None, False, True
+    fast = results(ReadingConnection, [whole, bad], 1 << 20, *given)
+    slow = results(ReadingConnection, [whole, bad], 1, *given)
+
+    if isinstance(fast[-4], type) or isinstance(slow[-4], type):
+        assert isinstance(fast[-4], type) == isinstance(slow[-4], type)
+    else:
+        assert fast == slow
 
 
 @settings(deadline=None)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 from statements import explore
 
 from flask_mysqlpool.testing import LocalServer
 
 
-def test_no_statement_leaves_what_it_is_not_said_to(server: LocalServer) -> None:
-    findings = explore(server, count=120, seed=20)
+@pytest.mark.parametrize("tells", [True, False], ids=["tells", "silent"])
+def test_no_statement_leaves_what_it_is_not_said_to(
+    server: LocalServer, tells: bool
+) -> None:
+    findings = explore(server, count=120, seed=20, tells=tells)
 
     print(findings)
     assert not findings.misses, findings

@@ -203,6 +203,10 @@ PROCEDURES = {
     "begins_anew": "BEGIN COMMIT; START TRANSACTION; END",
     "shows": "BEGIN SELECT 1; COMMIT; END",
     "is_harmless": "BEGIN SELECT 1; INSERT INTO t (a) VALUES (60); END",
+    "goes_on_implicitly": "BEGIN COMMIT; INSERT INTO t (a) VALUES (51); END",
+    "chains": "BEGIN COMMIT AND CHAIN; INSERT INTO t (a) VALUES (51); END",
+    "makes_a_table": "BEGIN DROP TEMPORARY TABLE IF EXISTS mine;"
+    " CREATE TEMPORARY TABLE mine (a INT); INSERT INTO t (a) VALUES (60); END",
     "fails": "BEGIN COMMIT; SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213; END",
 }
 
@@ -214,6 +218,7 @@ def procedures(sql: Sql, table: str) -> None:
         sql(f"CREATE PROCEDURE {name}() {body}")
 
 
+@pytest.mark.usefixtures("tells")
 @pytest.mark.parametrize("name", ["commits", "goes_on", "begins_anew", "shows"])
 @pytest.mark.parametrize("then", ["end", "statement", "exception"])
 def test_a_procedure_that_commits_is_told(
@@ -243,6 +248,7 @@ def autocommits(connection: PooledConnection) -> bool:
     return bool(connection.get_autocommit())
 
 
+@pytest.mark.usefixtures("tells")
 def test_a_procedure_that_commits_nothing_is_in_nobodys_way(
     connection: PooledConnection, procedures: None, stored: Stored
 ) -> None:
@@ -256,6 +262,7 @@ def test_a_procedure_that_commits_nothing_is_in_nobodys_way(
     assert stored() == [60, 1]
 
 
+@pytest.mark.usefixtures("tells")
 def test_what_may_have_committed_before_it_failed_is_not_run_again(
     connection: PooledConnection, procedures: None, stored: Stored
 ) -> None:
@@ -385,6 +392,7 @@ def test_inner_blocks_out_of_step_have_the_outer_one_fail(
     assert stored() == [4]
 
 
+@pytest.mark.usefixtures("tells")
 @pytest.mark.parametrize(
     ("raised", "told"),
     [

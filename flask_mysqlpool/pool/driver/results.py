@@ -7,6 +7,10 @@ their definitions.
 
 PyMySQL's own reader reads everything unusual, of which no byte has been taken out of
 the buffer: errors, LOAD DATA, packets of 16 MiB, malformed rows.
+
+With the flag SESSION_TRACK, an OK lists what has changed in the session, also by stored
+code, which the text of a statement does not show. With DEPRECATE_EOF, an OK ends the
+rows of a result, too. An error lists nothing; the next OK does.
 """
 
 from __future__ import annotations
@@ -23,8 +27,11 @@ from typing import Any
 
 from pymysql import converters
 from pymysql.connections import MAX_PACKET_LEN, Connection, MySQLResult
-from pymysql.constants import COMMAND, CR, SERVER_STATUS
+from pymysql.constants import CLIENT, COMMAND, CR, SERVER_STATUS
 from pymysql.err import OperationalError
+from pymysql.protocol import EOFPacketWrapper, MysqlPacket, OKPacketWrapper
+
+from .statements import CHANGES, DIRTY_SCHEMA, ENDS, NONE, SESSION, TRANSACTION, WRITES
 
 #: Maximum number of bytes of one read from the socket.
 BUFFER = 1 << 15
@@ -38,6 +45,24 @@ REMEMBERED, LONGEST = 500, 4000
 
 #: Columns for which a function is made; PyMySQL reads wider results.
 MOST_COLUMNS = 200
+
+#: Flags of a client that understands this.
+TRACKING = CLIENT.SESSION_TRACK | CLIENT.DEPRECATE_EOF
+
+#: The status of an OK that lists changes.
+STATE_CHANGED = 0x4000
+
+#: The kinds of changes.
+_SCHEMA, _STATE, _CHARACTERISTICS, _TRANSACTION = 1, 2, 4, 5
+
+#: What the letters of a transaction's state mean: explicit, has written to tables with
+#: and without transactions, has locked tables.
+_LETTERS = {
+    ord("T"): TRANSACTION,
+    ord("w"): TRANSACTION | WRITES,
+    ord("W"): TRANSACTION | WRITES,
+    ord("L"): TRANSACTION | SESSION,
+}
 
 #: Takes a buffer, a position, the number of the packet there, and where the rows go;
 #: returns the position and the number of the first packet that it could not decode.
@@ -54,8 +79,17 @@ _end = Struct("<hh").unpack_from
 #: The length of a packet that is sent as the first one, and the command in it.
 _command = Struct("<IB").pack
 
-#: How the packet with this number begins, if it ends the definitions or the rows.
+#: How the packet with this number begins, if it ends the definitions or the rows: an
+#: EOF, and an OK that tells of no change.
 _ends = [bytes((5, 0, 0, number, 0xFE)) for number in range(256)]
+_ok_ends = [bytes((7, 0, 0, number, 0xFE, 0, 0)) for number in range(256)]
+
+#: What a status says of the session, rather than of the answer that it comes with.
+_OF_THE_SESSION = (
+    SERVER_STATUS.SERVER_STATUS_IN_TRANS
+    | SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
+    | SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES
+)
 
 #: Fields, converters, description and decoder, by the bytes of the definitions, and by
 #: what else the conversion depends on.
@@ -78,9 +112,20 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
     _current_timeout: Any
     _next_seq_id: int
     _rfile: Any
+    _result: Any
 
     #: The object that stands for its converters; None: PyMySQL reads all results.
     conversions: Any = None
+    #: Whether an OK ends rows, and tells what has changed in the session.
+    is_tracking = False
+    #: The side effects that the server has told of, until the session takes them over.
+    told = NONE
+
+    def _request_authentication(self) -> None:
+        if self.server_capabilities & TRACKING == TRACKING:
+            self.client_flag |= TRACKING
+            self.is_tracking = True
+        super()._request_authentication()
 
     def read_faster(self) -> None:
         """Read results faster from now on; called after the login."""
@@ -103,6 +148,18 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
         self._affected_rows = self._read_query_result(unbuffered)
         return self._affected_rows
 
+    def _read_ok_packet(self) -> Any:
+        ok = super()._read_ok_packet()
+        self.hear(ok.server_status, ok.message)
+        return ok
+
+    def show_warnings(self) -> Any:
+        """Do what PyMySQL's does, with this reader."""
+        self._execute_command(_COM_QUERY, "SHOW WARNINGS")
+        self._read_query_result()
+        result, self._result = self._result, None
+        return result.rows
+
     def _read_query_result(self, unbuffered: bool = False) -> Any:
         self._result, result = None, Result()
         if self.conversions is None or not result.read_at_once(self, unbuffered):
@@ -113,8 +170,19 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
                 result.read()
         self._result = result
         if result.server_status is not None:
-            self.server_status = result.server_status
+            result.message = self.hear(result.server_status, result.message)
         return result.affected_rows
+
+    def hear(self, status: int, rest: bytes) -> bytes:
+        """Note the status in an OK, and the changes in its rest; return the message."""
+        self.server_status = status & ~STATE_CHANGED
+        if not (rest and self.is_tracking):
+            return rest
+        size, at = _integer(rest, 0)
+        message = at + (size or 0)
+        if status & STATE_CHANGED:
+            self.told |= effects_of(rest[_integer(rest, message)[1] :], self.db or b"")
+        return rest[:message] if size else b""
 
     def peek(self) -> bytes:
         """Return the buffered bytes, or wait for some; none at the end of file."""
@@ -171,27 +239,30 @@ class Result(_Result):  # type: ignore[misc]
         buffer = con.peek()
         if len(buffer) < 11 or buffer[3] != con._next_seq_id:
             return False
-        count = buffer[4]
+        count, number = buffer[4], buffer[3]
         if not count:
             return self._read_ok(con, buffer)
-        number = buffer[3] + count + 1 & 0xFF
-        at = buffer.find(_ends[number])
+        number = number + count + 1 & 0xFF
+        if con.is_tracking:
+            at = after = _end_of(buffer, count + 1)
+        else:
+            at = buffer.find(_ends[number])
+            after, number = at + 9, number + 1 & 0xFF
         columns = _columns.get(
             (buffer[:at], con.encoding, con.use_unicode, con.conversions)
         )
-        if columns is None or not 0 < at <= len(buffer) - 9:
+        if columns is None or not 0 < at <= after <= len(buffer):
             return False
         self.field_count = count
         self.fields, self.converters, self.description, decode = columns
-        at, number = at + 9, number + 1 & 0xFF
         if unbuffered:
-            con.take(at, number)
+            con.take(after, number)
             self.connection, self.unbuffered_active = con, True
             self._decode = decode
             self.affected_rows = (1 << 64) - 1  # not known yet, to PyMySQL
             return True
         rows: list[Any] = []
-        at, number = decode(buffer, at, number, rows)
+        at, number = decode(buffer, after, number, rows)
         if self._read_end(con, buffer, at, number):
             self.affected_rows, self.rows = len(rows), tuple(rows)
         else:
@@ -204,47 +275,77 @@ class Result(_Result):  # type: ignore[misc]
         self, con: ReadingConnection, buffer: bytes, at: int, number: int
     ) -> bool:
         """Read the packet that ends the rows; False if another one is next."""
-        if not buffer.startswith(_ends[number], at) or at > len(buffer) - 9:
-            return False
-        self.warning_count, status = _end(buffer, at + 5)
+        if not con.is_tracking:
+            end = at + 9
+            if not buffer.startswith(_ends[number], at) or end > len(buffer):
+                return False
+            self.warning_count, status = _end(buffer, at + 5)
+        elif buffer.startswith(_ok_ends[number], at):
+            end = at + 11
+            if end > len(buffer):
+                return False
+            status, self.warning_count = _two(buffer, at + 7)
+        else:
+            if buffer[at + 3 : at + 5] != bytes((number, 0xFE)):
+                return False
+            ok = _ok_in(buffer, at)
+            if ok is None:
+                return False
+            _, _, status, self.warning_count, rest, end = ok
+            con.hear(status, rest)
+        con.server_status = status & _OF_THE_SESSION
         self.has_next = status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
-        con.take(at + 9, number + 1 & 0xFF)
+        con.take(end, number + 1 & 0xFF)
         self.connection = None
         return True
 
     def _read_ok(self, con: ReadingConnection, buffer: bytes) -> bool:
         """Read the OK in the buffer; False if it is incomplete."""
-        end = 4 + (_head(buffer, 0)[0] & 0xFFFFFF)
-        rows, at = _integer(buffer, 5)
-        if not at < end <= len(buffer):
+        ok = _ok_in(buffer, 0)
+        if ok is None:
             return False
-        insert_id, at = _integer(buffer, at)
-        if not max(11, at + 4) <= end:
+        self.affected_rows, self.insert_id, status, self.warning_count = ok[:4]
+        self.server_status, self.message = status, ok[4]
+        self.has_next = status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
+        con.take(ok[5], buffer[3] + 1 & 0xFF)
+        return True
+
+    def _check_packet_is_eof(self, packet: Any) -> bool:
+        con = self.connection
+        end = _end_in(packet, con.is_tracking)
+        if end is None:
             return False
-        self.affected_rows, self.insert_id = rows, insert_id
-        self.server_status, self.warning_count = _two(buffer, at)
-        self.message = buffer[at + 4 : end]
-        self.has_next = self.server_status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
-        con.take(end, buffer[3] + 1 & 0xFF)
+        self.warning_count, self.has_next = end.warning_count, end.has_next
+        con.hear(end.server_status, getattr(end, "message", b""))
+        con.server_status &= _OF_THE_SESSION
         return True
 
     def _get_descriptions(self) -> None:
         """Read the definitions of the columns, and remember their decoder."""
         con, count = self.connection, self.field_count
         if con.conversions is None or count > MOST_COLUMNS:
-            super()._get_descriptions()
+            self._read_definitions()
             return
         buffer, number = con.peek(), con._next_seq_id
         end = _end_of(buffer, count)
         # The whole answer begins with the packet that has the number of columns.
         start = bytes((1, 0, 0, number - 1 & 0xFF, count)) + buffer[:end]
-        super()._get_descriptions()
+        self._read_definitions()
         self._decode = make_decoder(tuple(self.converters))
         if 0 < end < LONGEST:
             if len(_columns) >= REMEMBERED:
                 _columns.clear()
             known = self.fields, self.converters, self.description, self._decode
             _columns[start, con.encoding, con.use_unicode, con.conversions] = known
+
+    def _read_definitions(self) -> None:
+        con = self.connection
+        if con.is_tracking:
+            self.connection = _Definitions(con)
+        try:
+            super()._get_descriptions()
+        finally:
+            self.connection = con
 
     def _read_rowdata_packet(self, rows: list[Any] | None = None) -> None:
         if self._decode is None:
@@ -319,6 +420,57 @@ class Result(_Result):  # type: ignore[misc]
         return keys
 
 
+class _Definitions:
+    """A connection from which PyMySQL reads definitions that end without an EOF."""
+
+    def __init__(self, con: ReadingConnection) -> None:
+        self._con = con
+        self.use_unicode, self.encoding = con.use_unicode, con.encoding
+        self.decoders = con.decoders
+
+    def _read_packet(self, kind: Any = None) -> Any:
+        if kind is None:
+            return MysqlPacket(b"\xfe\0\0\0\0", self.encoding)
+        return self._con._read_packet(kind)
+
+
+def read_status(con: Any) -> None:
+    """Read a packet that only tells the status: an OK or an EOF."""
+    packet = con._read_packet()
+    answer = _end_in(packet, con.is_tracking) or OKPacketWrapper(packet)
+    con.server_status = answer.server_status
+    if con.is_tracking:
+        con.hear(answer.server_status, answer.message)
+
+
+def _end_in(packet: Any, is_tracking: bool) -> Any:
+    """Return the EOF, or the OK in its place, that ends rows; None if it is a row."""
+    if not is_tracking:
+        return EOFPacketWrapper(packet) if packet.is_eof_packet() else None
+    data = packet.get_all_data()
+    if data[:1] != b"\xfe" or len(data) >= MAX_PACKET_LEN:
+        return None
+    return OKPacketWrapper(MysqlPacket(b"\0" + data[1:], "ascii"))
+
+
+def _ok_in(
+    buffer: bytes, at: int
+) -> tuple[int | None, int | None, int, int, bytes, int] | None:
+    """Read the OK at this position; None if it is incomplete.
+
+    Return the affected rows, insert id, status, warnings, rest, and where it ends.
+    """
+    end = at + 4 + (_head(buffer, at)[0] & 0xFFFFFF)
+    rows, q = _integer(buffer, at + 5)
+    if not q < end <= len(buffer):
+        return None
+    insert_id, q = _integer(buffer, q)
+    if not max(at + 11, q + 4) <= end:
+        return None
+    status, warnings = _two(buffer, q)
+    return rows, insert_id, status, warnings, buffer[q + 4 : end], end
+
+
 def _fails(decode: Decoder, buffer: bytes, number: int) -> bool:
     """Return whether the first row cannot be converted."""
     try:
@@ -346,6 +498,37 @@ def _integer(data: bytes, at: int) -> tuple[int | None, int]:
     size = {252: 2, 253: 3, 254: 8}.get(first, 0)
     end = at + 1 + size
     return int.from_bytes(data[at + 1 : end], "little") if size else None, end
+
+
+# What the server tells of its session
+
+
+@lru_cache(maxsize=256)
+def effects_of(changes: bytes, database: bytes) -> int:
+    """Return the side effects that a list of changes tells of.
+
+    The ``database`` is the one of the login. ENDS stands for a transaction that has
+    begun, or ended, or both. All may have changed if the list cannot be read. Its
+    format is that of *OK_Packet* in MySQL's protocol.
+    """
+    effects, at = NONE, 0
+    while at < len(changes):
+        kind, size = changes[at], changes[at + 1] if at + 1 < len(changes) else 255
+        at += 2 + size
+        if size > 250 or at > len(changes):
+            return CHANGES | DIRTY_SCHEMA | ENDS
+        if kind == _SCHEMA:
+            # MariaDB tells it for a view of another database, too.
+            other = changes[at - size + 1 : at] != database
+            effects |= DIRTY_SCHEMA | SESSION if other else SESSION
+        elif kind == _STATE:
+            effects |= SESSION
+        elif kind == _CHARACTERISTICS:
+            effects |= ENDS
+        elif kind == _TRANSACTION:
+            for letter in changes[at - size : at]:
+                effects |= _LETTERS.get(letter, NONE)
+    return effects
 
 
 # Decoding rows

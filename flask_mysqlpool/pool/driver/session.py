@@ -16,16 +16,18 @@ from typing import Any
 
 from pymysql.constants import CLIENT, COMMAND, CR, ER, SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError
-from pymysql.protocol import EOFPacketWrapper, OKPacketWrapper
 
 from ...config import PoolConfig
 from ...errors import TransactionError
 from .error_codes import NOT_OF_A_STATEMENT, NOT_READY, READ_ONLY, ROLLED_BACK
 from .login import NO_PROFILES, NO_WARNINGS, Login
 from .login import questions as login_questions
+from .results import read_status
 from .statements import (
     BEYOND_ROLLBACK,
+    CHANGES,
     DIRTY_SCHEMA,
+    ENDS,
     MAY_END,
     NONE,
     ROLE,
@@ -73,6 +75,14 @@ ROLLBACK = b"ROLLBACK AND NO CHAIN NO RELEASE"
 BEGIN = b"START TRANSACTION"
 
 _AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
+
+
+#: What the session is to report: no values of variables, only that one was set; and the
+#: characteristics of transactions, which show that one has ended and another begun.
+ASSIGNMENTS = (
+    "session_track_system_variables = '', session_track_state_change = ON,"
+    " session_track_schema = ON, session_track_transaction_info = 'CHARACTERISTICS'"
+)
 
 
 class AnotherRole(OperationalError):
@@ -156,6 +166,8 @@ class Session(Transport):
     transaction_unknown = check_first = False
     #: Whether a COMMIT was sent, and not answered by an OK.
     commit_unanswered = False
+    #: What the server told with its answer to the last COMMIT.
+    told_of_commit = NONE
 
     def __init__(self, config: PoolConfig, arguments: dict[str, Any]) -> None:
         self.config = config
@@ -196,6 +208,10 @@ class Session(Transport):
         self._is_mariadb = "MariaDB" in raw.server_version
         setup = self._statements_for_setup()
         statements = [text.encode(raw.encoding) for _, text in setup]
+        tracking = []
+        if raw.is_tracking:
+            # A proxy may offer the flags, and not know these variables.
+            tracking.append(_query(b"SET " + ASSIGNMENTS.encode()))
         questions = [*map(_query, login_questions(self._is_mariadb, thorough))]
         if config.reset_session == "transaction" or config.backend == "null":
             questions = []
@@ -206,8 +222,10 @@ class Session(Transport):
         # The questions come first: the set-up removes their side effects, such as
         # ROW_COUNT(). A clean-up ends with the same set-up.
         nothing = _query(_NOTHING_FOUND)
-        self.write([*questions, nothing, *map(_query, statements)])
+        self.write([*questions, *tracking, nothing, *map(_query, statements)])
         answers = self.read_each(deadline)
+        if tracking and not isinstance(answers.pop(len(questions)), MySQLError):
+            statements[0] += b", " + ASSIGNMENTS.encode()
         if about_login:
             # An error about the account is repeated by the set-up, and raised there.
             self.login = Login(*answers[:about_login])
@@ -297,20 +315,37 @@ class Session(Transport):
             self.failed(error)
             raise
         result = raw._result
+        if raw.told:
+            self.hear(left)
         if result.warning_count:
             self.side_effects |= SESSION
         if not result.field_count:
             self._note_change(result.affected_rows, more=result.has_next)
             self.may_have_changed |= bool(left & MAY_END)
         elif left & WRITES:
-            # An answer with rows does not tell what stored code did.
-            self.transaction_unknown |= bool(left & RUNS_CODE)
+            # An answer with rows tells what stored code did only at its end, if at all.
+            ended = raw.is_tracking and not (unbuffered or result.has_next)
+            self.transaction_unknown |= bool(left & RUNS_CODE) and not ended
             self.may_have_changed = True
             if not unbuffered and b"RETURNING" in statement.upper():
                 self.changed += result.affected_rows
         if not (unbuffered or result.has_next):
             raw._result = None  # nothing is left to read
         return result
+
+    def hear(self, left: int = NONE) -> None:
+        """Record what the server has told since a statement with these side effects."""
+        raw = self.raw
+        told, raw.told = raw.told, NONE
+        if self.blocks is not None and told & ENDS:
+            self.blocks.is_told = False
+        if left & TRANSACTION:
+            told &= ~WRITES  # it tells so of locks, too
+        if told & WRITES:
+            told |= CHANGES  # by stored code, which the text does not show
+        self.side_effects |= told & ~ENDS
+        if told & WRITES:
+            self.may_have_changed = self.writes.sent = True
 
     def _note_change(self, rows: int, more: bool) -> None:
         """Record an OK, whose status says whether a transaction is open."""
@@ -345,6 +380,8 @@ class Session(Transport):
         if raw._result is not None and raw._result.warning_count:
             # The number of warnings of an unbuffered result comes after the last row.
             self.side_effects |= SESSION
+        if raw.told:
+            self.hear()
 
     def _read_on(self, read: Callable[[], Any], wanted: bool) -> None:
         try:
@@ -374,6 +411,8 @@ class Session(Transport):
         """Ask the server whether a transaction is open."""
         self.attempt(self._ask_status)
         self.transaction_unknown = self.check_first = False
+        if self.raw.told:
+            self.hear(CHANGES)
         if not self.raw.server_status & _IN_TRANSACTION:
             self.transaction_ended()
 
@@ -386,14 +425,11 @@ class Session(Transport):
         multi = raw.client_flag & CLIENT.MULTI_STATEMENTS
         raw._execute_command(COM_SET_OPTION, struct.pack("<H", 0 if multi else 1))
         try:
-            packet = raw._read_packet()
+            read_status(raw)
         except MySQLError:
             if raw._sock is None:
                 raise
             raw.ping(False)  # a proxy may not know the command
-        else:
-            answer = EOFPacketWrapper if packet.is_eof_packet() else OKPacketWrapper
-            raw.server_status = answer(packet).server_status
 
     def begin(self) -> None:
         """Begin a transaction, which commits an open one."""
@@ -409,7 +445,7 @@ class Session(Transport):
         if not self.is_alive():
             self.attempt(_gone)
         self.commit_unanswered = True
-        self.attempt(self._tell, statement)
+        self.told_of_commit = self.attempt(self._tell, statement)
         self.commit_unanswered = False
         self._end_transaction()
 
@@ -419,8 +455,8 @@ class Session(Transport):
         self.attempt(self._tell, statement)
         self._end_transaction()
 
-    def _tell(self, statement: bytes) -> None:
-        """Execute a statement that the server answers with an OK."""
+    def _tell(self, statement: bytes) -> int:
+        """Execute a statement that is answered by an OK; return what that tells of."""
         self.send([statement])
         raw = self.raw
         raw._next_seq_id = 1
@@ -428,6 +464,8 @@ class Session(Transport):
         result, raw._result = raw._result, None
         if result.field_count or result.has_next:
             raise OperationalError(CR.CR_COMMANDS_OUT_OF_SYNC, "Command Out of Sync")
+        told, raw.told = raw.told, NONE
+        return int(told)
 
     def send(self, statements: list[bytes]) -> None:
         """Send statements in one piece."""
@@ -483,8 +521,11 @@ class Session(Transport):
             raise
         if name == "autocommit":
             self._note_change(0, more=False)
-        elif name == "next_result" and not raw._result.field_count:
-            self._note_change(result, more=raw._result.has_next)
+        elif name == "next_result":
+            if raw.told:
+                self.hear()
+            if not raw._result.field_count:
+                self._note_change(result, more=raw._result.has_next)
         return result
 
     def reported(self, error: MySQLError, code: Any) -> None:
@@ -503,6 +544,7 @@ class Session(Transport):
     def read_each(self, deadline: float) -> list[Any]:
         """Read the answers; raise if those to :meth:`ask_role` show a demotion."""
         answers = super().read_each(deadline)
+        self.raw.told = NONE  # of the clean-up
         if self._role_asked:
             self.is_suspect = self._role_asked = False
             try:
@@ -562,7 +604,10 @@ class Session(Transport):
 
         False if they are not certain to succeed; the session must then be discarded.
         """
-        raw, left = self.raw, self.side_effects | self._always_cleaned
+        raw = self.raw
+        if raw.told:
+            self.hear()
+        left = self.side_effects | self._always_cleaned
         raw._affected_rows = 0
         self.side_effects = NONE
         # Without autocommit, a SELECT may have begun a transaction since the last OK:

@@ -3,8 +3,8 @@
 A side effect that is overlooked would leak one user's session to the next, or commit
 too early. So only a ``SELECT`` or ``SHOW`` of tables, columns, constants and built-in
 functions counts as harmless, and each other statement as the worst that it might be.
-The text does not show a stored function in a view; for those, there is
-``RESET_SESSION = "always"``.
+The text does not show a stored function in a view; of most of what that does, the
+server tells (:mod:`.results`).
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ from pymysql.err import MySQLError, OperationalError
 
 from .error_codes import LOST
 from .process import process
-from .results import ReadingConnection
+from .results import STATE_CHANGED, ReadingConnection
 from .sockets import connect_socket, io_deadline, readable_now, time_left, wait_readable
+from .statements import NONE
 
 #: The DB-API module that the pool is built on.
 DRIVER = pymysql
@@ -98,10 +99,13 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         super().__init__(pymysql, failures=(_NeverRaised,), ping=0, **arguments)
         # Tracing libraries wrap the connection in a proxy, which makes the cursors;
         # everything else uses the wrapped connection.
-        self.raw: Any = getattr(self._con, "__wrapped__", self._con)
+        raw: Any = getattr(self._con, "__wrapped__", self._con)
+        self.raw = raw
         self.traced = self.raw is not self._con
-        if type(self.raw) is Connection:
-            self.raw.__class__ = ReadingConnection
+        #: What the server tells of its session, if it does; see :mod:`.results`.
+        raw.told, raw.is_tracking = NONE, False
+        if type(raw) is Connection:
+            raw.__class__ = ReadingConnection
 
     def establish(self, deadline: float) -> None:
         """Open the socket and log in, both by the deadline."""
@@ -242,7 +246,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         if status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS:
             return False
         raw._rfile.read1(size + 4)
-        raw.server_status = status
+        raw.server_status = status & ~STATE_CHANGED
         raw._next_seq_id = 2
         return True
 
