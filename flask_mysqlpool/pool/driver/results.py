@@ -91,16 +91,19 @@ _OF_THE_SESSION = (
     | SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES
 )
 
-#: Fields, converters, description and decoder, by the bytes of the definitions, and by
-#: what else the conversion depends on.
-_columns: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+#: Results whose columns are known: the bytes of the definitions, fields, converters,
+#: description and decoder; by the bytes up to the first definition's end, and by what
+#: else the conversion depends on.
+_columns: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
 #: The objects that stand for sets of converters in these keys.
 _conversions: dict[tuple[Any, ...], object] = {}
 
 
 # Much of what these two use is in no stub.
 _Connection: Any = Connection
-_Result: Any = MySQLResult
+#: PyMySQL's, without ``__init__``, and without the finalizer, which reads on.
+_methods = {k: v for k, v in vars(MySQLResult).items() if not k.startswith("__")}
+_Result: Any = type("_Result", (), _methods)
 
 
 _COM_QUERY = COMMAND.COM_QUERY
@@ -228,9 +231,6 @@ class Result(_Result):  # type: ignore[misc]
     #: Converts decoded rows of a stream to the rows that are fetched.
     _dicts: Any = staticmethod(list)
 
-    # What PyMySQL's sets is here an attribute of the class.
-    __init__ = object.__init__
-
     def read_at_once(self, con: ReadingConnection, unbuffered: bool) -> bool:
         """Read an OK or rows of known columns; False if the buffer has something else.
 
@@ -239,22 +239,21 @@ class Result(_Result):  # type: ignore[misc]
         buffer = con.peek()
         if len(buffer) < 11 or buffer[3] != con._next_seq_id:
             return False
-        count, number = buffer[4], buffer[3]
+        count = buffer[4]
         if not count:
             return self._read_ok(con, buffer)
-        number = number + count + 1 & 0xFF
-        if con.is_tracking:
-            at = after = _end_of(buffer, count + 1)
+        for columns in _columns.get(_key(con, buffer), ()):
+            if buffer.startswith(columns[0]):
+                break
         else:
-            at = buffer.find(_ends[number])
-            after, number = at + 9, number + 1 & 0xFF
-        columns = _columns.get(
-            (buffer[:at], con.encoding, con.use_unicode, con.conversions)
-        )
-        if columns is None or not 0 < at <= after <= len(buffer):
             return False
+        start, self.fields, self.converters, self.description, decode = columns
+        after, number = len(start), buffer[3] + count + 1 & 0xFF
+        if not con.is_tracking:
+            if not buffer.startswith(_ends[number], after) or after > len(buffer) - 9:
+                return False
+            after, number = after + 9, number + 1 & 0xFF
         self.field_count = count
-        self.fields, self.converters, self.description, decode = columns
         if unbuffered:
             con.take(after, number)
             self.connection, self.unbuffered_active = con, True
@@ -333,10 +332,11 @@ class Result(_Result):  # type: ignore[misc]
         self._read_definitions()
         self._decode = make_decoder(tuple(self.converters))
         if 0 < end < LONGEST:
-            if len(_columns) >= REMEMBERED:
+            if sum(map(len, _columns.values())) >= REMEMBERED:
                 _columns.clear()
-            known = self.fields, self.converters, self.description, self._decode
-            _columns[start, con.encoding, con.use_unicode, con.conversions] = known
+            _columns.setdefault(_key(con, start), []).append(
+                (start, self.fields, self.converters, self.description, self._decode)
+            )
 
     def _read_definitions(self) -> None:
         con = self.connection
@@ -471,10 +471,16 @@ def _ok_in(
     return rows, insert_id, status, warnings, buffer[q + 4 : end], end
 
 
+def _key(con: ReadingConnection, buffer: bytes) -> tuple[Any, ...]:
+    """Return the key of a result that begins with these bytes."""
+    first = buffer[: 9 + (_head(buffer, 5)[0] & 0xFFFFFF)]
+    return first, con.encoding, con.use_unicode, con.conversions
+
+
 def _fails(decode: Decoder, buffer: bytes, number: int) -> bool:
     """Return whether the first row cannot be converted."""
     try:
-        decode(buffer[: _end_of(buffer, 1)], 0, number, [])
+        decode(buffer[: _end_of(buffer, 1)] + bytes(11), 0, number, [])
     except Exception:
         return True
     return False
@@ -573,7 +579,9 @@ def make_decoder(kinds: tuple[tuple[str | None, Any], ...]) -> Decoder:
     source = [
         "def decode(buffer, at, number, rows):",
         " add, end, number = rows.append, len(buffer), number << 8",
-        " while at + 4 < end:",
+        # Rows are ended by 9 bytes, or by 11 and more. A row shorter than that is
+        # decoded once something follows it.
+        " while at + 11 < end:",
         "  q = at + 4",
         "  size, high = head(buffer, at)",
         "  stop = q + size",
