@@ -13,6 +13,7 @@ from .errors import (
     PoolError,
     PoolFull,
     PoolTimeout,
+    ServerUnavailable,
     TransactionError,
 )
 from .extension import MySQLPool, close_db, get_db, get_recorded_queries
@@ -41,6 +42,7 @@ __all__ = [
     "PoolTimeout",
     "PooledConnection",
     "RecordedQuery",
+    "ServerUnavailable",
     "TransactionError",
     "close_db",
     "get_db",

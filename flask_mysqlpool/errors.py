@@ -49,6 +49,15 @@ class PoolFull(PoolError, OperationalError, TooManyConnectionsError):  # type: i
     """``MAX_WAITING`` checkouts are waiting: this one fails at once."""
 
 
+class ServerUnavailable(PoolError, OperationalError):
+    """No connection could be opened: the server is out of reach, or full.
+
+    ``args`` are the number and the text of the error: 2002, 2003, 2005, 2006 and 2013
+    (out of reach), 1040, 1203 and 1226 (full), 1047 (a Galera node outside its
+    cluster), 1053 (shutting down), 9001 (a ProxySQL without a server).
+    """
+
+
 class PoolClosed(PoolError, InterfaceError):
     """The pool has been closed and lends no more connections."""
 

@@ -231,7 +231,7 @@ class AppConfig:
     """Folder in which workers publish their status, relative to the instance folder;
     False: none."""
     handle_errors: bool = _setting(True, validators.flag)
-    """Whether an unhandled timeout is answered with 503."""
+    """Whether an unhandled timeout, or a server out of reach, is answered with 503."""
     cli: str | None = _setting("mysqlpool", validators.command)
     """Name of the command group; False: none."""
 

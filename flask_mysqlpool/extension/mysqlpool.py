@@ -17,10 +17,10 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from ..cli import commands
 from ..config.settings import AppConfig
-from ..errors import ConfigError, PoolFull, PoolTimeout
+from ..errors import ConfigError, PoolFull, PoolTimeout, ServerUnavailable
 from ..pool import Pool
 from ..pool.connection import PooledConnection
-from ..pool.driver.logs import log
+from ..pool.driver.logs import Throttle, log
 from ..pool.query_log import RecordedQuery
 from ..pool.stats import Health, PoolStats, examine
 from ..pool.transaction import TransactionBlock, run_in_transaction
@@ -32,6 +32,9 @@ KEY = "mysqlpool"
 
 #: The ``Retry-After`` of an answer 503.
 RETRY_AFTER = 1  # second
+
+#: The errors that are answered so.
+_UNAVAILABLE = PoolTimeout, PoolFull, ServerUnavailable
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -78,9 +81,10 @@ class MySQLPool:
             return
         if config.handle_errors:
             handlers = app.error_handler_spec[None][None]
-            for error in (PoolTimeout, PoolFull):
+            answer = functools.partial(_unavailable, Throttle())
+            for error in _UNAVAILABLE:
                 if error not in handlers:
-                    app.register_error_handler(error, _unavailable)
+                    app.register_error_handler(error, answer)
         if config.cli is not None:
             app.cli.add_command(commands.group, config.cli)
 
@@ -291,12 +295,19 @@ def get_recorded_queries() -> list[RecordedQuery]:
     return list(app_context().g.__dict__.get(QUERIES_IN_G, ()))
 
 
-def _unavailable(error: PoolTimeout | PoolFull) -> Any:
+def _unavailable(
+    throttle: Throttle, error: PoolTimeout | PoolFull | ServerUnavailable
+) -> Any:
     """Answer 503, unless the app has a handler for a more general error."""
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     handlers = app.error_handler_spec[None][None]
     for parent in type(error).__mro__:
-        if parent in handlers and parent not in (PoolTimeout, PoolFull):
+        if parent in handlers and parent not in _UNAVAILABLE:
             return app.ensure_sync(handlers[parent])(error)
-    log(ERROR, "%s", error, logger=app.logger)
+    # The text of a time-out differs each time, and that of an error has a number.
+    cause = type(error), error.args[0] if len(error.args) > 1 else None
+    held_back = throttle.passes(cause)
+    if held_back is not None:
+        more = f" ({held_back} more since the last line)" if held_back else ""
+        log(ERROR, "%s%s", error, more, logger=app.logger)
     return app.handle_http_exception(ServiceUnavailable(retry_after=RETRY_AFTER))

@@ -36,13 +36,15 @@ from typing import Any, Protocol
 from weakref import WeakSet, ref
 
 from dbutils.pooled_db import PooledDB
+from pymysql.err import OperationalError
 
 from ..config import PoolConfig
-from ..errors import PoolError, PoolTimeout
+from ..errors import PoolError, PoolTimeout, ServerUnavailable
 from . import diagnostics
 from .connection import PooledConnection
 from .diagnostics import stack
 from .driver.connector import Connector
+from .driver.error_codes import UNAVAILABLE
 from .driver.logs import log
 from .driver.process import process
 from .driver.session import AnotherRole, Session
@@ -469,9 +471,10 @@ class Pool(PooledDB):  # type: ignore[misc]
 
     def _connect_failed(self, connect: ConnectAttempt, error: BaseException) -> None:
         """Record the error of a connect and raise it in the waiters it concerns."""
-        kept = without_traceback(error)
         # During a failover no host is the primary yet: let the waiters go on waiting.
         patient = isinstance(error, AnotherRole)
+        error = _as_unavailable(error)
+        kept = without_traceback(error)
         with self._state.lock:
             refused = self._state.failed(connect, kept, monotonic(), patient)
         for waiter in refused:
@@ -763,6 +766,16 @@ class Pool(PooledDB):  # type: ignore[misc]
 
 def _ignore(_: object) -> None:
     """Drop a recorded statement: only a Flask app keeps them."""
+
+
+def _as_unavailable(error: BaseException) -> BaseException:
+    """Return the error that a checkout raises for one of a connect."""
+    if not isinstance(error, OperationalError) or error.args[0] not in UNAVAILABLE:
+        return error
+    unavailable = ServerUnavailable(*error.args)
+    unavailable.__dict__.update(error.__dict__)
+    unavailable.__cause__ = error.__cause__
+    return unavailable
 
 
 def _answer_deadline(deadline: float, asked: float) -> float:

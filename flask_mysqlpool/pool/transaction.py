@@ -23,7 +23,13 @@ from weakref import ref
 from pymysql.constants import ER, SERVER_STATUS
 from pymysql.err import MySQLError
 
-from ..errors import CommitUnknown, ConnectionLost, PoolError, TransactionError
+from ..errors import (
+    CommitUnknown,
+    ConnectionLost,
+    PoolError,
+    ServerUnavailable,
+    TransactionError,
+)
 from .driver.error_codes import CONFLICTS, pause_after
 from .driver.results import MOST_SENT
 from .driver.session import BEGIN, COMMIT, ROLLBACK, Session
@@ -645,7 +651,8 @@ def _current_owner() -> object:
 
 
 def _is_ours(error: BaseException) -> bool:
-    return isinstance(error, PoolError) and not isinstance(error, ConnectionLost)
+    of_server = ConnectionLost, ServerUnavailable
+    return isinstance(error, PoolError) and not isinstance(error, of_server)
 
 
 def run_in_transaction(

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import Any
 
 import flask.globals
 import pymysql.err
 import pytest
-from conftest import MakeApp, end_at_server, until
+from conftest import MakeApp, MakePool, MakeServer, end_at_server, until
 from flask import Flask, abort, appcontext_tearing_down, stream_with_context
 from flask.testing import FlaskClient
+from pymysql.err import MySQLError, OperationalError
 
 from flask_mysqlpool import (
     ConfigError,
     ConnectionReturned,
     MySQLPool,
     PooledConnection,
+    PoolError,
     PoolFull,
     PoolTimeout,
+    ServerUnavailable,
     close_db,
     get_db,
 )
 from flask_mysqlpool.extension.app_state import _is_own_command
+from flask_mysqlpool.pool.driver import logs
 from flask_mysqlpool.testing import LocalServer
 
 
@@ -418,7 +424,7 @@ def test_a_full_line_is_a_503_too(make_app: MakeApp) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "code"),
-    [({"PASSWORD": "wrong"}, 1045), ({"DATABASE": "no"}, 1049), ({"PORT": 1}, 2003)],
+    [({"PASSWORD": "wrong"}, 1045), ({"DATABASE": "no"}, 1049)],
 )
 def test_a_server_that_refuses_is_a_500_with_its_own_words_in_the_log(
     make_app: MakeApp,
@@ -432,6 +438,74 @@ def test_a_server_that_refuses_is_a_500_with_its_own_words_in_the_log(
     assert add_view(app, lambda: str(get_db())).get("/").status_code == 500
 
     assert str(code) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [({"PORT": 1}, 2003), ({"HOST": "no.such.host.invalid"}, 2003)],
+    ids=["port", "name"],
+)
+def test_a_server_out_of_reach_is_a_503_and_one_line_a_second(
+    make_app: MakeApp,
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, Any],
+    number: int,
+) -> None:
+    app = make_app(**settings)
+    add_view(app, lambda: str(get_db()))
+    started = time.monotonic()
+    with ThreadPoolExecutor(50) as threads:
+        sent = [threads.submit(app.test_client().get, "/") for _ in range(50)]
+    seconds = time.monotonic() - started
+
+    for response in (each.result() for each in sent):
+        assert response.status_code == 503
+        assert response.headers["Retry-After"] == "1"
+    lines = [r for r in caplog.records if str(number) in r.getMessage()]
+    # Threads that come to it at once may log two.
+    assert 1 <= len(lines) <= seconds + 3
+
+
+def test_a_server_out_of_reach_is_an_error_of_the_pool_and_of_the_driver(
+    make_pool: MakePool,
+) -> None:
+    with pytest.raises(ServerUnavailable) as raised:
+        make_pool(PORT=1).connection()
+    error = raised.value
+    assert isinstance(error, PoolError) and isinstance(error, OperationalError)
+    assert error.args[0] == 2003
+    assert isinstance(error.__cause__, ConnectionRefusedError)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.args) == (ServerUnavailable, error.args)
+
+
+def test_a_server_that_is_full_is_a_503(make_server: MakeServer) -> None:
+    """MySQL and MariaDB keep one more connection, for an administrator."""
+    server = make_server(options=["--max-connections=10"])
+    full: list[Any] = []
+    try:
+        with pytest.raises(MySQLError):
+            while len(full) < 20:
+                full.append(server.connect())
+        app = Flask(__name__)
+        app.config["MYSQLPOOL_URL"] = server.url
+        MySQLPool(app)
+        assert add_view(app, lambda: str(get_db())).get("/").status_code == 503
+    finally:
+        for connection in full:
+            connection.close()
+
+
+def test_a_line_passes_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    throttle = logs.Throttle()
+    assert [throttle.passes("a"), throttle.passes("a"), throttle.passes("b")] == [
+        *(0, None, 0),
+    ]
+    throttle.passes("a")
+    now = 101.0
+    assert [throttle.passes("a"), throttle.passes("a")] == [2, None]
 
 
 def test_close_pool_is_harmless_and_the_next_checkout_opens_a_new_one(

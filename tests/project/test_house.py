@@ -165,10 +165,10 @@ PUBLIC = {
     "flask_mysqlpool": """CommitUnknown ConfigError ConnectionLost ConnectionReturned
         ConnectionShared Health MySQLPool NullPool Observer Pool PoolClosed PoolConfig
         PoolError PoolFull PoolStats PoolTimeout PooledConnection RecordedQuery
-        TransactionError close_db get_db get_recorded_queries""",
+        ServerUnavailable TransactionError close_db get_db get_recorded_queries""",
     "flask_mysqlpool.errors": """CommitUnknown ConfigError ConnectionLost
         ConnectionReturned ConnectionShared PoolClosed PoolError PoolFull PoolTimeout
-        TransactionError""",
+        ServerUnavailable TransactionError""",
     "flask_mysqlpool.pool": "Pool",
     "flask_mysqlpool.signals": """connect_failed connection_checked_in
         connection_checked_out connection_created connection_discarded leak_detected

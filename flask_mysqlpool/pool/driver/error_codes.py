@@ -22,6 +22,13 @@ READ_ONLY = frozenset({1290, 1792, 1836, 1874})
 #: nothing, because a trigger can signal the same number.
 ROLLED_BACK = frozenset({ER.LOCK_DEADLOCK, ER.CHECKREAD, ER.LOCK_TABLE_FULL, 3101})
 
+#: A connect may succeed later: the server is out of reach, full, or not ready.
+UNAVAILABLE = NOT_READY | {
+    *(CR.CR_CONNECTION_ERROR, CR.CR_CONN_HOST_ERROR, CR.CR_UNKNOWN_HOST),
+    *(CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST, ER.SERVER_SHUTDOWN),
+    *(ER.CON_COUNT_ERROR, ER.TOO_MANY_USER_CONNECTIONS, ER.USER_LIMIT_REACHED),
+}
+
 #: A transaction that was rolled back may be repeated.
 CONFLICTS = ROLLED_BACK | {ER.LOCK_WAIT_TIMEOUT}
 

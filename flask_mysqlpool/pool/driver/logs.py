@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 
 #: The loggers: of recorded and slow statements, of workers, and of everything else.
@@ -121,3 +122,24 @@ def log(
         with suppress(Exception):  # standard error may be closed
             if logging.raiseExceptions:
                 traceback.print_exc()
+
+
+class Throttle:
+    """Lets one line a second pass for each cause, and counts those held back."""
+
+    def __init__(self) -> None:
+        #: For each cause: when its last line passed, and how many were held back since.
+        self._last: dict[Hashable, tuple[float, int]] = {}
+
+    def passes(self, cause: Hashable) -> int | None:
+        """Return how many lines were held back since the last; None to hold this one.
+
+        Threads that call it at once may let two lines pass.
+        """
+        now = time.monotonic()
+        passed, held_back = self._last.get(cause, (now - 1, 0))
+        if now < passed + 1:
+            self._last[cause] = passed, held_back + 1
+            return None
+        self._last[cause] = now, 0
+        return held_back
