@@ -743,7 +743,7 @@ def keep_ledger(
     restarts: int = 4,
     manners: str = "all",
     seed: int = 1,
-    seconds: float = 180.0,
+    seconds: float = 300.0,
     ssl_mode: str = "PREFERRED",
 ) -> Figures:
     """Run it once, on a server that nobody else uses; :data:`OPTIONS` are for it."""

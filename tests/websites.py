@@ -53,7 +53,7 @@ PATIENCE = 60.0
 
 
 #: Seconds that a client waits for an answer.
-ANSWER = 10.0
+ANSWER = 30.0
 
 
 #: Seconds that the database may take to notice that a client is gone.

@@ -257,7 +257,7 @@ def test_simplerr_no_connect_is_an_error_with_its_reason_and_passes(
     client = site(app)
     proxy.refuse()
 
-    assert client.get("/person/first").status_code == 500
+    assert client.get("/person/first").status_code == 503
     assert "2003" in caplog.text
 
     proxy.listen()

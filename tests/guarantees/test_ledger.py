@@ -11,7 +11,7 @@ from conftest import MakeServer
 from ledger import MANNERS, OPTIONS, Saboteur, keep_ledger
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(400)
 def test_no_transfer_is_lost_doubled_or_halved_whatever_breaks(
     make_server: MakeServer,
 ) -> None:

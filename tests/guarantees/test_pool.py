@@ -23,7 +23,14 @@ from dbutils.pooled_db import PooledDB, TooManyConnectionsError
 import flask_mysqlpool.pool.pool
 import flask_mysqlpool.pool.state
 import flask_mysqlpool.pool.waiters
-from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolFull, PoolTimeout
+from flask_mysqlpool import (
+    Pool,
+    PoolClosed,
+    PooledConnection,
+    PoolFull,
+    PoolTimeout,
+    ServerUnavailable,
+)
 from flask_mysqlpool.pool.state import FIRST_PAUSE
 from flask_mysqlpool.testing.fake_driver import FakePool
 
@@ -341,11 +348,12 @@ def test_a_failed_connect_leaves_its_error_as_the_cause_of_a_timeout(
         first, second = in_line(pool, threads, 2, timeout=0.5)
         gate.error = DOWN
         gate.tickets.release()
-        assert first.exception(timeout=5) is DOWN
+        raised = first.exception(timeout=5)
+        assert isinstance(raised, ServerUnavailable) and raised.args == DOWN.args
         error = second.exception(timeout=5)
 
     assert isinstance(error, PoolTimeout)
-    assert repr(error.__cause__) == repr(DOWN)
+    assert repr(error.__cause__) == repr(raised)
 
 
 def test_a_thread_that_cannot_be_started_is_an_error_and_costs_no_place(

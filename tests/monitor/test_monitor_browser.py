@@ -135,8 +135,17 @@ class Window:
     def write(self, selector: str, text: str) -> None:
         self.chromium.find_element(By.CSS_SELECTOR, selector).send_keys(text)
 
-    def wait(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+    def wait(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
         until(condition, seconds)
+
+    def answers(self) -> int:
+        """Return how often the page has got data since it was loaded."""
+        return int(
+            self.run(
+                "return performance.getEntriesByType('resource')"
+                ".filter(entry => entry.initiatorType === 'fetch').length"
+            )
+        )
 
     def wait_for_data(self) -> None:
         self.wait(lambda: self.text("#live") == "Live")
@@ -331,23 +340,23 @@ def test_nothing_jumps_while_it_updates(shop: Flask, serve: Serve) -> None:
     assert window.run("return window.shift") < 0.01
 
 
-def test_who_holds_an_exhausted_pool_is_shown_within_two_seconds(
+def test_who_holds_an_exhausted_pool_is_shown_with_the_next_answer(
     shop: Flask, serve: Serve
 ) -> None:
+    """The page asks once a second; one question may be under way already."""
     window, _ = serve(shop)
     window.look()
     window.wait_for_data()
     with exhausted(shop):
-        began = time.monotonic()
+        before = window.answers()
         window.wait(lambda: len(window.rows("holders")) == 3)
-        assert time.monotonic() - began < 2
+        assert window.answers() <= before + 2
         assert {row[1] for row in window.rows("holders")} == {"report"}
         assert window.text("[data-state-of]") == "all in use"
 
-        began = time.monotonic()
         window.look()
         window.wait(lambda: len(window.rows("holders")) == 3)
-        assert time.monotonic() - began < 2
+        assert window.answers() == 1
     window.wait(lambda: window.rows("holders") == [])
     assert window.text("[data-empty=holders]") == "None."
 
