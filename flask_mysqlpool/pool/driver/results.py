@@ -80,9 +80,9 @@ _end = Struct("<hh").unpack_from
 _command = Struct("<IB").pack
 
 #: How the packet with this number begins, if it ends the definitions or the rows: an
-#: EOF, and an OK that tells of no change.
+#: EOF, and an OK of less than 64 KiB, from the third byte of its length.
 _ends = [bytes((5, 0, 0, number, 0xFE)) for number in range(256)]
-_ok_ends = [bytes((7, 0, 0, number, 0xFE, 0, 0)) for number in range(256)]
+_ok_ends = [bytes((0, number, 0xFE, 0, 0)) for number in range(256)]
 
 #: What a status says of the session, rather than of the answer that it comes with.
 _OF_THE_SESSION = (
@@ -181,11 +181,9 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
         self.server_status = status & ~STATE_CHANGED
         if not (rest and self.is_tracking):
             return rest
-        size, at = _integer(rest, 0)
-        message = at + (size or 0)
-        if status & STATE_CHANGED:
-            self.told |= effects_of(rest[_integer(rest, message)[1] :], self.db or b"")
-        return rest[:message] if size else b""
+        message, effects = _told_by(rest, self.db)
+        self.told |= effects
+        return message
 
     def peek(self) -> bytes:
         """Return the buffered bytes, or wait for some; none at the end of file."""
@@ -279,19 +277,16 @@ class Result(_Result):  # type: ignore[misc]
             if not buffer.startswith(_ends[number], at) or end > len(buffer):
                 return False
             self.warning_count, status = _end(buffer, at + 5)
-        elif buffer.startswith(_ok_ends[number], at):
-            end = at + 11
-            if end > len(buffer):
+        else:
+            # An OK, of which the rows and the insert id are 0.
+            if buffer[at + 2 : at + 7] != _ok_ends[number]:
+                return False
+            end = at + 4 + _two(buffer, at)[0]
+            if not at + 11 <= end <= len(buffer):
                 return False
             status, self.warning_count = _two(buffer, at + 7)
-        else:
-            if buffer[at + 3 : at + 5] != bytes((number, 0xFE)):
-                return False
-            ok = _ok_in(buffer, at)
-            if ok is None:
-                return False
-            _, _, status, self.warning_count, rest, end = ok
-            con.hear(status, rest)
+            if end > at + 11:
+                con.hear(status, buffer[at + 11 : end])
         con.server_status = status & _OF_THE_SESSION
         self.has_next = status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
         con.take(end, number + 1 & 0xFF)
@@ -300,13 +295,18 @@ class Result(_Result):  # type: ignore[misc]
 
     def _read_ok(self, con: ReadingConnection, buffer: bytes) -> bool:
         """Read the OK in the buffer; False if it is incomplete."""
-        ok = _ok_in(buffer, 0)
-        if ok is None:
+        end = 4 + (_head(buffer, 0)[0] & 0xFFFFFF)
+        rows, at = _integer(buffer, 5)
+        if not at < end <= len(buffer):
             return False
-        self.affected_rows, self.insert_id, status, self.warning_count = ok[:4]
-        self.server_status, self.message = status, ok[4]
-        self.has_next = status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
-        con.take(ok[5], buffer[3] + 1 & 0xFF)
+        insert_id, at = _integer(buffer, at)
+        if not max(11, at + 4) <= end:
+            return False
+        self.affected_rows, self.insert_id = rows, insert_id
+        self.server_status, self.warning_count = _two(buffer, at)
+        self.message = buffer[at + 4 : end]
+        self.has_next = self.server_status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
+        con.take(end, buffer[3] + 1 & 0xFF)
         return True
 
     def _check_packet_is_eof(self, packet: Any) -> bool:
@@ -453,24 +453,6 @@ def _end_in(packet: Any, is_tracking: bool) -> Any:
     return OKPacketWrapper(MysqlPacket(b"\0" + data[1:], "ascii"))
 
 
-def _ok_in(
-    buffer: bytes, at: int
-) -> tuple[int | None, int | None, int, int, bytes, int] | None:
-    """Read the OK at this position; None if it is incomplete.
-
-    Return the affected rows, insert id, status, warnings, rest, and where it ends.
-    """
-    end = at + 4 + (_head(buffer, at)[0] & 0xFFFFFF)
-    rows, q = _integer(buffer, at + 5)
-    if not q < end <= len(buffer):
-        return None
-    insert_id, q = _integer(buffer, q)
-    if not max(at + 11, q + 4) <= end:
-        return None
-    status, warnings = _two(buffer, q)
-    return rows, insert_id, status, warnings, buffer[q + 4 : end], end
-
-
 def _key(con: ReadingConnection, buffer: bytes) -> tuple[Any, ...]:
     """Return the key of a result that begins with these bytes."""
     first = buffer[: 9 + (_head(buffer, 5)[0] & 0xFFFFFF)]
@@ -510,6 +492,14 @@ def _integer(data: bytes, at: int) -> tuple[int | None, int]:
 
 
 @lru_cache(maxsize=256)
+def _told_by(rest: bytes, database: bytes | None) -> tuple[bytes, int]:
+    """Return the message in the rest of an OK, and the effects that it tells of."""
+    size, at = _integer(rest, 0)
+    end = at + (size or 0)
+    changes = rest[_integer(rest, end)[1] :] if end < len(rest) else b""
+    return rest[:end] if size else b"", effects_of(changes, database or b"")
+
+
 def effects_of(changes: bytes, database: bytes) -> int:
     """Return the side effects that a list of changes tells of.
 
