@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from pymysql.connections import Connection
 
@@ -70,6 +70,69 @@ _INSTEAD = {
     "leave it out, PyMySQL does not support it": "compress named_pipe use_compression"
     " allow_public_key_retrieval ssl_cipher ssl_crl tls_version",
 }
+
+
+_OFF = {"false": "DISABLED", "0": "DISABLED", "disabled": "DISABLED"}
+_ON = {"true": "REQUIRED", "1": "REQUIRED", "required": "REQUIRED"}
+_ANY_SERVER = {"skip_verify": "REQUIRED", '{"rejectunauthorized":false}': "REQUIRED"}
+_VERIFIED = {'{"rejectunauthorized":true}': "VERIFY_IDENTITY"}
+
+#: Parameters in the URLs of providers and of other clients that say whether to use TLS,
+#: without what separates their words: SSL_MODE for each of their values.
+_MODES: dict[str, dict[str, str]] = {
+    # libpq and several providers
+    "sslmode": {
+        **{"disable": "DISABLED", "allow": "PREFERRED", "prefer": "PREFERRED"},
+        **{"require": "REQUIRED", "verify_ca": "VERIFY_CA"},
+        **{"verify_full": "VERIFY_IDENTITY", "verify_identity": "VERIFY_IDENTITY"},
+    },
+    # Prisma
+    "sslaccept": {"strict": "VERIFY_IDENTITY", "accept_invalid_certs": "REQUIRED"},
+    # JDBC
+    "usessl": _OFF | _ON,
+    "requiressl": {"true": "REQUIRED", "false": "DISABLED"},
+    "verifyservercertificate": {"true": "VERIFY_CA", "false": "DISABLED"},
+    # Go, where true means a server that is verified
+    "tls": _OFF
+    | _ANY_SERVER
+    | {"true": "VERIFY_IDENTITY", "preferred": "PREFERRED", "prefer": "PREFERRED"},
+    # Node.js
+    "ssl": _OFF | _ON | _ANY_SERVER | _VERIFIED,
+}
+#: Other parameters, and the settings that have their values.
+_SAME = {"sslrootcert": "ssl_ca", "sslcertificate": "ssl_cert"}
+#: Parameters without effect here: a pool replaces lost connections, text is Unicode,
+#: and values are converted.
+_WITHOUT_EFFECT = frozenset(
+    "reconnect autoreconnect useunicode parsetime allowpublickeyretrieval".split()
+)
+
+
+#: From the least strict one: of several in one URL, the strictest counts.
+_STRICTNESS = "DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"
+
+
+def strictest(modes: Iterable[str]) -> str:
+    """Return the strictest of these values of SSL_MODE."""
+    known = [mode for mode in modes if mode in _STRICTNESS]
+    return max(known, key=_STRICTNESS.index, default="")
+
+
+def translate(parameter: str, text: str) -> tuple[str, str] | None:
+    """Return the setting that a parameter of a URL stands for, with its value.
+
+    Return the parameter as it is if it is no foreign one, or has a value that is not
+    known; and None if it has no effect here.
+    """
+    name = _squeezed(parameter.lower())
+    if name in _WITHOUT_EFFECT:
+        return None
+    known = _MODES.get(name, {})
+    mode = known.get(text.lower().replace("-", "_"))
+    if mode is not None:
+        return "ssl_mode", mode
+    ours = "ssl_mode" if name == "sslmode" else _SAME.get(name, parameter)
+    return ours.replace("-", "_"), text
 
 
 def hint(name: str, known: Collection[str]) -> str:

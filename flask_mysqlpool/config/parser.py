@@ -6,6 +6,7 @@ fault names a setting as the user wrote it, or would have to write it.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -16,6 +17,8 @@ from ..errors import ConfigError
 from . import foreign_names, option_file
 from .validators import Invalid
 
+_logger = logging.getLogger("flask_mysqlpool")
+
 PREFIX = "MYSQLPOOL_"
 """The prefix of every setting in ``app.config``."""
 
@@ -25,6 +28,13 @@ _PLACES |= {"connect_args"}
 
 #: Keys that Flask-MySQL-Connector sets.
 _CONNECTOR_KEYS = {"MYSQL_POOL_NAME", "MYSQL_POOL_SIZE", "MYSQL_POOL_RESET_SESSION"}
+
+#: Environment variables in which providers pass the URL of a database.
+_OF_PROVIDERS = (
+    *("DATABASE_URL", "MYSQL_URL", "MARIADB_URL", "JAWSDB_URL", "JAWSDB_MARIA_URL"),
+    *("CLEARDB_DATABASE_URL", "MYSQL_DATABASE_URL", "STACKHERO_MYSQL_DATABASE_URL"),
+)
+_DATABASE_URL = re.compile("(mysql|mariadb)[+:]")
 
 #: Prefixes of other packages' settings of a server.
 _OTHERS = re.compile("(MYSQL|SQLALCHEMY|DATABASE)_")
@@ -189,8 +199,19 @@ class Section:
     def _split_url(self) -> None:
         """Add the parts of the URL."""
         url = self.key("url")
+        modes: list[str] = []
         for label, text in self.convert(["url"]).get("url", {}).items():
-            name, key = label.replace("-", "_"), f"{url} ({label})"
+            found, key = foreign_names.translate(label, text), f"{url} ({label})"
+            if found is None:
+                # The value may be a piece of a password.
+                _logger.debug("%s has no effect in the pool, and is ignored", key)
+                continue
+            name, text = found
+            if name == "ssl_mode":
+                modes.append(text)
+                text = foreign_names.strictest(modes) or text
+                if name in self.raw and self.raw[name].is_part:
+                    del self.raw[name]
             if name not in self.known or name == "url":
                 others = self.known.keys() - {"url"}
                 self.unknown(key, self.hint(name.lower(), others))
@@ -312,6 +333,11 @@ class Section:
             f"no server is configured: set {PREFIX}URL (or {PREFIX}HOST, …) before"
             " MySQLPool(app) or init_app(app)"
         )
+        for variable in _OF_PROVIDERS:
+            if _DATABASE_URL.match(os.environ.get(variable, "")):
+                text += f"; {variable} is in the environment: write"
+                text += f' app.config["{PREFIX}URL"] = os.environ["{variable}"]'
+                break
         unread = [name for name in os.environ if _is_unread(name, mapping)]
         if unread:
             places = [f"FLASK_{PREFIX}URL", f"FLASK_{PREFIX}HOST"]

@@ -28,6 +28,8 @@ _URL = re.compile(
     r"(?::(?P<port>[0-9]+))?(?P<more>,[^\s@/?#]*)?(?:/(?P<database>[^\s@/?#]*))?"
     r"(?:\?(?P<query>(?:[\w.-]+=[^\s@#&]*(?:&[\w.-]+=[^\s@#&]*)*)?))?"
 )
+#: Of all drivers' names that SQLAlchemy knows, that of the one in use has no effect.
+_SCHEME = re.compile(r"(?:mysql|mariadb)(?:\+pymysql)?://")
 _ODD_PORT = re.compile(_URL.pattern.replace("<port>[0-9]+", "<port>[^\\s:@/?#]*"))
 _PORT_HINT = "; the port is not a number"
 
@@ -234,10 +236,10 @@ def url(value: Any) -> dict[str, str]:
     A fault quotes nothing of the URL: with a password that is not escaped, any part
     may contain a piece of it.
     """
-    if not isinstance(value, str) or not value.startswith("mysql://"):
-        raise Invalid(
-            "must begin with mysql://, for MariaDB too, with no driver's name"
-        )
+    scheme = _SCHEME.match(value) if isinstance(value, str) else None
+    if scheme is None:
+        raise Invalid("must begin with mysql:// or mariadb://, with no driver's name")
+    value = f"mysql://{value[scheme.end() :]}"
     form = _URL.fullmatch(value)
     if form is None or re.search(r"%(?![0-9A-Fa-f]{2})", value):
         port = "" if form or not _ODD_PORT.fullmatch(value) else _PORT_HINT
