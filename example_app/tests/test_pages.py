@@ -174,6 +174,6 @@ def test_a_dead_server_is_a_page_and_tells_no_secret(mysql_server: LocalServer) 
     app = create_app({"MYSQLPOOL_URL": mysql_server.url, "MYSQLPOOL_PORT": 1})
     for headers in (BROWSER, {}):
         response = app.test_client().get("/person/all", headers=headers)
-        assert response.status_code == 500
-        assert "Internal Server Error" in response.text
+        assert response.status_code == 503
+        assert "Service Unavailable" in response.text
         assert mysql_server.password not in response.text

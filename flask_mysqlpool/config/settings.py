@@ -130,6 +130,9 @@ class PoolConfig:
     cleartext_plugin: bool = _setting(False, validators.flag)
     """Whether a server that is not verified may request the password in clear text or,
     without TLS, encrypted with a key that it sends."""
+    pipelining: str = _setting("auto", validators.choice("auto", "on", "off"))
+    """Whether commands are sent before those ahead of them are answered: auto tries it
+    once with each server, as some proxies do not allow it."""
     connect_args: Mapping[str, Any] = _setting(dict, _connect_args, secret=True)
     """Further arguments of ``pymysql.connect``, as a mapping."""
     min_size: int = _setting(0, validators.whole(0))

@@ -195,7 +195,7 @@ class Blocks:
         """Execute a statement after those to send before it, all sent in one piece."""
         raw = session.raw
         first = self._prepare(session, left)
-        together = first and len(statement) < MOST_SENT
+        together = first and session.pipelines and len(statement) < MOST_SENT
         if first:
             self._send(session, first, [statement] if together else [])
         if together:
@@ -212,8 +212,13 @@ class Blocks:
         If one is an error, read those to the statements, too: these were executed
         outside the transaction, or without a savepoint.
         """
-        session.send([*first, *statements])
-        errors = [session.read_to_end() for _ in first]
+        errors = []
+        pieces = [first] if session.pipelines else [[one] for one in first]
+        for piece in pieces:
+            session.send([*piece, *statements])
+            errors += [session.read_to_end() for _ in piece]
+            if any(errors):
+                break
         error = next(filter(None, errors), None)
         told, session.raw.told = session.raw.told, NONE
         if error is None:
@@ -242,7 +247,8 @@ class Blocks:
             session.check_status()
         self.savepoints_due.append(_MANY)
         try:
-            for left, piece in _pieces(statements, session._server):
+            most = MOST_AT_ONCE if session.pipelines else 1
+            for left, piece in _pieces(statements, session._server, most):
                 if len(piece) > 1:
                     self._execute_piece(session, left, piece, done)
                 else:
@@ -401,7 +407,7 @@ class Blocks:
 
 
 def _pieces(
-    statements: Iterable[bytes], server: int
+    statements: Iterable[bytes], server: int, most: int
 ) -> Iterator[tuple[int, list[bytes]]]:
     """Divide statements into pieces to be sent at once, with their side effects.
 
@@ -413,7 +419,7 @@ def _pieces(
         left = side_effects(statement, server)
         alone = left & (MAY_END | ENDS)
         size += len(statement)
-        if piece and (alone or size > BYTES_AT_ONCE or len(piece) == MOST_AT_ONCE):
+        if piece and (alone or size > BYTES_AT_ONCE or len(piece) == most):
             yield effects, piece
             piece, size, effects = [], len(statement), 0
         piece.append(statement)

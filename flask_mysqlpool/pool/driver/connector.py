@@ -9,6 +9,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from logging import WARNING
 from typing import Any, TypeGuard, cast
 
 from pymysql.constants import CR, ER
@@ -16,12 +17,12 @@ from pymysql.err import InternalError, MySQLError, OperationalError
 
 from ...config import PoolConfig
 from ...config.addresses import Place
-from .error_codes import HOST_ERRORS, NOT_READY, SAME_ON_ALL_HOSTS, pause_after
-from .logs import is_exit, kind, plain
+from .error_codes import HOST_ERRORS, LOST, NOT_READY, SAME_ON_ALL_HOSTS, pause_after
+from .logs import is_exit, kind, log, plain
 from .session import AnotherRole, Session
 from .sockets import longest
 from .tls import VERIFYING, Certificates
-from .transport import without_traceback
+from .transport import NotAnswered, without_traceback
 
 #: Back-off after a failure of a host: seconds, from the first to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
@@ -29,6 +30,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 ANOTHER_ROLE = 0.25
 
 monotonic = time.monotonic
+
+#: Whether several commands may be sent at once, by the address of the server, or of the
+#: proxy before it; not known before the first connect.
+_PIPELINES: dict[Place | str, bool] = {}
 
 
 class Secret:
@@ -226,26 +231,54 @@ class Connector:
     ) -> Session | OperationalError:
         """Connect to one host; return the error if another host may succeed.
 
-        An error before the login, or one that the server did not report, is an
-        :exc:`~pymysql.err.OperationalError` with a number. It is raised outside the
-        driver's frames, because their variables contain the password.
+        If it may be that the host does not allow pipelining, try it again without.
         """
-        connection = self._make(place, secret, deadline)
-        failure: BaseException | None = None
-        try:
-            connection.open(deadline, thorough=not self._usual.get(place))
-        except Exception as error:
-            failure = _failure(connection, error)
-        except BaseException as error:
-            failure = error.with_traceback(None)
-        if failure is None:
-            self._usual[place] = connection.login.is_usual
+        address = self.config.unix_socket or place
+        pipelines = {"on": True, "off": False}.get(
+            self.config.pipelining, _PIPELINES.get(address)
+        )
+        first_deadline = deadline
+        if pipelines is None:
+            # The rest of the time is for a second try.
+            first_deadline -= (deadline - monotonic()) / 2
+        found = self._open(place, secret, first_deadline, pipelines is not False)
+        if pipelines is None and _may_be_by_pipelining(found):
+            again = self._open(place, secret, deadline, pipelines=False)
+            if isinstance(again, Session):
+                found, _PIPELINES[address] = again, False
+                text = "%s: %s does not take several commands at once; they are sent"
+                text += " one at a time from now on (PIPELINING = 'off')"
+                log(WARNING, text, self.config.name, address)
+        elif isinstance(found, Session):
+            _PIPELINES.setdefault(address, True)
+        if isinstance(found, Session):
+            self._usual[place] = found.login.is_usual
             self.hosts.works(place)
-            return connection
-        if not self._may_do_elsewhere(failure, connection.is_logged_in):
+            return found
+        failure, is_logged_in = found
+        if not self._may_do_elsewhere(failure, is_logged_in):
             raise failure
         self.hosts.failed(place, for_role=isinstance(failure, AnotherRole))
         return failure
+
+    def _open(
+        self, place: Place, secret: Secret, deadline: float, pipelines: bool
+    ) -> Session | tuple[BaseException, bool]:
+        """Open a session; or return the error, and whether it came after the login.
+
+        An error before the login, or one that the server did not report, is an
+        :exc:`~pymysql.err.OperationalError` with a number. It is returned, rather than
+        raised in the driver's frames, because their variables contain the password.
+        """
+        connection = self._make(place, secret, deadline)
+        connection.pipelines = pipelines
+        try:
+            connection.open(deadline, thorough=not self._usual.get(place))
+        except Exception as error:
+            return _failure(connection, error), connection.is_logged_in
+        except BaseException as error:
+            return error.with_traceback(None), connection.is_logged_in
+        return connection
 
     def _may_do_elsewhere(
         self, error: BaseException, logged_in: bool
@@ -312,6 +345,18 @@ class Connector:
         }
 
 
+def _may_be_by_pipelining(found: Session | tuple[BaseException, bool]) -> bool:
+    """Return whether a connect failed as it does where pipelining is not allowed.
+
+    The connection is then closed, or out of step, or silent after the first answer.
+    """
+    if isinstance(found, Session):
+        return False
+    error, is_logged_in = found
+    number = error.args[0] if isinstance(error, MySQLError) and error.args else None
+    return is_logged_in and number in LOST | {CR.CR_MALFORMED_PACKET}
+
+
 def _failure(connection: Session, error: Exception) -> MySQLError:
     """Return the error to raise for one that occurred while connecting."""
     known = isinstance(error, MySQLError) and not isinstance(error, InternalError)
@@ -319,7 +364,9 @@ def _failure(connection: Session, error: Exception) -> MySQLError:
     cause: BaseException | None = error
     number, text = (*error.args, None, None)[:2]
     if known and number and isinstance(number, int) and isinstance(text, str):
-        if connection.is_logged_in or isinstance(error, OperationalError):
+        if isinstance(error, NotAnswered):
+            pass  # to a connect, it is silence like any other
+        elif connection.is_logged_in or isinstance(error, OperationalError):
             kind = cast("type[MySQLError]", type(error))
         reason = getattr(error, "original_exception", None)
         cause = reason or error.__cause__ or error.__context__

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import repeat
@@ -92,6 +93,10 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         self.unanswered = 0
         #: Whether the server has accepted the account.
         self.is_logged_in = False
+        #: Whether commands are sent before those ahead of them are answered.
+        self.pipelines = True
+        #: Commands that wait for those ahead of them; counted as unanswered.
+        self._unsent: deque[tuple[int, bytes]] = deque()
         #: Answers read so far, while others are still missing.
         self._answers: list[Any] = []
         #: When the last command was sent, in `time.monotonic()` seconds.
@@ -138,6 +143,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
     def write(self, commands: Sequence[tuple[int, bytes]]) -> bool:
         """Send commands in one piece, without waiting for buffer space or for answers.
 
+        Without pipelining, send the first one; :meth:`read_answers` sends the others.
         False if the socket's buffer is full or the server has sent unexpected data; the
         connection must then be closed.
         """
@@ -146,7 +152,12 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
                 OSError("the server has closed the connection, or answers twice")
             )
             return False
-        return self._send(commands)
+        ahead = self.unanswered or self.unread
+        self.unanswered += len(commands)
+        if self.pipelines:
+            return self._send(commands)
+        self._unsent.extend(commands)
+        return bool(ahead) or self._send([self._unsent.popleft()])
 
     def _send(self, commands: Sequence[tuple[int, bytes]]) -> bool:
         """Send commands; False if the socket did not take all bytes at once."""
@@ -159,7 +170,6 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         except OSError as error:
             self.failed(error)
             return False
-        self.unanswered += len(commands)
         self.asked = time.monotonic()
         return complete
 
@@ -200,6 +210,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
     def _read_answers(self, deadline: float) -> None:
         """Read the answers that begin to arrive before the deadline."""
         raw = self.raw
+        self._send_next()
         # The rest of an answer usually arrives within microseconds, and to stop in the
         # middle would cost the connection.
         to_the_end = max(deadline, time.monotonic() + REST)
@@ -211,7 +222,14 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
                 done = self._read_ok()
                 self._answers.append([] if done else self._read_answer())
                 self.unanswered -= 1
+                self._send_next()
         raw._result = None
+
+    def _send_next(self) -> None:
+        """Send the next command, if it waits for nothing any more."""
+        if self._unsent and len(self._unsent) == self.unanswered:
+            if not self._send([self._unsent.popleft()]):
+                raise OperationalError(CR.CR_SERVER_LOST, "a command cannot be sent")
 
     def _read_the_rest(self, deadline: float) -> None:
         """Read the results that were left unread before the answers.

@@ -1,0 +1,156 @@
+"""Behind a proxy that does not take several commands at once, everything works."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from conftest import MakePool, Sql, execute
+from pymysql.err import MySQLError
+
+from flask_mysqlpool import PooledConnection, TransactionError
+from flask_mysqlpool.pool.transaction import transaction
+from flask_mysqlpool.testing import FaultProxy, LocalServer
+
+MODES = "close", "swallow", "reorder"
+
+
+@pytest.fixture(params=MODES)
+def one_by_one(proxy: FaultProxy, request: pytest.FixtureRequest) -> FaultProxy:
+    """What it does with the second of two commands."""
+    proxy.second_command = request.param
+    return proxy
+
+
+@pytest.fixture
+def url(server: LocalServer, one_by_one: FaultProxy) -> str:
+    return server.url_at(one_by_one.port)
+
+
+@pytest.fixture
+def procedures(sql: Sql, table: str) -> None:
+    for name, body in {
+        "shows": "BEGIN SELECT 1; INSERT INTO t (a) VALUES (60); SELECT 2; END",
+        "commits": "BEGIN COMMIT; START TRANSACTION; END",
+    }.items():
+        sql(f"DROP PROCEDURE IF EXISTS {name}")
+        sql(f"CREATE PROCEDURE {name}() {body}")
+
+
+def stored(sql: Sql) -> list[int]:
+    return [a for (a,) in sql("SELECT a FROM t ORDER BY id")]
+
+
+def insert(connection: PooledConnection, a: int) -> None:
+    with connection.cursor() as cursor:
+        assert cursor.execute("INSERT INTO t (a) VALUES (%s)", (a,)) == 1
+
+
+@pytest.mark.parametrize(
+    ("pipelining", "reset", "autocommit"),
+    [
+        *(("off", "always", True), ("off", "transaction", False)),
+        *(("off", "auto", True), ("auto", "auto", False)),
+    ],
+)
+def test_sessions_are_set_up_and_cleaned(
+    make_pool: MakePool, url: str, pipelining: str, reset: str, autocommit: bool
+) -> None:
+    pool = make_pool(
+        URL=url,
+        MAX_SIZE=1,
+        AUTOCOMMIT=autocommit,
+        RESET_SESSION=reset,
+        CONNECT_TIMEOUT=4,
+        PIPELINING=pipelining,
+        SETSESSION=["SET @set_up = 1"],
+        TARGET="primary",
+    )
+    numbers = set()
+    for _ in range(3):
+        with pool.connection() as connection:
+            numbers.add(connection.thread_id())
+            assert execute(connection, "SELECT @set_up, @left") == ((1, None),)
+            if reset != "transaction":
+                execute(connection, "SET @left = 1, time_zone = '+03:00'")
+    assert len(numbers) == 1
+
+
+def test_blocks_work(
+    make_pool: MakePool, url: str, procedures: None, sql: Sql, tells: bool
+) -> None:
+    with make_pool(URL=url, PIPELINING="off").connection() as connection:
+        with transaction(connection):
+            insert(connection, 1)
+            with transaction(connection):
+                insert(connection, 2)
+            with pytest.raises(ZeroDivisionError), transaction(connection):
+                insert(connection, 3)
+                _ = 1 / 0
+            execute(connection, "CALL shows()")
+        assert stored(sql) == [1, 2, 60]
+        with pytest.raises(TransactionError), transaction(connection):
+            insert(connection, 4)
+            execute(connection, "CALL commits()")
+        assert stored(sql) == [1, 2, 60, 4]
+
+
+def test_many_statements_are_all_executed_or_none(
+    make_pool: MakePool, url: str, table: str, sql: Sql
+) -> None:
+    sql("ALTER TABLE t ADD UNIQUE (a)")
+    sql("INSERT INTO t (id, a) VALUES " + ", ".join(f"({i}, {i})" for i in range(1, 9)))
+    text = "UPDATE t SET a = %s WHERE id = %s"
+    with make_pool(URL=url, PIPELINING="off").connection() as connection:
+        with transaction(connection), connection.cursor() as cursor:
+            with pytest.raises(MySQLError, match=r"\(row 3 of executemany"):
+                cursor.executemany(text, [(-1, 1), (-2, 2), (7, 3), (-4, 4)])
+            assert cursor.executemany(text, [(-5, 5), (-6, 6)]) == 2
+    assert sorted(stored(sql)) == [-6, -5, 1, 2, 3, 4, 7, 8]
+
+
+def test_results_that_nobody_read_are_cleaned(
+    make_pool: MakePool, url: str, procedures: None
+) -> None:
+    pool = make_pool(URL=url, PIPELINING="off", MAX_SIZE=1)
+    for _ in range(3):
+        with pool.connection() as connection, connection.cursor() as cursor:
+            cursor.execute("CALL shows()")
+            connection.commit()
+    with pool.connection() as connection:
+        assert execute(connection, "SELECT 5") == ((5,),)
+
+
+def test_one_connect_fails_in_the_whole_process(
+    make_pool: MakePool,
+    url: str,
+    one_by_one: FaultProxy,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    for _ in range(2):
+        pool = make_pool(URL=url, CONNECT_TIMEOUT=4)
+        with pool.connection() as one, pool.connection() as other:
+            assert execute(one, "SELECT 1") == execute(other, "SELECT 1") == ((1,),)
+    assert one_by_one.connections == 5
+    told = [r for r in caplog.records if "several commands at once" in r.getMessage()]
+    assert len(told) == 1
+
+
+def test_it_can_be_told(make_pool: MakePool, url: str, one_by_one: FaultProxy) -> None:
+    off = make_pool(URL=url, PIPELINING="off")
+    with off.connection() as connection:
+        assert execute(connection, "SELECT 1") == ((1,),)
+    assert one_by_one.connections == 1
+    on = make_pool(URL=url, CONNECT_TIMEOUT=1, PIPELINING="on")
+    with pytest.raises(MySQLError):
+        on.connection()
+
+
+def test_an_error_of_the_set_up_is_no_reason_to_try_again(
+    make_pool: MakePool, server: LocalServer, proxy: FaultProxy
+) -> None:
+    pool = make_pool(URL=server.url_at(proxy.port), SETSESSION=["SET nosuch = 1"])
+    with pytest.raises(MySQLError):
+        pool.connection()
+    assert proxy.connections == 1
