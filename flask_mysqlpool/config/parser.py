@@ -6,7 +6,6 @@ fault names a setting as the user wrote it, or would have to write it.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -16,8 +15,6 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError
 from . import foreign_names, option_file
 from .validators import Invalid
-
-_logger = logging.getLogger("flask_mysqlpool")
 
 PREFIX = "MYSQLPOOL_"
 """The prefix of every setting in ``app.config``."""
@@ -93,6 +90,8 @@ class Section:
         self.raw: dict[str, Raw] = {}
         #: Keys of optional settings that were given as None.
         self.omitted: dict[str, str] = {}
+        #: Keys of parameters of the URL that have no effect.
+        self.ignored: list[str] = []
         self.broken: set[str] = set()
         self.faults: list[str] = []
 
@@ -177,6 +176,8 @@ class Section:
             values["ssl_mode"] = "VERIFY_CA" if "ssl_ca" in self.raw else "REQUIRED"
         defaults = {k: f.default for k, f in self.known.items()} | {"connect_args": {}}
         self._compare(defaults | values)
+        if self.ignored:
+            values["ignored"] = tuple(self.ignored)
         return values
 
     def convert(self, names: Iterable[str]) -> dict[str, Any]:
@@ -203,8 +204,7 @@ class Section:
         for label, text in self.convert(["url"]).get("url", {}).items():
             found, key = foreign_names.translate(label, text), f"{url} ({label})"
             if found is None:
-                # The value may be a piece of a password.
-                _logger.debug("%s has no effect in the pool, and is ignored", key)
+                self.ignored.append(key)
                 continue
             name, text = found
             if name == "ssl_mode":

@@ -118,6 +118,9 @@ class PoolConfig:
     """Maximum time to wait for an answer; unset: unlimited."""
     write_timeout: float | None = _setting(None, validators.positive_seconds)
     """Maximum time to send a statement; unset: unlimited."""
+    keepalive: float = _setting(60.0, validators.seconds)
+    """Idle time after which TCP probes a connection, so that routers keep it, and a cut
+    one is noticed; 0: as the system is set."""
     ssl_mode: str = _setting("PREFERRED", validators.choice(*_SSL_MODES))
     """Whether to use TLS, and what to verify, as in the mysql client. By default
     VERIFY_CA with SSL_CA, and REQUIRED with SSL_CERT alone."""
@@ -172,6 +175,9 @@ class PoolConfig:
     """pooled; null, which connects for each checkout; or a subclass of ``Pool``."""
     name: str = _setting("mysqlpool", validators.label)
     """The pool's name in messages, in status and at the server."""
+
+    #: Parameters of the URL that have no effect; no setting.
+    ignored: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def from_mapping(

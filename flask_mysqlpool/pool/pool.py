@@ -30,7 +30,7 @@ import random
 import time
 from contextlib import ExitStack
 from contextvars import copy_context
-from logging import ERROR, WARNING
+from logging import DEBUG, ERROR, WARNING
 from threading import Lock, get_ident
 from typing import Any, Protocol
 from weakref import WeakSet, ref
@@ -57,6 +57,10 @@ from .waiters import Waiter
 
 #: Minimum seconds to wait for an answer of the server, even past the deadline.
 GRACE = 0.005
+
+#: Maximum seconds to wait for the answer to a ping: what a network that has forgotten
+#: an idle connection costs a checkout.
+PING_PATIENCE = 1.0
 
 #: Seconds for which the last measurement of a replica's lag remains valid.
 LAG_VALID = 1.0
@@ -152,6 +156,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         #: Handles already reported as leaks.
         self._leaks: WeakSet[PooledConnection] = WeakSet()
         _POOLS.add(self)
+        for key in config.ignored:
+            log(DEBUG, "%s: %s has no effect, and is ignored", self.name, key)
 
     def _begin(self) -> None:
         """Start empty, as a pool of this process."""
@@ -342,7 +348,8 @@ class Pool(PooledDB):  # type: ignore[misc]
             if started > con.lag_checked + LAG_VALID:
                 con.check_lag(_answer_deadline(deadline, monotonic()))
             elif started - max(con.since, con.asked) > self._ping_after:
-                con.ping(_answer_deadline(deadline, monotonic()))
+                now = monotonic()
+                con.ping(min(_answer_deadline(deadline, now), now + PING_PATIENCE))
             # Again: the pool may have been reset while the server was answering.
             return self._state.fault(con)
         except NotAnswered as error:

@@ -215,6 +215,16 @@ class FaultProxy:
             self._listener = listener
 
     @_in_thread_of_proxy
+    def forget(self) -> None:
+        """Forward nothing more on open connections, which stay open; new ones work.
+
+        So does a NAT that has forgotten idle connections.
+        """
+        for link in list(self._links):
+            for task in link.tasks:
+                task.cancel()
+
+    @_in_thread_of_proxy
     def cut(self) -> None:
         """End all connections with a FIN, to both sides."""
         for link in list(self._links):

@@ -11,12 +11,13 @@ from typing import Any
 
 import pymysql.err
 import pytest
-from conftest import MakePool, until
+from conftest import MakePool, execute, until
 
 import flask_mysqlpool.pool.pool
 from flask_mysqlpool import Pool, PooledConnection, PoolTimeout
 from flask_mysqlpool.pool.driver import transport
 from flask_mysqlpool.pool.driver.transport import SILENCE
+from flask_mysqlpool.pool.pool import PING_PATIENCE
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.testing.fake_driver import FakePool
 
@@ -370,3 +371,34 @@ def test_what_was_read_ahead_counts_as_unread(make_pool: MakePool, size: int) ->
 
         assert not con.is_alive()
         con.discard_reason = "invalidated"
+
+
+def test_connections_that_the_network_has_forgotten_cost_a_request_a_second(
+    server: LocalServer, proxy: FaultProxy, make_pool: MakePool
+) -> None:
+    """Also if there are several: those after the first are not waited for."""
+    pool = make_pool(URL=server.url_at(proxy.port), PING_AFTER=0, TIMEOUT=10)
+    held = [pool.connection() for _ in range(3)]
+    for connection in held:
+        connection.close()
+    proxy.forget()
+    started = time.monotonic()
+    with pool.connection() as connection:
+        assert execute(connection, "SELECT 1") == ((1,),)
+    took = time.monotonic() - started
+
+    assert 0.9 * PING_PATIENCE < took < 2.5 * PING_PATIENCE
+    assert pool.stats().discarded_by_reason["dead"] >= 1
+
+
+@pytest.mark.parametrize(("idle", "expected"), [(60, 60), (0.2, 1), (86400, 32767)])
+def test_the_system_probes_idle_connections(
+    make_pool: MakePool, idle: float, expected: int
+) -> None:
+    with make_pool(KEEPALIVE=idle).connection() as connection:
+        assert connection._con is not None
+        sock = connection._con.raw._sock
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == expected
+        unacknowledged = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert unacknowledged == (expected + 30) * 1000

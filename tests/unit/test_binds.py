@@ -308,7 +308,7 @@ def test_every_fault_of_every_bind_is_named() -> None:
         " (got 5 and 2)",
         'MYSQLPOOL_BINDS["jobs"]["STATUS_DIR"] is not a setting: write'
         " MYSQLPOOL_STATUS_DIR, which is for the whole app",
-        'MYSQLPOOL_BINDS["jobs"]["URL"] must begin with mysql://, for MariaDB too, with'
+        'MYSQLPOOL_BINDS["jobs"]["URL"] must begin with mysql:// or mariadb://, with'
         " no driver's name",
         'MYSQLPOOL_BINDS["jobs"]["MAX_SIZE"] must be a whole number, 1 or more (got'
         " 'x')",

@@ -83,6 +83,8 @@ def test_defaults_are_those_of_the_design() -> None:
         "CONNECT_TIMEOUT": 10.0,
         "READ_TIMEOUT": None,
         "WRITE_TIMEOUT": None,
+        "KEEPALIVE": 60.0,
+        "PIPELINING": "auto",
         "SSL_MODE": "PREFERRED",
         "SSL_CA": None,
         "SSL_CERT": None,

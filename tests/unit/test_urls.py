@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from flask_mysqlpool import ConfigError, PoolConfig
+from flask_mysqlpool import ConfigError, Pool, PoolConfig
 from flask_mysqlpool.config import settings
 
 ACCOUNT = "shop:p%40ss@db.example.com:25060/shop-1.eu"
@@ -63,9 +63,11 @@ def test_a_setting_of_ours_wins() -> None:
 
 def test_what_has_no_effect_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    PoolConfig.from_mapping({"URL": f"mysql://{ACCOUNT}?reconnect=true"})
+    url = f"mysql://{ACCOUNT}?reconnect=true"
+    Pool(PoolConfig.from_mapping({"URL": url, "NAME": "shop"})).close()
     [record] = caplog.records
-    assert record.getMessage().startswith("URL (reconnect) has no effect")
+    assert record.getMessage().startswith("shop: URL (reconnect) has no effect")
+    assert record.levelno == logging.DEBUG
 
 
 @pytest.mark.parametrize(

@@ -237,13 +237,9 @@ class Connector:
         pipelines = {"on": True, "off": False}.get(
             self.config.pipelining, _PIPELINES.get(address)
         )
-        first_deadline = deadline
-        if pipelines is None:
-            # The rest of the time is for a second try.
-            first_deadline -= (deadline - monotonic()) / 2
-        found = self._open(place, secret, first_deadline, pipelines is not False)
+        found = self._open(place, secret, deadline, pipelines)
         if pipelines is None and _may_be_by_pipelining(found):
-            again = self._open(place, secret, deadline, pipelines=False)
+            again = self._open(place, secret, deadline, False)
             if isinstance(again, Session):
                 found, _PIPELINES[address] = again, False
                 text = "%s: %s does not take several commands at once; they are sent"
@@ -262,18 +258,21 @@ class Connector:
         return failure
 
     def _open(
-        self, place: Place, secret: Secret, deadline: float, pipelines: bool
+        self, place: Place, secret: Secret, deadline: float, pipelines: bool | None
     ) -> Session | tuple[BaseException, bool]:
         """Open a session; or return the error, and whether it came after the login.
+
+        Where it is not known (None) whether it pipelines, leave time for a second try.
 
         An error before the login, or one that the server did not report, is an
         :exc:`~pymysql.err.OperationalError` with a number. It is returned, rather than
         raised in the driver's frames, because their variables contain the password.
         """
         connection = self._make(place, secret, deadline)
-        connection.pipelines = pipelines
+        connection.pipelines = pipelines is not False
+        thorough, hasty = not self._usual.get(place), pipelines is None
         try:
-            connection.open(deadline, thorough=not self._usual.get(place))
+            connection.open(deadline, thorough, hasty)
         except Exception as error:
             return _failure(connection, error), connection.is_logged_in
         except BaseException as error:

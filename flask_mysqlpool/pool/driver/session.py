@@ -170,6 +170,7 @@ class Session(Transport):
     def __init__(self, config: PoolConfig, arguments: dict[str, Any]) -> None:
         self.config = config
         self.opened = self.since = time.monotonic()
+        self.keepalive = config.keepalive
         #: What the login has set.
         self.login = Login()
         #: Where to record that rows may have been changed.
@@ -181,13 +182,16 @@ class Session(Transport):
         self._always_cleaned = SESSION if policy == "always" else NONE
         super().__init__(arguments)
 
-    def open(self, deadline: float, thorough: bool = True) -> None:
+    def open(self, deadline: float, thorough: bool = True, hasty: bool = False) -> None:
         """Connect and set the session up; see :meth:`Connector.connect`.
 
         ``thorough`` asks for everything that a login may set, not only for the usual.
+        ``hasty`` gives the set-up only half of the time that is left.
         """
         try:
             self.establish(deadline)
+            if hasty:
+                deadline -= (deadline - time.monotonic()) / 2
             raw = self.raw
             self._charset = raw.charset, raw.encoding, raw.collation
             raw.autocommit_mode = self.config.autocommit

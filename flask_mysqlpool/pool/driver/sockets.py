@@ -27,6 +27,11 @@ from .process import process
 #: Maximum number of look-ups at once, including timed-out ones that still hang.
 MOST = 16
 
+#: TCP's probes of an idle connection: seconds between two, and how many may be lost;
+#: the longest idle time, in seconds, that Linux accepts before the first.
+PROBE_INTERVAL, PROBES = 10, 3
+LONGEST_IDLE = 32767
+
 _Address = tuple[Any, ...]
 _Addresses = list[_Address]
 
@@ -99,8 +104,11 @@ def addresses(host: str, port: int, deadline: float) -> _Addresses:
 _POLL = getattr(ctypes.PyDLL(None), "poll", None) if os.name == "posix" else None
 
 
-def connect_socket(raw: Any, deadline: float) -> socket.socket:
-    """Open the socket: try all addresses of the host name by the deadline."""
+def connect_socket(raw: Any, deadline: float, keepalive: float) -> socket.socket:
+    """Open the socket: try all addresses of the host name by the deadline.
+
+    After ``keepalive`` idle seconds, TCP probes begin; 0 leaves that to the system.
+    """
     source = None
     if raw.unix_socket:
         raw.host_info, raw._secure = "Localhost via UNIX socket", True
@@ -120,9 +128,26 @@ def connect_socket(raw: Any, deadline: float) -> socket.socket:
             continue
         if not raw.unix_socket:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _keep_alive(sock, keepalive)
         return sock
     raise failure or OSError(f"no address for {raw.host!r}")
+
+
+def _keep_alive(sock: socket.socket, idle: float) -> None:
+    """Have idle connections probed, which also keeps a NAT from forgetting them."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if not idle:
+        return
+    first = min(max(1, round(idle)), LONGEST_IDLE)
+    for name, value in {
+        "TCP_KEEPIDLE": first,
+        "TCP_KEEPINTVL": PROBE_INTERVAL,
+        "TCP_KEEPCNT": PROBES,
+        # The same for data that nothing acknowledges, in milliseconds.
+        "TCP_USER_TIMEOUT": (first + PROBE_INTERVAL * PROBES) * 1000,
+    }.items():
+        if (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _connected(address: _Address, source: Any, timeout: float) -> socket.socket:

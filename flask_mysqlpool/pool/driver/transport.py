@@ -77,6 +77,9 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
     It is a ``SteadyDBConnection``, as DBUtils expects, without the failover.
     """
 
+    #: Idle seconds after which TCP probes the connection; 0 leaves it to the system.
+    keepalive = 0.0
+
     def __init__(self, arguments: dict[str, Any]) -> None:
         #: The only process that may use it.
         self.pid = process()
@@ -116,7 +119,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         """Open the socket and log in, both by the deadline."""
         raw = self.raw
         try:
-            sock = connect_socket(raw, deadline)
+            sock = connect_socket(raw, deadline, self.keepalive)
         except (OSError, UnicodeError) as error:
             raise OperationalError(
                 CR.CR_CONN_HOST_ERROR,
