@@ -106,7 +106,9 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
     except Unanswered as error:
         yield _no_connection(error)
         return
-    yield Finding("connection", f"opened in {facts.connect * 1000:.1f} ms")
+    one_by_one = "" if facts.pipelines else "; one command at a time (PIPELINING)"
+    took = f"opened in {facts.connect * 1000:.1f} ms{one_by_one}"
+    yield Finding("connection", took)
     yield _latency(facts)
     yield _version(facts)
     yield _tls(config, facts)

@@ -89,6 +89,8 @@ class Facts:
     of_this_user: int
     #: Of these, the pools' connections on other hosts, by their ``program_name``.
     of_other_hosts: int = 0
+    #: Whether several commands may be sent at once.
+    pipelines: bool = True
 
 
 class Unanswered(Exception):
@@ -159,6 +161,7 @@ class Server:
             max_user_connections=_number(max_user_connections),
             connected=_number(connected) - 1,
             of_this_user=len(own) - 1,
+            pipelines=self._connection.pipelines,
             of_other_hosts=sum(_host(programs.get(n)) not in (None, here) for n in own),
         )
 

@@ -8,7 +8,8 @@ import pytest
 from conftest import MakePool, Sql, execute
 from pymysql.err import MySQLError
 
-from flask_mysqlpool import PooledConnection, TransactionError
+from flask_mysqlpool import PoolConfig, PooledConnection, TransactionError
+from flask_mysqlpool.cli.check import examine
 from flask_mysqlpool.pool.transaction import transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
@@ -146,6 +147,12 @@ def test_it_can_be_told(make_pool: MakePool, url: str, one_by_one: FaultProxy) -
     on = make_pool(URL=url, CONNECT_TIMEOUT=1, PIPELINING="on")
     with pytest.raises(MySQLError):
         on.connection()
+
+
+def test_check_says_so(url: str) -> None:
+    config = PoolConfig.from_mapping({"URL": url, "PIPELINING": "off"})
+    [said] = [each for each in examine(config, None) if each.subject == "connection"]
+    assert "one command at a time" in said.text
 
 
 def test_an_error_of_the_set_up_is_no_reason_to_try_again(
