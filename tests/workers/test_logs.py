@@ -20,7 +20,7 @@ from visits import csrf, monitored, order
 import flask_mysqlpool
 from flask_mysqlpool import ConnectionShared, PooledConnection, get_db, signals
 from flask_mysqlpool.pool.maintenance import RECOVERY, MaintenanceThread, _maintain
-from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.testing.fake_driver import FakePool
 
 PACKAGE = Path(flask_mysqlpool.__file__).parent
@@ -191,7 +191,26 @@ def authorize_that_raises(make_app: MakeApp) -> None:
     assert client.get("/mysqlpool/").status_code == 403
 
 
+def proxy_that_takes_one_command(make_app: MakeApp) -> None:
+    plain = make_app()
+    with plain.app_context():
+        config = extension(plain).pool().config
+    with FaultProxy(config.host, config.port) as proxy:
+        proxy.second_command = "close"
+        given = {"PORT": proxy.port, "SSL_MODE": "DISABLED", "CLEARTEXT_PLUGIN": True}
+        with make_app(**given).app_context():
+            get_db().ping()
+
+
+def url_with_a_parameter_that_has_no_effect(make_app: MakeApp) -> None:
+    url = make_app().config["MYSQLPOOL_URL"]
+    with make_app(URL=f"{url}?reconnect=true").app_context():
+        get_db().ping()
+
+
 PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
+    "pool.__init__": url_with_a_parameter_that_has_no_effect,
+    "connector._try": proxy_that_takes_one_command,
     "pool._notify": observer_that_raises,
     "pool._report_discard": session_that_cannot_be_cleaned,
     "pool._report_leak": connection_that_is_dropped,
