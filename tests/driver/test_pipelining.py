@@ -149,6 +149,29 @@ def test_it_can_be_told(make_pool: MakePool, url: str, one_by_one: FaultProxy) -
         on.connection()
 
 
+def test_a_slow_statement_of_the_user_has_all_the_time(
+    make_pool: MakePool, server: LocalServer, proxy: FaultProxy
+) -> None:
+    """In the first connect of a process, too."""
+    pool = make_pool(
+        URL=server.url_at(proxy.port),
+        CONNECT_TIMEOUT=3,
+        SETSESSION=["DO SLEEP(1.8)"],
+    )
+    with pool.connection() as connection:
+        assert execute(connection, "SELECT 1") == ((1,),)
+    assert proxy.connections == 1
+
+
+def test_what_is_off_proves_nothing(
+    make_pool: MakePool, url: str, one_by_one: FaultProxy
+) -> None:
+    make_pool(URL=url, PIPELINING="off").connection().close()
+    with make_pool(URL=url, CONNECT_TIMEOUT=4).connection() as connection:
+        assert execute(connection, "SELECT 1") == ((1,),)
+    assert one_by_one.connections == 3
+
+
 def test_check_says_so(url: str) -> None:
     config = PoolConfig.from_mapping({"URL": url, "PIPELINING": "off"})
     [said] = [each for each in examine(config, None) if each.subject == "connection"]

@@ -245,8 +245,8 @@ class Connector:
                 text = "%s: %s does not take several commands at once; they are sent"
                 text += " one at a time from now on (PIPELINING = 'off')"
                 log(WARNING, text, self.config.name, address)
-        elif isinstance(found, Session):
-            _PIPELINES.setdefault(address, True)
+        elif pipelines is None and isinstance(found, Session):
+            _PIPELINES[address] = True
         if isinstance(found, Session):
             self._usual[place] = found.login.is_usual
             self.hosts.works(place)
