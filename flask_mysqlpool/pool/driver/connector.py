@@ -270,7 +270,10 @@ class Connector:
         """
         connection = self._make(place, secret, deadline)
         connection.pipelines = pipelines is not False
-        thorough, hasty = not self._usual.get(place), pipelines is None
+        thorough = not self._usual.get(place)
+        # Statements of the user may be slow.
+        own = self.config.init_command or self.config.setsession
+        hasty = pipelines is None and not own
         try:
             connection.open(deadline, thorough, hasty)
         except Exception as error:

@@ -186,29 +186,28 @@ class Session(Transport):
         """Connect and set the session up; see :meth:`Connector.connect`.
 
         ``thorough`` asks for everything that a login may set, not only for the usual.
-        ``hasty`` leaves time for another try, if the server does not answer what a
-        server answers at once.
+        ``hasty`` gives the set-up half of the time that is left, but not less than four
+        times that of the login.
         """
         try:
             begun = time.monotonic()
             self.establish(deadline)
-            now = soon = time.monotonic()
-            soon += max((deadline - now) / 2, 4 * (now - begun))
+            if hasty:
+                now = time.monotonic()
+                half = (deadline - now) / 2
+                deadline = min(now + max(half, 4 * (now - begun)), deadline)
             raw = self.raw
             self._charset = raw.charset, raw.encoding, raw.collation
             raw.autocommit_mode = self.config.autocommit
-            self._set_up(deadline, thorough, min(soon, deadline) if hasty else None)
+            self._set_up(deadline, thorough)
             if self.is_replica and self.config.max_lag is not None:
                 self.check_lag(deadline)
         except BaseException:
             self.abandon()
             raise
 
-    def _set_up(self, deadline: float, thorough: bool, soon: float | None) -> None:
-        """Ask what the login has set, and set up the session.
-
-        With ``soon``, have all but the user's statements answered by then.
-        """
+    def _set_up(self, deadline: float, thorough: bool) -> None:
+        """Ask what the login has set, and set up the session."""
         raw, config = self.raw, self.config
         several = raw.client_flag & CLIENT.MULTI_STATEMENTS
         self._server = server_of(raw.server_version) | (SEVERAL if several else 0)
@@ -229,13 +228,8 @@ class Session(Transport):
         # The questions come first: the set-up removes their side effects, such as
         # ROW_COUNT(). A clean-up ends with the same set-up.
         nothing = _query(_NOTHING_FOUND)
-        commands = [*questions, *tracking, nothing, *map(_query, statements)]
-        own = len(commands) - len(statements) + 1 if soon is not None else 0
-        answers: list[Any] = []
-        for part, until in (commands[:own], soon), (commands[own:], deadline):
-            if part:
-                self.write(part)
-                answers += self.read_each(until or deadline)
+        self.write([*questions, *tracking, nothing, *map(_query, statements)])
+        answers = self.read_each(deadline)
         if tracking and not isinstance(answers.pop(len(questions)), MySQLError):
             statements[0] += b", " + ASSIGNMENTS.encode()
         if about_login:
