@@ -163,7 +163,7 @@ def test_a_crowded_pool_is_a_page_that_says_when_to_retry(
     narrow = {"MYSQLPOOL_MAX_SIZE": 1, "MYSQLPOOL_TIMEOUT": 0.1}
     app = create_app({"MYSQLPOOL_URL": mysql_server.url, **narrow})
     with app.app_context():
-        with db.connection():
+        with db.connection(timeout=10):
             response = app.test_client().get("/person/all", headers=BROWSER)
         db.close_pool()
     assert (response.status_code, response.mimetype) == (503, "text/html")

@@ -270,10 +270,7 @@ class Connector:
         """
         connection = self._make(place, secret, deadline)
         connection.pipelines = pipelines is not False
-        thorough = not self._usual.get(place)
-        # Statements of the user may be slow.
-        own = self.config.init_command or self.config.setsession
-        hasty = pipelines is None and not own
+        thorough, hasty = not self._usual.get(place), pipelines is None
         try:
             connection.open(deadline, thorough, hasty)
         except Exception as error:
