@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from pymysql.connections import Connection
 
@@ -108,14 +108,14 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
-#: From the least strict one: of several in one URL, the strictest counts.
-_STRICTNESS = "DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"
+#: The values of SSL_MODE, from the least strict one.
+SSL_MODES = "DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"
 
 
-def strictest(modes: Iterable[str]) -> str:
-    """Return the strictest of these values of SSL_MODE."""
-    known = [mode for mode in modes if mode in _STRICTNESS]
-    return max(known, key=_STRICTNESS.index, default="")
+def stricter(mode: str, other: str) -> str:
+    """Return the stricter of two values of SSL_MODE; of unknown ones, the known."""
+    known = [each for each in (mode, other) if each in SSL_MODES]
+    return max(known, key=SSL_MODES.index, default=other)
 
 
 def translate(parameter: str, text: str) -> tuple[str, str] | None:

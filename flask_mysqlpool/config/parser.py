@@ -200,18 +200,14 @@ class Section:
     def _split_url(self) -> None:
         """Add the parts of the URL."""
         url = self.key("url")
-        modes: list[str] = []
         for label, text in self.convert(["url"]).get("url", {}).items():
             found, key = foreign_names.translate(label, text), f"{url} ({label})"
             if found is None:
                 self.ignored.append(key)
                 continue
             name, text = found
-            if name == "ssl_mode":
-                modes.append(text)
-                text = foreign_names.strictest(modes) or text
-                if name in self.raw and self.raw[name].is_part:
-                    del self.raw[name]
+            if name == "ssl_mode" and self._is_part(name):
+                text = foreign_names.stricter(self.raw.pop(name).value, text)
             if name not in self.known or name == "url":
                 others = self.known.keys() - {"url"}
                 self.unknown(key, self.hint(name.lower(), others))

@@ -18,7 +18,7 @@ from pymysql.cursors import Cursor
 
 from . import validators
 from .addresses import Place, parse
-from .foreign_names import arguments, instead
+from .foreign_names import SSL_MODES, arguments, instead
 from .parser import PREFIX, Raw, Section, check
 
 
@@ -59,8 +59,6 @@ URL = _setting(None, validators.url, secret=True)
 BINDS = _setting(dict, validators.binds, secret=True)
 """Further pools by name, each a mapping of settings; those that it leaves out are
 inherited from the default pool."""
-
-_SSL_MODES = "DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +119,7 @@ class PoolConfig:
     keepalive: float = _setting(60.0, validators.seconds)
     """Idle time after which TCP probes a connection, so that routers keep it, and a cut
     one is noticed; 0: as the system is set."""
-    ssl_mode: str = _setting("PREFERRED", validators.choice(*_SSL_MODES))
+    ssl_mode: str = _setting("PREFERRED", validators.choice(*SSL_MODES))
     """Whether to use TLS, and what to verify, as in the mysql client. By default
     VERIFY_CA with SSL_CA, and REQUIRED with SSL_CERT alone."""
     ssl_ca: str | None = _setting(None, validators.file)

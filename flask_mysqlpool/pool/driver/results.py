@@ -46,7 +46,7 @@ REMEMBERED, LONGEST = 500, 4000
 #: Columns for which a function is made; PyMySQL reads wider results.
 MOST_COLUMNS = 200
 
-#: Flags of a client that understands this.
+#: The flags of a client that reads an OK in place of an EOF, and the changes in it.
 TRACKING = CLIENT.SESSION_TRACK | CLIENT.DEPRECATE_EOF
 
 #: The status of an OK that lists changes.
