@@ -28,7 +28,6 @@ UNIQUE = {
 #: What the set-up of a pooled session has the server tell.
 TOLD = {
     "variable session_track_state_change",
-    "variable session_track_system_variables",
     "variable session_track_transaction_info",
 }
 

@@ -12,11 +12,10 @@ from flask_mysqlpool import PoolConfig, PooledConnection, TransactionError
 from flask_mysqlpool.cli.check import examine
 from flask_mysqlpool.pool.transaction import transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
+from flask_mysqlpool.testing.fault_proxy import SECOND_COMMANDS
 
-MODES = "close", "swallow", "reorder"
 
-
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=SECOND_COMMANDS)
 def one_by_one(proxy: FaultProxy, request: pytest.FixtureRequest) -> FaultProxy:
     """What it does with the second of two commands."""
     proxy.second_command = request.param

@@ -205,8 +205,6 @@ PROCEDURES = {
     "is_harmless": "BEGIN SELECT 1; INSERT INTO t (a) VALUES (60); END",
     "goes_on_implicitly": "BEGIN COMMIT; INSERT INTO t (a) VALUES (51); END",
     "chains": "BEGIN COMMIT AND CHAIN; INSERT INTO t (a) VALUES (51); END",
-    "makes_a_table": "BEGIN DROP TEMPORARY TABLE IF EXISTS mine;"
-    " CREATE TEMPORARY TABLE mine (a INT); INSERT INTO t (a) VALUES (60); END",
     "fails": "BEGIN COMMIT; SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213; END",
 }
 
@@ -219,7 +217,10 @@ def procedures(sql: Sql, table: str) -> None:
 
 
 @pytest.mark.usefixtures("tells")
-@pytest.mark.parametrize("name", ["commits", "goes_on", "begins_anew", "shows"])
+@pytest.mark.parametrize(
+    "name",
+    ["commits", "goes_on", "goes_on_implicitly", "chains", "begins_anew", "shows"],
+)
 @pytest.mark.parametrize("then", ["end", "statement", "exception"])
 def test_a_procedure_that_commits_is_told(
     connection: PooledConnection,
