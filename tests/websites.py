@@ -105,6 +105,8 @@ def good_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]
             yield site
         finally:
             site.end()
+            # The end of the log is shown if the test has failed.
+            print(site.log[-5000:])
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Protocol
 from weakref import ref
 
 from .driver.logs import log
-from .driver.process import process
+from .driver.process import is_uwsgi_before_fork, process
 
 #: Seconds until a task is called again after it has raised.
 RECOVERY = 1.0
@@ -42,16 +42,24 @@ class MaintenanceThread:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    def watch(self, task: Task) -> None:
-        """Add a task, due now, and start the thread unless it is running."""
+    def watch(self, task: Task) -> bool:
+        """Add a task, due now, and start the thread unless it is running.
+
+        Returns False if it does not run: what it does is then left undone until a
+        later call. Where uWSGI preloads the app, only its workers run one.
+        """
         self._inbox.put(ref(task))
         if self._thread is None or not self._thread.is_alive():
+            if is_uwsgi_before_fork():
+                return False
             try:
                 with self._starting:
                     self._start()
             except RuntimeError as error:
                 text = "the thread for %s cannot be started yet: %s"
                 log(WARNING, text, self._kind, error)
+                return False
+        return True
 
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive():

@@ -110,8 +110,8 @@ class WorkerAgent:
             self._begin()
         if not self._is_running:
             round_made = self._round_made
-            maintenance_thread("workers").watch(self)
-            round_made.wait(PATIENCE)
+            if maintenance_thread("workers").watch(self):
+                round_made.wait(PATIENCE)
 
     def take_host_slot(self) -> object | None:
         """Take one of the host's connection slots; None if all are taken."""

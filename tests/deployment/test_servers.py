@@ -194,6 +194,16 @@ def test_every_request_gets_its_own_row_on_a_connection_of_its_own_process(
         load.run(lambda: len(load.workers) == kind.workers)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only on Linux")
+def test_no_thread_runs_where_uwsgi_forks(start: StartSite) -> None:
+    site = start(uwsgi())
+
+    load = Load(site.port())
+    load.run(lambda: load.workers)
+
+    assert len(list(Path(f"/proc/{site.pid}/task").iterdir())) == 1
+
+
 @pytest.mark.parametrize("kind", named(RECYCLING))
 def test_workers_that_are_replaced_after_some_requests_take_nothing_along(
     start: StartSite, table: Table, kind: Kind

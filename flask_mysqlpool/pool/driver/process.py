@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import threading
 from os import getpid
 from typing import Any
@@ -57,6 +58,20 @@ def _new_number() -> int:
             _number = ((_number >> 32) + 1 << 32) + getpid()
             _page[0] = 1
         return _number
+
+
+def is_uwsgi_before_fork() -> bool:
+    """Whether this is uWSGI with a preloaded app, and its workers are not forked yet.
+
+    It forks without holding the GIL. If another thread holds it then, the worker waits
+    for it forever. So no thread may run until the workers are there.
+    """
+    uwsgi: Any = sys.modules.get("uwsgi")  # it is built into uWSGI
+    if not hasattr(uwsgi, "worker_id") or uwsgi.worker_id():
+        return False
+    # Mules and spoolers have no worker id either. Without a master, this becomes one
+    # of the workers.
+    return uwsgi.masterpid() in (0, getpid())
 
 
 def _after_fork() -> None:
