@@ -89,8 +89,10 @@ def attach(pool: Any, app: Flask, bind: str) -> None:
 
 
 def _listen(*_: object, **__: object) -> None:
-    for pool in list(_unobserved):
-        if (signaller := _unobserved.pop(pool, None)) is not None:
+    # References, as another thread may add a pool meanwhile.
+    for reference in _unobserved.keyrefs():
+        pool = reference()
+        if pool is not None and (signaller := _unobserved.pop(pool, None)) is not None:
             pool.add_observer(signaller)
 
 

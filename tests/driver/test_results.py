@@ -6,7 +6,9 @@ import functools
 import io
 import socket
 import struct
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -41,6 +43,7 @@ from flask_mysqlpool.pool.driver.results import (
 )
 from flask_mysqlpool.testing import LocalServer
 
+THREADS = 4
 ERROR = b"\xff\x28\x04#42000no such thing"
 
 
@@ -526,6 +529,25 @@ def test_what_is_remembered_is_bounded() -> None:
     remembered = [known for results in _columns.values() for known in results]
     assert remembered
     assert all(len(beginning) < LONGEST + 5 for beginning, *_ in remembered)
+
+
+def test_threads_may_read_new_columns_at_once() -> None:
+    interval = sys.getswitchinterval()
+    one = response([FIELD_TYPE.LONG], [], EOF_PACKET)
+
+    def read(thread: int) -> list[Any]:
+        names = [bytes((33 + thread, 33 + n)) for n in range(90)]
+        data = [one.replace(b"c0", name) for name in names] * 12
+        return results(ReadingConnection, data, 1 << 20, False)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(THREADS) as threads:
+            found = list(threads.map(read, range(THREADS)))
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert found == [read(thread) for thread in range(THREADS)]
 
 
 @pytest.mark.parametrize("byte", [0, 1, 5, 251, 252, 254, 255])

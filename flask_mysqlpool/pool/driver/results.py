@@ -332,7 +332,8 @@ class Result(_Result):  # type: ignore[misc]
         self._read_definitions()
         self._decode = make_decoder(tuple(self.converters))
         if 0 < end < LONGEST:
-            if sum(map(len, _columns.values())) >= REMEMBERED:
+            # A list, as another thread may add columns meanwhile.
+            if sum(map(len, list(_columns.values()))) >= REMEMBERED:
                 _columns.clear()
             _columns.setdefault(_key(con, start), []).append(
                 (start, self.fields, self.converters, self.description, self._decode)
