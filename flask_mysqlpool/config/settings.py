@@ -134,6 +134,9 @@ class PoolConfig:
     pipelining: str = _setting("auto", validators.choice("auto", "on", "off"))
     """Whether commands are sent before those ahead of them are answered: auto tries it
     once with each server, as some proxies do not allow it."""
+    kill_abandoned: bool = _setting(True, validators.flag)
+    """Whether a statement that was given up, as by READ_TIMEOUT or an interrupt, is
+    killed at the server."""
     connect_args: Mapping[str, Any] = _setting(dict, _connect_args, secret=True)
     """Further arguments of ``pymysql.connect``, as a mapping."""
     min_size: int = _setting(0, validators.whole(0))

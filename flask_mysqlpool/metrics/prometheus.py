@@ -47,6 +47,7 @@ from ..workers.status import TIMES, Counts, WorkerStatus
 #: Maximum number of characters of a label.
 _LABEL = 100
 
+_SUMS = "checkouts", "timeouts", "opened", "killed"
 _STATES = "idle", "in_use", "connecting"
 
 _GAUGE, _COUNTER = GaugeMetricFamily, CounterMetricFamily
@@ -63,6 +64,7 @@ _METRICS: tuple[tuple[type[Any], str, str, tuple[str, ...]], ...] = (
     (_COUNTER, "timeouts", "Checkouts that timed out.", ()),
     (_COUNTER, "opened", "Connections opened.", ()),
     (_COUNTER, "discarded", "Connections closed by reason.", ("reason",)),
+    (_COUNTER, "killed", "Statements given up, and killed at the server.", ()),
     (_HISTOGRAM, "wait_seconds", "Time until a checkout has its connection.", ()),
     (_HISTOGRAM, "use_seconds", "Time until a connection is returned.", ()),
     (_HISTOGRAM, "create_seconds", "Time to open a connection.", ()),
@@ -145,7 +147,7 @@ class _Pool:
             "waiting": sum(worker.waiting for worker in self.workers),
             "workers": len({(worker.site, worker.pid) for worker in self.workers}),
             "paused": self.paused,
-            **{n: self.counts.get(n, 0) for n in ("checkouts", "timeouts", "opened")},
+            **{n: self.counts.get(n, 0) for n in _SUMS},
         }
         return {
             **{name: [((), value)] for name, value in one.items()},

@@ -58,7 +58,7 @@ def describe(endpoint: str | None, thread: str | None, stack: Stack) -> str:
     return f"{taken}, from:\n{''.join(traceback.format_list(entries))}".rstrip()
 
 
-def snapshot(state: PoolState, now: float) -> PoolStats:
+def snapshot(state: PoolState, killed: int, now: float) -> PoolStats:
     """Return a snapshot of a pool; called with its lock held."""
     config, generation = state.config, state.generation
     everything = state.open()
@@ -94,6 +94,7 @@ def snapshot(state: PoolState, now: float) -> PoolStats:
         opened=state.opened,
         discarded=state.discarded.total(),
         discarded_by_reason=dict(state.discarded),
+        killed=killed,
         wait_seconds=waits.snapshot(),
         use_seconds=uses.snapshot(),
         create_seconds=state.creates.snapshot(),

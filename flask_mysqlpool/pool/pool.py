@@ -131,6 +131,8 @@ class Pool(PooledDB):  # type: ignore[misc]
     opens no connection before the first checkout. In a forked child it starts empty.
     """
 
+    _keeps_idle = True
+
     def __init__(self, config: PoolConfig) -> None:
         if not isinstance(config, PoolConfig):
             raise TypeError(
@@ -584,6 +586,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         with self._state.lock:
             had_slot = self._state.free(con, reason)
             self._state.wake_next()
+        if self._connector.abandoned:
+            maintenance_thread().wake(self)
         if had_slot:
             self._report_discard(con, reason)
 
@@ -671,7 +675,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Return a snapshot of the pool."""
         self._begin_in_child()
         with self._state.lock:
-            return diagnostics.snapshot(self._state, monotonic())
+            killed = self._connector.abandoned.killed
+            return diagnostics.snapshot(self._state, killed, monotonic())
 
     def connections(self) -> list[ConnectionStats]:
         """List the open connections: first those in use, longest held first."""
@@ -703,6 +708,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._discard_all(stale)
         with state.lock:
             due = state.missing(now)
+            if self._connector.abandoned and self._keeps_idle:
+                due += state.probe(now)  # a new connection kills them
             state.wake_next()  # in case an interrupt has prevented that
             more_to_do = state.size() > 0 or bool(state.waiters)
         self._start(due)
@@ -797,6 +804,8 @@ class NullPool(Pool):
 
     Limits, deadlines, queue and errors are those of :class:`Pool`.
     """
+
+    _keeps_idle = False
 
     def _fault(self, con: Session, now: float) -> str | None:
         """Have every connection closed that is returned."""

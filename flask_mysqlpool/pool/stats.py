@@ -121,6 +121,8 @@ class PoolStats:
     #: Connections closed, and the number for each reason.
     discarded: int
     discarded_by_reason: Mapping[str, int]
+    #: Statements that were given up, and killed at the server.
+    killed: int
     #: Histograms of checkouts, uses and connects: the number for each of
     #: :data:`BOUNDS`, the number above, and the sum in seconds.
     wait_seconds: tuple[float, ...]

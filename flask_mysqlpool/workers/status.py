@@ -20,7 +20,8 @@ LISTED = 100
 TIMES = "wait", "use", "create"
 #: The fields that never decrease.
 COUNTED = (
-    *("checkouts", "timeouts", "opened", "discarded", "discarded_by_reason"),
+    *("checkouts", "timeouts", "opened", "discarded", "killed"),
+    "discarded_by_reason",
     *TIMES,
 )
 
@@ -58,6 +59,7 @@ class WorkerStatus:
     opened: int
     discarded: int
     discarded_by_reason: Reasons | None = None
+    killed: int = 0
     wait: Histogram | None = None
     use: Histogram | None = None
     create: Histogram | None = None

@@ -85,6 +85,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "WRITE_TIMEOUT": None,
         "KEEPALIVE": 60.0,
         "PIPELINING": "auto",
+        "KILL_ABANDONED": True,
         "SSL_MODE": "PREFERRED",
         "SSL_CA": None,
         "SSL_CERT": None,

@@ -467,6 +467,7 @@ def test_no_request_fails_for_what_fails_at_the_folder(
 
     # No slot is lost.
     held = [pools[0].connection(timeout=5) for _ in range(2)]
+    until(lambda: os.path.exists(folder.path), 5)  # another folder is made
     until(lambda: len(folder.read().records) == 3, 5)
     for handle in held:
         handle.close()

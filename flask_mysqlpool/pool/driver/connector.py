@@ -8,17 +8,18 @@ import random
 import socket
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from logging import WARNING
-from typing import Any, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
-from pymysql.constants import CR, ER
+from pymysql.constants import COMMAND, CR, ER
 from pymysql.err import InternalError, MySQLError, OperationalError
 
 from ...config import PoolConfig
 from ...config.addresses import Place
 from .error_codes import HOST_ERRORS, LOST, NOT_READY, SAME_ON_ALL_HOSTS, pause_after
-from .logs import is_exit, kind, log, plain
+from .logs import Throttle, is_exit, kind, log, plain
 from .session import AnotherRole, Session
 from .sockets import longest
 from .tls import VERIFYING, Certificates
@@ -28,6 +29,8 @@ from .transport import NotAnswered, without_traceback
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 #: Seconds until a host is tried again whose role is not the one that TARGET requires.
 ANOTHER_ROLE = 0.25
+#: Statements that were given up: how many a pool remembers, for how many seconds.
+MOST_ABANDONED, FORGOTTEN = 100, 60.0
 
 monotonic = time.monotonic
 
@@ -170,6 +173,113 @@ class Hosts:
         self._bad[place] = monotonic() + (ANOTHER_ROLE if for_role else pause), failures
 
 
+class _Abandoned(NamedTuple):
+    """A session that was closed before the server had answered."""
+
+    server: tuple[str, int]
+    #: The server's number for it, and the port of this end.
+    thread_id: int
+    port: int
+    cause: str
+    since: float
+    #: Whether a connection should be opened for this, if nobody needs one.
+    is_urgent: bool
+
+
+class Abandoned:
+    """The statements of a pool that were given up, and may go on at the server.
+
+    The next connection to the server kills them. Thread-safe.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        self._name = config.name
+        self._sessions: deque[_Abandoned] = deque(maxlen=MOST_ABANDONED)
+        self._throttle = Throttle()
+        #: The number of statements that were killed.
+        self.killed = 0
+
+    def __bool__(self) -> bool:
+        since = monotonic() - FORGOTTEN
+        return any(one.is_urgent and one.since > since for one in list(self._sessions))
+
+    def add(self, con: Session) -> None:
+        """Record a session that is being closed."""
+        cause = "rows left unread" if con.lost is None else kind(con.lost)
+        if con.interrupted:
+            cause = "a close() by another thread"
+        raw = con.raw
+        # After a failed set-up another connect would only fail in the same way.
+        urgent = con.times is not None
+        one = (raw.host, raw.port), raw.thread_id(), con.port, cause, monotonic()
+        self._sessions.append(_Abandoned(*one, urgent))
+
+    def kill(self, con: Session, deadline: float) -> None:
+        """Kill those at the server of a new connection which are certainly ours.
+
+        The server has to list this connection with the port of our end, which tells
+        that no proxy is between; and the other with the same account and host, its own
+        port, and a statement. Raises PyMySQL's errors if the server does not answer.
+        """
+        ours = self._take(con.raw.host, con.raw.port)
+        if not ours:
+            return
+        try:
+            threads = {row["Id"]: row for row in con.ask("SHOW PROCESSLIST", deadline)}
+            found = _found(threads, con, ours)
+            if not found:
+                return
+            con.write([(COMMAND.COM_QUERY, b"KILL %d" % n) for n in found])
+            answers = con.read_each(deadline)
+        except MySQLError:
+            if con.lost is None:
+                return  # a server that has no such statement
+            self._sessions.extend(ours)
+            raise
+        for (number, cause), answer in zip(found.items(), answers, strict=True):
+            if isinstance(answer, MySQLError):
+                continue  # it has just ended
+            self.killed += 1
+            held_back = self._throttle.passes(cause)
+            if held_back is not None:
+                text = "%s: killed thread %s at the server: its statement was given up"
+                text += " (%s)%s"
+                more = f"; and {held_back} more such" if held_back else ""
+                log(WARNING, text, self._name, number, cause, more)
+
+    def _take(self, host: str, port: int) -> list[_Abandoned]:
+        """Take out those of this server; forget those of long ago."""
+        ours = []
+        for _ in range(len(self._sessions)):
+            try:
+                one = self._sessions.popleft()
+            except IndexError:
+                break  # another connect has taken them
+            if one.server != (host, port):
+                self._sessions.append(one)
+            elif monotonic() < one.since + FORGOTTEN:
+                ours.append(one)
+        return ours
+
+
+def _found(
+    threads: dict[Any, dict[str, Any]], con: Session, ours: list[_Abandoned]
+) -> dict[int, str]:
+    """Return the threads to kill, each with the reason for which it was given up."""
+    me = threads.get(str(con.raw.thread_id()), {})
+    host, _, port = (me.get("Host") or "").rpartition(":")
+    if port != str(con.port):
+        return {}
+    found = {}
+    for one in ours:
+        thread = threads.get(str(one.thread_id), {})
+        whose = thread.get("User"), thread.get("Host")
+        is_ours = whose == (me["User"], f"{host}:{one.port}")
+        if is_ours and thread["Command"] not in ("Sleep", "Killed"):
+            found[one.thread_id] = one.cause
+    return found
+
+
 class Connector:
     """Opens connections according to one :class:`PoolConfig`."""
 
@@ -177,6 +287,7 @@ class Connector:
         self.config = config
         self.hosts = Hosts(config.places, in_random_order=config.host_order == "random")
         self._certificates = Certificates(config)
+        self.abandoned = Abandoned(config)
         #: Whether the last login at a host set nothing unusual; see :mod:`.login`.
         self._usual: dict[Place, bool] = {}
 
@@ -305,6 +416,8 @@ class Connector:
         if cause is not None:
             text = f"CONNECT_ARGS cannot be used ({cause!r})"
             raise OperationalError(CR.CR_UNKNOWN_ERROR, text) from cause
+        if self.config.kill_abandoned:
+            connection.abandoned = self.abandoned
         raw = connection.raw
         # Not among the arguments, which are variables of the driver's frames.
         raw.password = secret.value or raw.password

@@ -22,6 +22,7 @@ from ...errors import TransactionError
 from .error_codes import NOT_OF_A_STATEMENT, NOT_READY, READ_ONLY, ROLLED_BACK
 from .login import NO_PROFILES, NO_WARNINGS, Login
 from .login import questions as login_questions
+from .process import process
 from .results import read_status
 from .statements import (
     BEYOND_ROLLBACK,
@@ -166,6 +167,8 @@ class Session(Transport):
     commit_unanswered = False
     #: What the server told with its answer to the last COMMIT.
     told_of_commit = NONE
+    #: Where to record that it was closed before the server had answered.
+    abandoned: Any = None
 
     def __init__(self, config: PoolConfig, arguments: dict[str, Any]) -> None:
         self.config = config
@@ -196,15 +199,38 @@ class Session(Transport):
                 now = time.monotonic()
                 half = (deadline - now) / 2
                 deadline = min(now + max(half, 4 * (now - begun)), deadline)
+            if self.abandoned is not None:
+                # Before the set-up, which removes the side effects.
+                self.abandoned.kill(self, deadline)
             raw = self.raw
             self._charset = raw.charset, raw.encoding, raw.collation
             raw.autocommit_mode = self.config.autocommit
             self._set_up(deadline, thorough)
             if self.is_replica and self.config.max_lag is not None:
                 self.check_lag(deadline)
-        except BaseException:
+        except BaseException as error:
+            if self.unanswered:
+                self.failed(error)
             self.abandon()
             raise
+
+    def abandon(self) -> None:
+        """Close this end; record a statement that the server may go on executing."""
+        if self.abandoned is not None and not self._closed and self._may_go_on():
+            self.abandoned.add(self)
+        super().abandon()
+
+    def _may_go_on(self) -> bool:
+        """Return whether this end closes the session before the server has answered.
+
+        A COMMIT is left to the server: it may succeed yet.
+        """
+        if self.commit_unanswered or not self.port or self.pid != process():
+            return False
+        if self.lost is not None:
+            return self.interrupted or not self.is_disconnected
+        result = self.raw._result
+        return result is not None and (result.unbuffered_active or result.has_next)
 
     def _set_up(self, deadline: float, thorough: bool) -> None:
         """Ask what the login has set, and set up the session."""

@@ -87,6 +87,10 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         #: closed the connection, rather than failed to answer in time.
         self.lost: BaseException | None = None
         self.is_disconnected = False
+        #: Whether another thread has ended a wait for an answer.
+        self.interrupted = False
+        #: The port of this end; 0 without TCP.
+        self.port = 0
         #: Its reservation among the connections of this host, if these are limited;
         #: kept until the socket is closed.
         self.host_slot: object = None
@@ -136,6 +140,8 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         self.is_logged_in = True
         if isinstance(raw, ReadingConnection):
             raw.read_faster()
+        if raw._sock.family in (socket.AF_INET, socket.AF_INET6):
+            self.port = raw._sock.getsockname()[1]
         self._socket_is = _identity(raw._sock.fileno())
         self._readable = wait_readable(raw._sock)
         self._has_news = readable_now(raw._sock)
@@ -407,6 +413,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
 
     def interrupt(self) -> None:
         """Shut the socket down, while another thread is reading from it."""
+        self.interrupted = True
         with suppress(OSError, AttributeError):
             self.raw._sock.shutdown(socket.SHUT_RDWR)
 

@@ -1,0 +1,329 @@
+"""What is given up in the middle of a statement is killed, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+from conftest import MakePool, Sql, execute, until
+from pymysql.constants import CR
+from pymysql.cursors import SSCursor
+from pymysql.err import MySQLError, OperationalError
+
+from flask_mysqlpool import ConnectionShared
+from flask_mysqlpool.pool import Pool
+from flask_mysqlpool.pool.driver.connector import _Abandoned
+from flask_mysqlpool.testing import FaultProxy
+
+#: A statement that lasts longer than any test, and how the server lists it.
+LONG = "SELECT SLEEP(600)"
+LISTED = (
+    "SELECT ID FROM information_schema.PROCESSLIST"
+    " WHERE INFO LIKE '%SLEEP(600)%' AND ID <> CONNECTION_ID()"
+)
+
+
+#: How many statements are given up at random. More by GIVE_UPS=10000.
+GIVE_UPS = int(os.environ.get("GIVE_UPS", "200"))
+
+
+class Interrupt(BaseException):
+    pass
+
+
+@pytest.fixture
+def running(sql: Sql) -> Iterator[Callable[[], set[int]]]:
+    """The threads that execute a long statement; killed at the end."""
+
+    def running() -> set[int]:
+        listed = sql(LISTED)
+        return {number for (number,) in listed}
+
+    yield running
+    for number in running():
+        with suppress(MySQLError):  # it has just ended
+            sql(f"KILL {number}")
+
+
+@contextmanager
+def interrupted() -> Iterator[None]:
+    """With an exception in half a second, as by a signal handler."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def read_timeout(make_pool: MakePool, sql: Sql) -> Pool:
+    pool = make_pool(READ_TIMEOUT=0.5)
+    with pool.connection() as con, pytest.raises(OperationalError):
+        execute(con, LONG)
+    return pool
+
+
+def interrupt(make_pool: MakePool, sql: Sql) -> Pool:
+    pool = make_pool()
+    with pool.connection() as con, pytest.raises(Interrupt), interrupted():
+        execute(con, LONG)
+    return pool
+
+
+def close_by_another_thread(make_pool: MakePool, sql: Sql) -> Pool:
+    pool = make_pool()
+    con = pool.connection()
+
+    def use() -> None:
+        with suppress(MySQLError):
+            execute(con, LONG)
+
+    user = threading.Thread(target=use)
+    user.start()
+    until(lambda: sql(LISTED))
+    with pytest.raises(ConnectionShared):
+        con.close()
+    user.join()
+    return pool
+
+
+def rows_left_unread(make_pool: MakePool, sql: Sql) -> Pool:
+    pool = make_pool()
+    statement = "SELECT REPEAT('x', 100000) UNION ALL SELECT SLEEP(600)"
+    with pool.connection() as con:
+        cursor = con.cursor(SSCursor)
+        cursor.execute(statement)
+        assert cursor.fetchone()
+    return pool
+
+
+def results_left_unread(make_pool: MakePool, sql: Sql) -> Pool:
+    pool = make_pool(MAX_SIZE=2, CONNECT_ARGS={"client_flag": 1 << 16})
+    with pool.connection() as con:
+        con.cursor().execute("SELECT 1; SELECT SLEEP(600)")
+    with pool.connection(timeout=3) as con:
+        execute(con, "SELECT 1")
+    return pool
+
+
+@pytest.mark.parametrize(
+    "give_up",
+    [
+        read_timeout,
+        interrupt,
+        close_by_another_thread,
+        rows_left_unread,
+        results_left_unread,
+    ],
+)
+def test_what_is_given_up_is_killed(
+    make_pool: MakePool,
+    sql: Sql,
+    running: Callable[[], set[int]],
+    give_up: Callable[[MakePool, Sql], Pool],
+) -> None:
+    pool = give_up(make_pool, sql)
+
+    until(lambda: pool.stats().killed == 1)
+    until(lambda: not running())
+
+
+def test_a_set_up_that_is_given_up_is_killed_by_the_next_connect(
+    make_pool: MakePool, running: Callable[[], set[int]]
+) -> None:
+    pool = make_pool(INIT_COMMAND="DO SLEEP(600)", CONNECT_TIMEOUT=0.5, PIPELINING="on")
+    given_up: set[int] = set()
+    for _ in range(3):
+        with pytest.raises(OperationalError):
+            pool.connection()
+        [number] = running()
+        assert number not in given_up
+        given_up.add(number)
+
+    assert pool.stats().killed == 2
+    assert pool.stats().connecting == 0  # none is made for this alone
+
+
+def test_a_pool_that_is_exhausted_by_such_statements_kills_them(
+    make_pool: MakePool, running: Callable[[], set[int]]
+) -> None:
+    pool = make_pool(MAX_SIZE=3, READ_TIMEOUT=0.5, TIMEOUT=30)
+
+    def give_up() -> None:
+        with pool.connection() as con, pytest.raises(OperationalError):
+            execute(con, LONG)
+
+    threads = [threading.Thread(target=give_up) for _ in range(9)]
+    for thread in threads:
+        thread.start()
+    most = 0
+    while any(thread.is_alive() for thread in threads):
+        most = max(most, len(running()))
+        threads[0].join(0.05)
+    until(lambda: pool.stats().killed == 9)
+
+    until(lambda: not running())
+    # Those that are executed, and those whose successors are being opened.
+    assert most <= 2 * 3
+
+
+def test_the_connection_that_has_killed_is_like_a_new_one(
+    make_pool: MakePool, sql: Sql
+) -> None:
+    state = "SELECT ROW_COUNT(), FOUND_ROWS(), LAST_INSERT_ID(), @@warning_count"
+    with make_pool().connection() as con:
+        new = execute(con, state)
+
+    pool = read_timeout(make_pool, sql)
+    until(lambda: pool.stats().killed == 1)
+    until(lambda: pool.stats().idle == 1)
+
+    with pool.connection() as con:
+        assert execute(con, state) == new
+
+
+def test_a_kill_is_logged_and_counted(
+    make_pool: MakePool, sql: Sql, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = read_timeout(make_pool, sql)
+    until(lambda: pool.stats().killed == 1)
+
+    [line] = [r.getMessage() for r in caplog.records if "killed" in r.getMessage()]
+    assert "its statement was given up (OperationalError)" in line
+
+
+def test_without_kill_abandoned_it_goes_on(
+    make_pool: MakePool, running: Callable[[], set[int]]
+) -> None:
+    pool = make_pool(READ_TIMEOUT=0.1, KILL_ABANDONED=False)
+    for _ in range(2):
+        with pool.connection() as con, pytest.raises(OperationalError):
+            execute(con, LONG)
+
+    assert len(running()) == 2
+    assert pool.stats().killed == 0
+
+
+# Never another's
+
+
+def test_behind_a_proxy_nothing_is_killed(
+    make_pool: MakePool, proxy: FaultProxy, running: Callable[[], set[int]]
+) -> None:
+    """The server lists the port of the proxy, not ours."""
+    pool = make_pool(HOST=proxy.host, PORT=proxy.port, READ_TIMEOUT=0.1)
+    for _ in range(3):
+        with pool.connection() as con, pytest.raises(OperationalError):
+            execute(con, LONG)
+
+    assert len(running()) == 3
+    assert pool.stats().killed == 0
+
+
+@pytest.mark.parametrize("what", ["port", "thread", "server"])
+def test_a_thread_with_another_number_or_port_is_not_killed(
+    make_pool: MakePool, running: Callable[[], set[int]], what: str
+) -> None:
+    """As after a restart of the server, which begins its numbers anew."""
+    others, pool = make_pool(), make_pool()
+    other = others.connection()
+    session: Any = other._con
+    raw, abandoned = session.raw, pool._connector.abandoned
+    user = threading.Thread(target=lambda: _until_killed(other))
+    user.start()
+    until(running)
+
+    server, number, port = (raw.host, raw.port), raw.thread_id(), session.port
+    if what == "port":
+        port += 1
+    elif what == "thread":
+        number += 1
+    else:
+        server = raw.host, raw.port + 1
+    about = "a test", time.monotonic(), True
+    abandoned._sessions.append(_Abandoned(server, number, port, *about))
+    with pool.connection() as con:
+        execute(con, "SELECT 1")
+    assert running() == {raw.thread_id()}
+    assert pool.stats().killed == 0
+
+    # And that is all that has prevented it.
+    right = (raw.host, raw.port), raw.thread_id(), session.port
+    abandoned._sessions.append(_Abandoned(*right, *about))
+    pool.reset()
+    with pool.connection() as con:
+        execute(con, "SELECT 1")
+    user.join(30)
+    assert pool.stats().killed == 1
+    other.close()
+
+
+def _until_killed(con: Any) -> None:
+    with suppress(MySQLError):
+        execute(con, LONG)
+
+
+def test_a_thread_that_executes_nothing_is_not_killed(make_pool: MakePool) -> None:
+    others, pool = make_pool(), make_pool()
+    with others.connection() as other:
+        execute(other, "SELECT 1")
+        session: Any = other._con
+        session.abandoned = pool._connector.abandoned
+        session.abandoned.add(session)
+        with pool.connection() as con:
+            execute(con, "SELECT 1")
+        execute(other, "SELECT 1")
+    assert pool.stats().killed == 0
+
+
+def test_random_give_ups_end_no_statement_of_anybody_else(
+    make_pool: MakePool, sql: Sql
+) -> None:
+    """Another pool of the same account executes statements all the time."""
+    pool = make_pool(MAX_SIZE=4, READ_TIMEOUT=0.01, TIMEOUT=30)
+    others, enough = make_pool(MAX_SIZE=4), threading.Event()
+    failures, given_up = [], []
+
+    def go_on() -> None:
+        while not enough.is_set():
+            try:
+                with others.connection() as con:
+                    execute(con, "SELECT SLEEP(0.002)")
+            except MySQLError as error:
+                failures.append(error)
+
+    def give_up() -> None:
+        for _ in range(GIVE_UPS // 4):
+            length = random.choice((0, 0.005, 0.009, 0.01, 0.011, 0.02, 600))
+            try:
+                with pool.connection() as con:
+                    execute(con, f"SELECT SLEEP({length})")
+            except OperationalError as error:
+                given_up.append(error)
+
+    at_work = [threading.Thread(target=go_on) for _ in range(4)]
+    giving_up = [threading.Thread(target=give_up) for _ in range(4)]
+    for thread in at_work + giving_up:
+        thread.start()
+    for thread in giving_up:
+        thread.join()
+    enough.set()
+    for thread in at_work:
+        thread.join()
+
+    assert failures == []
+    assert given_up
+    assert {error.args[0] for error in given_up} == {CR.CR_SERVER_LOST}
+    assert 0 < pool.stats().killed <= len(given_up)
