@@ -18,6 +18,7 @@ from pymysql.err import MySQLError
 
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig, TransactionError, get_db
 from flask_mysqlpool.cli.check import examine
+from flask_mysqlpool.monitor.snapshot import Memory, read_site, status
 from flask_mysqlpool.pool.driver.session import COM_RESET_CONNECTION, COM_SET_OPTION
 from flask_mysqlpool.pool.driver.transport import packets
 from flask_mysqlpool.pool.transaction import transaction
@@ -362,6 +363,17 @@ def test_requests_are_served(
         response = mimic_app.test_client().get("/")
         assert (response.status_code, response.text) == (200, "UTC")
     assert len(said(caplog)) == 1
+
+
+def test_the_monitor_shows_that_it_does_not_tell(mimic_app: Flask) -> None:
+    mimic_app.test_client().get("/")  # so that it has parsed our statements once
+
+    def seen() -> Any:
+        data = status(read_site(mimic_app), memory, with_server=True, with_line=False)
+        return data["pools"]["default"]["seen_by_server"]
+
+    memory = Memory()
+    until(lambda: seen() == {"error": "does not tell its connections"})
 
 
 def test_commands_tell_what_it_does_not_tell(mimic_app: Flask) -> None:
