@@ -42,7 +42,7 @@ def end_connections() -> int:
 def end_connections_from_outside() -> int:
     """Do the same over a connection of its own, as the pool may have none left."""
     with connect_to(db.pool().config) as server:
-        return server.kill(server.report().threads)
+        return server.kill(server.threads())
 
 
 def sleep(seconds: float) -> float:

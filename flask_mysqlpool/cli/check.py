@@ -70,6 +70,9 @@ _FIXES_BY_TEXT = {
 #: How an error of the session's set-up begins.
 _SET_UP = "INIT_COMMAND", "SETSESSION", "CHARSET, COLLATION or SQL_MODE"
 
+#: Said of what a server does not tell, such as one that only speaks the protocol.
+_NOT_TOLD = "not known: the server does not tell"
+
 #: What is verified, by ``SSL_MODE``; nothing in other modes.
 _VERIFIED = {
     "VERIFY_CA": "the certificate is verified, the host's name is not",
@@ -220,6 +223,8 @@ def _account(facts: Facts) -> Finding:
 
 
 def _read_only(facts: Facts) -> Finding:
+    if facts.read_only is None:
+        return Finding("read_only", _NOT_TOLD)
     if not facts.read_only:
         return Finding("read_only", "off")
     text = "on: every write fails, unless the account may override it"
@@ -229,6 +234,8 @@ def _read_only(facts: Facts) -> Finding:
 
 def _idle_limit(config: PoolConfig, facts: Facts) -> Finding:
     """Check that the pool closes idle connections before the server does."""
+    if facts.wait_timeout is None:
+        return Finding("wait_timeout", _NOT_TOLD)
     limits = [config.max_idle, config.max_lifetime * 1.1]
     ours = min((limit for limit in limits if limit), default=float("inf"))
     text = (
@@ -256,6 +263,8 @@ def _capacity(config: PoolConfig, facts: Facts, workers: int | None) -> Finding:
         text += f", MAX_HOST_CONNECTIONS {config.max_host_connections}"
     elsewhere = facts.of_other_hosts
     others = max(facts.connected - facts.of_this_user, 0)
+    if facts.max_connections is None:
+        return Finding("capacity", f"{text}; max_connections is {_NOT_TOLD}")
     text += f"; max_connections {facts.max_connections}"
     text += f", of which others use {others}" * (others > 0)
     text += f", and this site on other hosts {elsewhere}" * (elsewhere > 0)

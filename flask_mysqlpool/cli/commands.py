@@ -206,13 +206,13 @@ def _ask_server(config: PoolConfig, workers: Iterable[WorkerStatus]) -> dict[str
             "command": thread.command,
             "for": thread.seconds,
         }
-        for thread in report.threads
+        for thread in report.threads or ()
     ]
     return {
         "version": report.version,
         "max_connections": report.max_connections,
         "connected": report.connected,
-        "threads": threads,
+        "threads": None if report.threads is None else threads,
         "orphans": sum(thread["pid"] is None for thread in threads),
     }
 
@@ -250,7 +250,7 @@ def _reset_at_server(site: Overview) -> None:
     for bind, config in site.pools.items():
         try:
             with connect_to(config) as server:
-                idle = [thread for thread in server.report().threads if thread.sleeps]
+                idle = [thread for thread in server.threads() if thread.sleeps]
                 ended = server.kill(idle)
         except Unanswered as error:
             _echo([f"{bind}: cannot connect to {config.server}: {error}"])

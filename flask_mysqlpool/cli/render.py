@@ -66,6 +66,8 @@ def status(report: Mapping[str, Any], terminal: bool) -> Iterator[Line]:
         if pool["workers"]:
             yield from _workers(pool, width)
             yield from _silent(pool["workers"])
+            if not all(worker["pipelining"] for worker in pool["workers"]):
+                yield "the server is sent one command at a time (PIPELINING)"
             if pool["spread"] > _SILENCE:
                 yield f"the sums are of moments that are {pool['spread']:.0f} s apart"
             yield from _holders(pool, width)
@@ -153,12 +155,16 @@ def _server(seen: Mapping[str, Any], width: int) -> Iterator[Line]:
         text = f"server: cannot connect: {seen['error']}"
         yield from _coloured("red", text, width)
         return
-    yield from _fitted(
-        f"server {seen['version']}: {seen['connected']} connected of"
-        f" {seen['max_connections']} allowed; {len(seen['threads'])} of this user,"
-        f" {seen['orphans']} of them claimed by no worker here",
-        width,
+    connected, most = (
+        "unknown" if seen[name] is None else seen[name]
+        for name in ("connected", "max_connections")
     )
+    text = f"server {seen['version']}: {connected} connected of {most} allowed"
+    if seen["threads"] is None:
+        yield from _fitted(f"{text}; it does not list them", width)
+        return
+    text += f"; {len(seen['threads'])} of this user, {seen['orphans']} of them"
+    yield from _fitted(f"{text} claimed by no worker here", width)
     columns = ["thread_id", "pid", "for", "command", "client", "program"]
     heads = ["thread", "worker", "seconds", "command", "client", "program"]
     if not any(thread["program"] for thread in seen["threads"]):

@@ -199,6 +199,8 @@ def _seen_by_server(
     report = answer.report
     if report is None:
         return {"error": answer.error}
+    if report.threads is None or None in (report.connected, report.max_connections):
+        return {"error": "does not tell its connections"}
     seen = {
         "version": report.version,
         "max_connections": report.max_connections,

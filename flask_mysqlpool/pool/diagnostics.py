@@ -85,6 +85,7 @@ def snapshot(state: PoolState, killed: int, now: float) -> PoolStats:
         outdated=outdated + state.connects.outdated(generation),
         paused=state.paused,
         short=state.host_limit_reached and first is not None and state.has_room(),
+        pipelining=all(con.pipelines for con in everything),
         checkouts=checkouts,
         timeouts=state.timeouts,
         last_timeout=state.last_timeout,

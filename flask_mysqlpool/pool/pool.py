@@ -696,6 +696,9 @@ class Pool(PooledDB):  # type: ignore[misc]
     def maintain(self) -> float | None:
         """Discard stale connections, keep ``MIN_SIZE`` open, look for leaks.
 
+        Without pipelining, also send idle connections the rest of their clean-up, as an
+        open transaction would keep its locks until the next checkout.
+
         The maintenance thread calls this. Return the seconds until the next call; None
         if none is needed before the next connect.
         """
@@ -705,7 +708,9 @@ class Pool(PooledDB):  # type: ignore[misc]
             stale = state.take_stale(now)
             dropped = [(con, con.dropped_by[0]) for con in stale if con.dropped_by]
             held = [*state.in_use.items()] if threshold else []
+            uncleaned = state.take_uncleaned()
         self._discard_all(stale)
+        is_cleaning = self._continue_clean_up(uncleaned)
         with state.lock:
             due = state.missing(now)
             if self._connector.abandoned and self._keeps_idle:
@@ -719,7 +724,26 @@ class Pool(PooledDB):  # type: ignore[misc]
         for con, owner in held:
             self._look_for_leak(con, owner(), now - con.since)
         pause = max(min(INTERVAL, threshold or INTERVAL), SHORTEST)
+        if is_cleaning:
+            pause = SHORTEST
         return pause if more_to_do else None
+
+    def _continue_clean_up(self, uncleaned: Discards) -> bool:
+        """Send these the next commands of their clean-up, and put them back.
+
+        Wait for no answer, so that a checkout can have the connections at once. Return
+        whether to look again soon: an answer is missing, and may still come.
+        """
+        soon = False
+        for con in uncleaned:
+            try:
+                con.send_waiting()
+            except Exception:
+                self._discard(con, "dead" if con.is_disconnected else "reset_failed")
+            else:
+                soon |= con.has_waiting and monotonic() < con.asked + SILENCE
+                self._put_back(con, con.since)
+        return soon
 
     def _look_for_leak(self, con: Session, handle: object, held: float) -> None:
         """Report, once, a holder that exceeds ``LEAK_THRESHOLD``."""

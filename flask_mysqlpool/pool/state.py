@@ -414,6 +414,14 @@ class PoolState:
         """Take out the connections whose holder is gone, and idle ones too old."""
         return self._take(self.take_abandoned() | self.old(now))
 
+    def take_uncleaned(self) -> Discards:
+        """Take out the idle connections that have not been sent their whole clean-up.
+
+        If the thread that sends it is interrupted, they are closed.
+        """
+        waiting = [con for con in self.idle if con.has_waiting]
+        return self._take(dict.fromkeys(waiting, "reset_failed"))
+
     def _take(self, going: Mapping[Session, str]) -> Discards:
         """Take these out of ``idle``; the returned object holds them until closed."""
         discards = Discards(going)

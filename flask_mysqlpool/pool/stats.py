@@ -108,6 +108,8 @@ class PoolStats:
     paused: bool
     #: Whether checkouts wait because ``MAX_HOST_CONNECTIONS`` is reached.
     short: bool
+    #: Whether all open connections send several commands at once; see ``PIPELINING``.
+    pipelining: bool
     checkouts: int
     timeouts: int
     #: When the last timeout was, in `time.time()` seconds; None if there was none.

@@ -62,6 +62,11 @@ _ENDED = (
     " the rest is rolled back"
 )
 
+_NOT_TOLD = (
+    "the server does not tell that a transaction is open after START TRANSACTION, so"
+    " transaction() cannot promise all or nothing: use commit() and rollback()"
+)
+
 #: Back-off between tries: seconds, from the first to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 
@@ -224,6 +229,11 @@ class Blocks:
         if error is None:
             if first[:1] == [BEGIN]:
                 self.is_told = bool(told & ENDS)
+                if not session.raw.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
+                    # What was sent after BEGIN may have been committed already, or may
+                    # be committed by whatever is sent next.
+                    session.failed(OSError(_NOT_TOLD))
+                    raise TransactionError(_NOT_TOLD)
             return
         later = [session.read_to_end() for _ in statements]
         session.raw._result = None

@@ -7,7 +7,7 @@ privileges a MySQL account sees and may kill only its own threads, which is enou
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from socket import gethostname
@@ -18,14 +18,11 @@ from pymysql.err import MySQLError
 
 from ..config import PoolConfig
 from ..pool.driver.connector import Connector
+from ..pool.driver.error_codes import NOT_OF_A_STATEMENT
 from ..pool.driver.logs import is_exit, kind, plain
 from ..pool.driver.session import Session
 
-#: Errors of a server that does not let this account read connection attributes.
-_NO_ATTRIBUTES = frozenset(
-    {ER.TABLEACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, ER.NO_SUCH_TABLE}
-)
-
+_THREADS = "SHOW FULL PROCESSLIST"
 
 #: Errors whose text is shown to an operator. What a PASSWORD function raises may have a
 #: secret text, which the connector has replaced by the error's class.
@@ -59,11 +56,12 @@ class ServerReport:
     """The server at one moment."""
 
     version: str
-    max_connections: int
+    #: None, here and below: the server does not tell.
+    max_connections: int | None
     #: Connections of all clients together.
-    connected: int
+    connected: int | None
     #: Those of this user to this database, without this connection.
-    threads: tuple[Thread, ...]
+    threads: tuple[Thread, ...] | None
 
 
 @dataclass(frozen=True)
@@ -79,12 +77,14 @@ class Facts:
     #: ``user@host`` of the account, and its authentication plugin.
     account: str
     plugin: str
-    read_only: bool
-    wait_timeout: int
-    max_connections: int
-    #: The limit of connections of this account; 0: unlimited.
+    #: None, here and below: the server does not tell.
+    read_only: bool | None
+    wait_timeout: int | None
+    max_connections: int | None
+    #: The limit of connections of this account; 0: unlimited, or not known.
     max_user_connections: int
-    #: Connections of all clients, and those of this user, without this connection.
+    #: Connections of all clients, and those of this user, without this connection; 0 if
+    #: they are not known.
     connected: int
     of_this_user: int
     #: Of these, the pools' connections on other hosts, by their ``program_name``.
@@ -128,22 +128,50 @@ class Server:
         rows = self._connection.ask(statement, time.monotonic() + patience)
         return tuple(tuple(row.values()) for row in rows)
 
+    def _try(self, statement: str) -> tuple[tuple[Any, ...], ...] | None:
+        """Return the rows of a statement, or None if the server refuses it."""
+        try:
+            return self._rows(statement)
+        except MySQLError as error:
+            is_lost = self._connection.lost is not None
+            if is_lost or error.args[0] in NOT_OF_A_STATEMENT:
+                raise
+            return None
+
+    def _values(self, *expressions: str) -> tuple[Any, ...]:
+        """Query these at once or, if the server refuses one, each; None if refused."""
+        if rows := self._try(f"SELECT {', '.join(expressions)}"):
+            return rows[0]
+        if len(expressions) == 1:
+            return (None,)
+        return tuple(self._values(expression)[0] for expression in expressions)
+
+    def _status(self, scope: str, name: str) -> Any:
+        """Return the value of a status variable; None if the server has none."""
+        rows = self._try(f"SHOW {scope} STATUS LIKE '{name}'")
+        return rows[0][1] if rows else None
+
     def report(self) -> ServerReport:
         """Query version, limits and threads, in three statements."""
-        [(version, limit)] = self._rows("SELECT VERSION(), @@max_connections")
-        [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
-        threads = tuple(self._threads())
-        return ServerReport(plain(version), _number(limit), _number(connected), threads)
+        version, limit = self._values("VERSION()", "@@max_connections")
+        connected = self._status("GLOBAL", "Threads_connected")
+        rows = self._try(_THREADS)
+        threads = None if rows is None else tuple(self._ours(rows))
+        return ServerReport(
+            plain(version), _known_number(limit), _known_number(connected), threads
+        )
 
     def facts(self) -> Facts:
         """Query what ``check`` compares with the settings of a pool."""
-        [(version, account, *numbers)] = self._rows(
-            "SELECT VERSION(), CURRENT_USER(), @@read_only, @@session.wait_timeout,"
-            " @@max_connections, @@max_user_connections"
+        version, account, *numbers = self._values(
+            *("VERSION()", "CURRENT_USER()", "@@read_only", "@@session.wait_timeout"),
+            *("@@max_connections", "@@max_user_connections"),
         )
-        [(_, cipher)] = self._rows("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
-        [(_, connected)] = self._rows("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
-        threads = self._rows("SHOW PROCESSLIST")
+        cipher = self._status("SESSION", "Ssl_cipher")
+        if cipher is None and self._raw._secure:
+            cipher = "a cipher that the server does not tell"
+        connected = _known_number(self._status("GLOBAL", "Threads_connected"))
+        threads = self._try("SHOW PROCESSLIST") or ()
         own = [_number(row[0]) for row in threads if row[1] == self._config.account]
         programs = self._programs()
         here = gethostname()
@@ -155,12 +183,16 @@ class Server:
             cipher=plain(cipher) if cipher else None,
             account=plain(account),
             plugin=plain(self._raw._auth_plugin_name or "the server's default plugin"),
-            read_only=str(read_only).upper() not in ("0", "OFF"),
-            wait_timeout=_number(wait_timeout),
-            max_connections=_number(max_connections),
-            max_user_connections=_number(max_user_connections),
-            connected=_number(connected) - 1,
-            of_this_user=len(own) - 1,
+            read_only=(
+                None
+                if read_only is None
+                else str(read_only).upper() not in ("0", "OFF")
+            ),
+            wait_timeout=_known_number(wait_timeout),
+            max_connections=_known_number(max_connections),
+            max_user_connections=_known_number(max_user_connections) or 0,
+            connected=max((connected or 0) - 1, 0),
+            of_this_user=max(len(own) - 1, 0),
             pipelines=self._connection.pipelines,
             of_other_hosts=sum(_host(programs.get(n)) not in (None, here) for n in own),
         )
@@ -172,21 +204,20 @@ class Server:
 
     def _programs(self) -> dict[int, str]:
         """Return each connection's ``program_name`` by thread id, where it is kept."""
-        try:
-            rows = self._rows(
-                "SELECT PROCESSLIST_ID, ATTR_VALUE"
-                " FROM performance_schema.session_account_connect_attrs"
-                " WHERE ATTR_NAME = 'program_name'"
-            )
-        except MySQLError as error:
-            if error.args[0] not in _NO_ATTRIBUTES:
-                raise
-            return {}
-        return {_number(number): plain(program) for number, program in rows}
+        rows = self._try(
+            "SELECT PROCESSLIST_ID, ATTR_VALUE"
+            " FROM performance_schema.session_account_connect_attrs"
+            " WHERE ATTR_NAME = 'program_name'"
+        )
+        return {_number(number): plain(program) for number, program in rows or ()}
 
-    def _threads(self) -> Iterator[Thread]:
+    def threads(self) -> tuple[Thread, ...]:
+        """Query the connections of this user to this database."""
+        return tuple(self._ours(self._rows(_THREADS)))
+
+    def _ours(self, rows: Iterable[Sequence[Any]]) -> Iterator[Thread]:
         programs = self._programs()
-        for row in self._rows("SHOW FULL PROCESSLIST"):
+        for row in rows:
             number, user, client, database, command, seconds, _, statement = row[:8]
             thread = Thread(
                 *(_number(number), user, plain(client), database, plain(command)),
@@ -219,6 +250,10 @@ def _number(value: Any) -> int:
     if abs(number) >= 1 << 64:
         raise ValueError("no number of MySQL is so large")
     return number
+
+
+def _known_number(value: Any) -> int | None:
+    return None if value is None else _number(value)
 
 
 def _host(program: str | None) -> str | None:

@@ -72,6 +72,7 @@ class WorkerStatus:
     connect_error: str | None = None
     waited: float = 0.0
     short: bool = False
+    pipelining: bool = True
     #: The first connections, and the thread ids of all.
     connections: list[Connection]
     thread_ids: list[int] | None = None

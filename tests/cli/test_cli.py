@@ -122,6 +122,21 @@ def test_status_as_json_has_the_fields_of_the_design(
     assert server.password not in json.dumps(seen)
 
 
+@pytest.mark.parametrize("pipelining", ["on", "off"])
+def test_status_says_if_commands_are_sent_one_at_a_time(
+    make_app: MakeApp, pipelining: str
+) -> None:
+    app = make_app(PIPELINING=pipelining)
+    with connected(app):
+        until(lambda: totals(app)["in_use"] == 1)
+        code, output = run(app, "status")
+        [worker] = report(app)["pools"]["default"]["workers"]
+
+    assert code == 0
+    assert worker["pipelining"] is (pipelining == "on")
+    assert ("one command at a time" in output) is (pipelining == "off")
+
+
 def fields_of(value: Any) -> set[str]:
     """The names of all fields of a report, at any depth."""
     if isinstance(value, list):
@@ -785,7 +800,7 @@ def test_a_connection_that_has_ended_by_itself_is_not_counted_as_ended(
 ) -> None:
     config = PoolConfig.from_mapping({"URL": server.url})
     with make_pool().connection() as connection, connect_to(config) as asked:
-        threads = asked.report().threads
+        threads = asked.threads()
         [own] = [t for t in threads if t.thread_id == connection.thread_id()]
         gone = dataclasses.replace(own, thread_id=own.thread_id + 1_000_000)
 

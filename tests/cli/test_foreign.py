@@ -490,7 +490,7 @@ def test_whatever_a_server_says_of_itself_is_short_text(
         monkeypatch.setattr(Server, "_rows", answers(app, cell))
         facts, report = server.facts(), server.report()
 
-    [thread] = report.threads
+    [thread] = report.threads or ()
     assert thread.statement is None or isinstance(thread.statement, str)
     found = [facts.version, facts.account, facts.plugin, facts.cipher or ""]
     for text in (*found, report.version, thread.client, thread.command, thread.program):

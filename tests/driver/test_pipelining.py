@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
-from conftest import MakePool, Sql, execute
+from conftest import MakePool, Sql, execute, until
 from pymysql.err import MySQLError
 
 from flask_mysqlpool import PoolConfig, PooledConnection, TransactionError
@@ -184,3 +185,78 @@ def test_an_error_of_the_set_up_is_no_reason_to_try_again(
     with pytest.raises(MySQLError):
         pool.connection()
     assert proxy.connections == 1
+
+
+#: What a holder does that locks something, and how another client waits for it.
+HOLD_AND_WAIT = {
+    "row": (["UPDATE t SET a = 2"], "UPDATE t SET a = 3"),
+    "row with unread results": (["CALL locks()"], "UPDATE t SET a = 3"),
+    "rows of a procedure": (["CALL locks()", "SELECT 1"], "UPDATE t SET a = 3"),
+    "lock": (["CALL commits()", "DO GET_LOCK('it', 0)"], "SELECT GET_LOCK('it', 10)"),
+    "table": (["LOCK TABLES t WRITE"], "UPDATE t SET a = 3"),
+}
+
+
+@pytest.fixture
+def locking(sql: Sql, procedures: None) -> None:
+    sql("INSERT INTO t (a) VALUES (1)")
+    sql("DROP PROCEDURE IF EXISTS locks")
+    sql("CREATE PROCEDURE locks() BEGIN SELECT 1; UPDATE t SET a = 2; SELECT 2; END")
+    for variable in ("innodb_lock_wait_timeout", "lock_wait_timeout"):
+        sql(f"SET {variable} = 10")
+
+
+@pytest.mark.parametrize("one_by_one", ["close"], indirect=True)
+@pytest.mark.parametrize("kind", HOLD_AND_WAIT)
+def test_locks_end_soon_after_the_return_without_a_checkout(
+    make_pool: MakePool, url: str, kind: str, locking: None, sql: Sql
+) -> None:
+    statements, wait = HOLD_AND_WAIT[kind]
+    pool = make_pool(URL=url, PIPELINING="off", MAX_SIZE=1, AUTOCOMMIT=False)
+    with pool.connection() as connection:
+        for statement in statements:
+            connection.cursor().execute(statement)
+        number = connection.thread_id()
+    assert sql(wait) in ((), ((1,),))
+    with pool.connection() as connection:
+        assert connection.thread_id() == number
+        assert execute(connection, "SELECT CONNECTION_ID()") == ((number,),)
+        assert not connection._con.has_waiting  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("one_by_one", ["close"], indirect=True)
+def test_a_server_that_hangs_delays_no_maintenance(
+    make_pool: MakePool, url: str, one_by_one: FaultProxy, locking: None
+) -> None:
+    pool = make_pool(URL=url, PIPELINING="off", MAX_SIZE=2, AUTOCOMMIT=False)
+    held = [pool.connection(), pool.connection()]
+    for connection in held:
+        execute(connection, "SET @left = 1")
+    one_by_one.hang()
+    for connection in held:
+        connection.close()
+    started = time.monotonic()
+    assert pool.maintain()
+    # A checkout would not have waited either: all are idle again.
+    assert pool.stats().idle == 2
+    assert time.monotonic() - started < 0.5
+    one_by_one.resume()
+    until(lambda: not any(con.has_waiting for con in pool._state.idle))
+    with pool.connection() as connection:
+        assert execute(connection, "SELECT @left") == ((None,),)
+    assert pool.stats().opened == 2
+
+
+@pytest.mark.parametrize("one_by_one", ["close"], indirect=True)
+def test_a_connection_that_breaks_while_it_is_cleaned_is_closed(
+    make_pool: MakePool, url: str, one_by_one: FaultProxy
+) -> None:
+    pool = make_pool(URL=url, PIPELINING="off", MAX_SIZE=1)
+    with pool.connection() as connection:
+        execute(connection, "SET @left = 1")
+        one_by_one.hang()
+    one_by_one.cut()
+    until(lambda: not pool.stats().size)
+    one_by_one.resume()
+    with pool.connection() as connection:
+        assert execute(connection, "SELECT @left") == ((None,),)

@@ -213,8 +213,8 @@ def test_our_own_questions_are_read_without_the_conversions_of_the_user(
     config = PoolConfig.from_mapping({"URL": server.url, **settings})
     with connect_to(config) as asked:
         report, facts = asked.report(), asked.facts()
-    assert report.connected > 0
-    assert report.max_connections > 0
+    assert report.connected is not None and report.connected > 0
+    assert report.max_connections is not None and report.max_connections > 0
     assert facts.connected >= 0
     assert facts.account.startswith(f"{server.user}@")
 

@@ -88,21 +88,29 @@ class Login:
     def __init__(
         self,
         role: Rows | MySQLError = (),
-        differences: Rows | MySQLError = (),
+        differences: Rows | MySQLError | None = None,
         roles: Rows | MySQLError | None = None,
     ) -> None:
         """Evaluate the answers to :func:`questions`."""
         #: Why a reset session cannot be restored; empty if it can.
         self.obstacle = ""
-        if isinstance(role, MySQLError) or isinstance(differences, MySQLError):
-            refusal = role if isinstance(role, MySQLError) else differences
-            self.obstacle = f"what the login has set is not known: {refusal}"
-            role = differences = ()
+        if isinstance(differences, MySQLError):
+            self.obstacle = f"what the login has set is not known: {differences}"
+            differences = None
+        #: Whether the server tells the role.
+        self.knows_role = not isinstance(role, MySQLError)
+        if isinstance(role, MySQLError):
+            role = ()
+            if isinstance(roles, MySQLError):
+                roles = [{"any_role": "0"}]  # the server has no roles
         self._role = _text(role[0]["role"]) if role else None
         thorough = roles is not None
         #: Whether stored code may have another role active when it ends.
         self.has_roles = thorough and roles != [{"any_role": "0"}]
-        found = {str(row["name"]).lower(): row for row in differences}
+        found = {str(row["name"]).lower(): row for row in differences or ()}
+        if differences is not None and "init_connect" not in found:
+            # Such a server may answer a reset with OK, and do nothing.
+            self.obstacle = "the server does not tell its variables"
         values = {name: _text(row["value"]) for name, row in found.items()}
         alone = {name for name, row in found.items() if row["alone"] == "1"}
         init_connect = values.pop("init_connect", None) or ""

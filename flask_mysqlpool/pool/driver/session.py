@@ -61,6 +61,7 @@ _READ_ONLY_IF = "read_only", "super_read_only", "innodb_read_only"
 _VARIABLES = b"SHOW GLOBAL VARIABLES WHERE Variable_name IN ('%s')" % b"', '".join(
     [*(name.encode() for name in _READ_ONLY_IF), b"wsrep_on", b"version"]
 )
+_OF_A_REPLICA = "SHOW REPLICA STATUS"
 #: Resets FOUND_ROWS() to its value in a new session.
 _NOTHING_FOUND = b"SELECT 1 FROM DUAL WHERE FALSE"
 _STATUS = b"SHOW GLOBAL STATUS WHERE Variable_name = 'wsrep_ready'"
@@ -144,7 +145,7 @@ class Session(Transport):
     #: its role; whether it has confirmed the demotion.
     is_suspect = _role_asked = is_demoted = False
     #: The statement that shows a replica's lag.
-    _replication = "SHOW REPLICA STATUS"
+    _replication = _OF_A_REPLICA
     #: When the lag was last measured.
     lag_checked = float("inf")
     #: The kind of server, as :mod:`.statements` distinguishes them.
@@ -617,7 +618,7 @@ class Session(Transport):
         With several sources the largest lag counts. A source whose replication is
         stopped is an error, too.
         """
-        status = self.ask(self._replication, deadline)
+        status = self._ask_replication(deadline)
         self.lag_checked = time.monotonic()
         lags = [
             row.get("Seconds_Behind_Source", row.get("Seconds_Behind_Master"))
@@ -630,6 +631,19 @@ class Session(Transport):
         if limit is not None and max(known) > limit:
             text = f"it is {max(known):g} s behind its primary"
             raise AnotherRole(CR.CR_CONN_HOST_ERROR, text)
+
+    def _ask_replication(self, deadline: float) -> Rows:
+        """Return the rows that show a replica's state, by a statement that it knows."""
+        try:
+            return self.ask(self._replication, deadline)
+        except MySQLError as error:
+            is_unknown = error.args[0] in (ER.PARSE_ERROR, ER.NOT_SUPPORTED_YET)
+            if self.lost is None and is_unknown and self._replication == _OF_A_REPLICA:
+                # MySQL before 8.0.22
+                self._replication = "SHOW SLAVE STATUS"
+                return self._ask_replication(deadline)
+            _say_whose(error, "MAX_LAG")
+            raise
 
     def reset_session(self) -> bool:
         """Send the commands that clean the session, without waiting for the answers.
@@ -696,11 +710,14 @@ class Session(Transport):
         if left & DIRTY_SCHEMA and self.config.database is None:
             # No command deselects the database.
             return False
+        has_other_role = left & ROLE or left & RUNS_CODE and login.has_roles
+        if has_other_role and not login.knows_role:
+            return False
         where = []
         if left & DIRTY_SCHEMA or login.is_of_database:
             database = (self.config.database or "").encode()
             where.append((COMMAND.COM_INIT_DB, database))
-        if left & ROLE or left & RUNS_CODE and login.has_roles:
+        if has_other_role:
             where.append(_query(b"SET ROLE " + login.role(self._is_mariadb)))
         made = login.assignments()
         if made or not all(text.isascii() for _, text in where):

@@ -152,7 +152,8 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
     def write(self, commands: Sequence[tuple[int, bytes]]) -> bool:
         """Send commands in one piece, without waiting for buffer space or for answers.
 
-        Without pipelining, send the first one; :meth:`read_answers` sends the others.
+        Without pipelining, send the first one; :meth:`read_answers` and
+        :meth:`send_waiting` send the others.
         False if the socket's buffer is full or the server has sent unexpected data; the
         connection must then be closed.
         """
@@ -216,15 +217,34 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         answers, self._answers = self._answers, []
         return answers
 
-    def _read_answers(self, deadline: float) -> None:
-        """Read the answers that begin to arrive before the deadline."""
+    @property
+    def has_waiting(self) -> bool:
+        """Whether commands wait for the answers to those ahead of them."""
+        return bool(self._unsent)
+
+    def send_waiting(self) -> None:
+        """Send the commands whose turn has come, without waiting for an answer.
+
+        The last answer is left to :meth:`read_answers`, which judges all of them.
+        """
+        now = time.monotonic()
+        if self.unread:
+            self.attempt(self._read_the_rest, now)
+        if not self.unread:
+            self.attempt(self._read_answers, now, True)
+
+    def _read_answers(self, deadline: float, only_to_send: bool = False) -> None:
+        """Read the answers that begin to arrive before the deadline.
+
+        With ``only_to_send``, stop as soon as all commands have been sent.
+        """
         raw = self.raw
         self._send_next()
         # The rest of an answer usually arrives within microseconds, and to stop in the
         # middle would cost the connection.
         to_the_end = max(deadline, time.monotonic() + REST)
         with io_deadline(raw, to_the_end):
-            while self.unanswered and (
+            while (self._unsent if only_to_send else self.unanswered) and (
                 self._position() != _ORIGIN or self._readable(deadline)
             ):
                 raw._sock.settimeout(time_left(to_the_end))
