@@ -7,6 +7,7 @@ ends, or may end, the transaction of a block. That keeps a block all or nothing.
 from __future__ import annotations
 
 import re
+import socket
 import struct
 import time
 import warnings
@@ -23,6 +24,7 @@ from .error_codes import NOT_OF_A_STATEMENT, NOT_READY, READ_ONLY, ROLLED_BACK
 from .login import NO_PROFILES, NO_WARNINGS, Login
 from .login import questions as login_questions
 from .results import read_status
+from .sockets import socket_of_connect
 from .statements import (
     BEYOND_ROLLBACK,
     CHANGES,
@@ -205,6 +207,12 @@ class Session(Transport):
         except BaseException:
             self.abandon()
             raise
+
+    def open_socket(self, deadline: float) -> socket.socket:
+        """Open the socket, or have ``CONNECT`` open it."""
+        if self.config.connect is None:
+            return super().open_socket(deadline)
+        return socket_of_connect(self.raw, deadline, self.config)
 
     def _set_up(self, deadline: float, thorough: bool) -> None:
         """Ask what the login has set, and set up the session."""
