@@ -895,7 +895,8 @@ def test_connect_by_ssh(
         with get_db().cursor() as cursor:
             cursor.execute("SELECT 'an answer'")
             assert cursor.fetchone() == ("an answer",)
-        [db] = app.extensions["mysqlpool"]
+    [db] = app.extensions["mysqlpool"]
+    with app.app_context():
         db.close_pool()
     until(lambda: threading.active_count() <= threads)
 
