@@ -102,7 +102,8 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
         yield Finding("settings", text, "set USER", is_failure=True)
         return
     unset = " (USER is not set)" * (not config.user)
-    yield Finding("settings", f"{config.server} as {config.account}{unset}")
+    by = ", by CONNECT" * (config.connect is not None)
+    yield Finding("settings", f"{config.server} as {config.account}{unset}{by}")
     try:
         with connect_to(config) as server:
             facts = server.facts()
@@ -201,11 +202,18 @@ def _version(facts: Facts) -> Finding:
 
 def _tls(config: PoolConfig, facts: Facts) -> Finding:
     hosts = {place.host for place in config.places} - {"localhost"}
-    is_local = all(map(is_loopback, hosts))
-    if facts.cipher and config.ssl_mode in _VERIFIED:
-        return Finding("TLS", f"{facts.cipher}; {_VERIFIED[config.ssl_mode]}")
+    # CONNECT may lead to any host by the name of this one.
+    is_local = config.connect is None and all(map(is_loopback, hosts))
+    mode, setting = facts.verified or (config.ssl_mode, "")
+    if facts.cipher and mode in _VERIFIED:
+        return Finding("TLS", f"{facts.cipher}; {_VERIFIED[mode]}")
     fix = "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA"
-    text = f"{facts.cipher}; the server is not verified (SSL_MODE {config.ssl_mode})"
+    if setting:
+        fix = f"have {setting} verify it, as ssl.create_default_context() does"
+    setting = setting or f"SSL_MODE {mode}"
+    text = f"{facts.cipher}; the server is not verified ({setting})"
+    if facts.cipher is None and config.connect is not None:
+        return Finding("TLS", "none; whether CONNECT encrypts is not known here")
     if facts.cipher is None:
         fix = "enable TLS at the server, and set SSL_MODE = 'VERIFY_IDENTITY'"
         text = "none: a man in the middle can read and change everything"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from . import foreign_names, option_file
-from .validators import Invalid
+from .validators import Invalid, mode_of
 
 PREFIX = "MYSQLPOOL_"
 """The prefix of every setting in ``app.config``."""
@@ -36,25 +36,29 @@ _DATABASE_URL = re.compile("(mysql|mariadb)[+:]")
 #: Prefixes of other packages' settings of a server.
 _OTHERS = re.compile("(MYSQL|SQLALCHEMY|DATABASE)_")
 
+_FILES = {"ssl_ca", "ssl_cert", "ssl_key"}
+
 #: A bind that sets one of the first inherits none of the second.
 _SAME_PLACE = [
     ({"url"}, {"host", "port", "unix_socket"}),
-    ({"host", "port"}, {"unix_socket"}),
+    ({"host", "port", "connect"}, {"unix_socket"}),
     ({"ssl_cert", "ssl_key"}, {"ssl_cert", "ssl_key"}),
+    ({"ssl_context"}, _FILES),
 ]
 _BELONG_TOGETHER = [
     *_SAME_PLACE,
-    ({"unix_socket"}, {"host", "port"}),
+    ({"unix_socket"}, {"host", "port", "connect"}),
+    (_FILES, {"ssl_context"}),
     ({"user"}, {"password"}),
     ({"charset"}, {"collation"}),
 ]
 
-_FILES = {"ssl_ca", "ssl_cert", "ssl_key"}
-_WITHOUT_EFFECT = {"DISABLED": _FILES, "PREFERRED": _FILES, "REQUIRED": {"ssl_ca"}}
-"""The files that each mode of TLS does not use."""
+_OF_TLS = _FILES | {"ssl_context"}
+_WITHOUT_EFFECT = {"DISABLED": _OF_TLS, "PREFERRED": _OF_TLS, "REQUIRED": {"ssl_ca"}}
+"""The settings that each mode of TLS does not use."""
 
 _NOT_NONE = {"url": "URL", "user": "name", "unix_socket": "path"}
-_NOT_NONE |= dict.fromkeys(sorted(_FILES), "file")
+_NOT_NONE |= dict.fromkeys(sorted(_FILES), "file") | {"ssl_context": "context"}
 """Settings that a bind cannot set to None, which would weaken it, and their kinds."""
 
 Known = Mapping[str, Field[Any]]
@@ -171,7 +175,7 @@ class Section:
         if default is not None:
             self._inherit(default)
         values = self.convert(name for name in self.known if name != "url")
-        if "ssl_mode" not in self.raw and self.raw.keys() & _FILES:
+        if "ssl_mode" not in self.raw and self.raw.keys() & _OF_TLS:
             # As in the mysql client: files for TLS imply a mode that uses them.
             values["ssl_mode"] = "VERIFY_CA" if "ssl_ca" in self.raw else "REQUIRED"
         defaults = {k: f.default for k, f in self.known.items()} | {"connect_args": {}}
@@ -295,9 +299,28 @@ class Section:
             self.fault("max_lag", "needs {TARGET} to be replica or prefer-replica")
         if values["unix_socket"] and "," in values["host"]:
             self.fault("host", "must be one where {UNIX_SOCKET} is set")
-        mode = values["ssl_mode"]
+        if values["connect"] is not None:
+            if values["unix_socket"]:
+                self.fault("connect", "must be left out where {UNIX_SOCKET} is set")
+            if "bind_address" in values["connect_args"]:
+                text = "may not hold bind_address where {CONNECT} opens the sockets"
+                self.fault("connect_args", text)
+        self._compare_tls(values)
+
+    def _compare_tls(self, values: Mapping[str, Any]) -> None:
+        mode, context = values["ssl_mode"], values["ssl_context"]
+        if context is not None:
+            for name in sorted(_FILES):
+                if values[name]:
+                    self.fault(name, "must be left out where {SSL_CONTEXT} is set")
+            its_mode = mode_of(context)
+            strictest = foreign_names.stricter(mode, its_mode)
+            if "ssl_mode" in self.raw and strictest != its_mode:
+                what = "host name" if its_mode == "VERIFY_CA" else "certificate"
+                text = f"must be {its_mode}, as {{SSL_CONTEXT}} verifies no {what}"
+                self.fault("ssl_mode", text, mode)
         for name in sorted(_unused(mode)):
-            if values[name]:
+            if values[name] and (context is None or name == "ssl_context"):
                 text = f"must be left out where {{SSL_MODE}} is {mode}"
                 if mode != "DISABLED":
                     stricter = "VERIFY_CA" if name == "ssl_ca" else "REQUIRED"
@@ -356,7 +379,7 @@ def check(*sections: Section) -> None:
 
 
 def _unused(ssl_mode: object) -> set[str]:
-    """Return the files that this mode of TLS does not use."""
+    """Return the settings that this mode of TLS does not use."""
     return _WITHOUT_EFFECT.get(str(ssl_mode).upper(), set())
 
 

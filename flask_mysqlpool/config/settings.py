@@ -9,6 +9,7 @@ where a unit is added to durations.
 from __future__ import annotations
 
 import difflib
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
@@ -119,15 +120,22 @@ class PoolConfig:
     keepalive: float = _setting(60.0, validators.seconds)
     """Idle time after which TCP probes a connection, so that routers keep it, and a cut
     one is noticed; 0: as the system is set."""
+    connect: validators.Connect | None = _setting(None, validators.connect, secret=True)
+    """A callable ``(host, port, timeout)`` that opens the socket to the server, or its
+    dotted path; see below."""
     ssl_mode: str = _setting("PREFERRED", validators.choice(*SSL_MODES))
     """Whether to use TLS, and what to verify, as in the mysql client. By default
-    VERIFY_CA with SSL_CA, and REQUIRED with SSL_CERT alone."""
+    VERIFY_CA with SSL_CA, and REQUIRED with SSL_CERT alone or SSL_CONTEXT."""
     ssl_ca: str | None = _setting(None, validators.file)
     """File of trusted certificate authorities; by default the system's."""
     ssl_cert: str | None = _setting(None, validators.file)
     """File of the client's certificate."""
     ssl_key: str | None = _setting(None, validators.file)
     """File of the client's private key, not encrypted."""
+    ssl_context: ssl.SSLContext | None = _setting(
+        None, validators.ssl_context, secret=True
+    )
+    """An ``ssl.SSLContext`` to use instead of SSL_CA, SSL_CERT and SSL_KEY."""
     cleartext_plugin: bool = _setting(False, validators.flag)
     """Whether a server that is not verified may request the password in clear text or,
     without TLS, encrypted with a key that it sends."""

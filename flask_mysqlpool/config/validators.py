@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import ssl
 from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
 from typing import Any
@@ -18,6 +20,9 @@ from pymysql.charset import charset_by_name
 from pymysql.cursors import Cursor
 
 from .addresses import ONE_OF_SEVERAL
+
+#: Opens the socket to a server: host, port and seconds left.
+Connect = Callable[[str, int, float], socket.socket]
 
 YEAR = 31_536_000  # PyMySQL's own bound on its timeouts
 _INT = r"-?(0|[1-9][0-9]{0,17})"
@@ -165,6 +170,21 @@ def file(value: Any) -> str:
     raise Invalid("must name a file that exists")
 
 
+def ssl_context(value: Any) -> ssl.SSLContext:
+    if isinstance(value, ssl.SSLContext) and value.protocol != ssl.PROTOCOL_TLS_SERVER:
+        return value
+    raise Invalid(
+        "must be an ssl.SSLContext for clients, such as ssl.create_default_context()"
+    )
+
+
+def mode_of(context: ssl.SSLContext) -> str:
+    """Return the strictest ``SSL_MODE`` that the context fulfils."""
+    if context.verify_mode == ssl.CERT_NONE:
+        return "REQUIRED"
+    return "VERIFY_IDENTITY" if context.check_hostname else "VERIFY_CA"
+
+
 def charset(value: Any) -> str:
     if charset_by_name(charset := word(value)):
         return charset
@@ -195,6 +215,16 @@ def backend(value: Any) -> str | type:
             return found
     raise Invalid(
         "must be pooled, null, or a subclass of flask_mysqlpool.Pool or its dotted path"
+    )
+
+
+def connect(value: Any) -> Connect:
+    found = _imported(value) if isinstance(value, str) else value
+    if callable(found):
+        return found  # type: ignore[no-any-return]
+    raise Invalid(
+        "must be a callable (host, port, timeout) that returns a socket, or the dotted"
+        " path of one that can be imported"
     )
 
 

@@ -6,6 +6,7 @@ privileges a MySQL account sees and may kill only its own threads, which is enou
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pymysql.constants import ER
 from pymysql.err import MySQLError
 
 from ..config import PoolConfig
+from ..config.validators import mode_of
 from ..pool.driver.connector import Connector
 from ..pool.driver.error_codes import NOT_OF_A_STATEMENT
 from ..pool.driver.logs import is_exit, kind, plain
@@ -91,6 +93,9 @@ class Facts:
     of_other_hosts: int = 0
     #: Whether several commands may be sent at once.
     pipelines: bool = True
+    #: The strictest ``SSL_MODE`` that TLS fulfils which ``CONNECT`` or ``SSL_CONTEXT``
+    #: has set up, and which of the two; None if ``SSL_MODE`` decides.
+    verified: tuple[str, str] | None = None
 
 
 class Unanswered(Exception):
@@ -176,6 +181,13 @@ class Server:
         programs = self._programs()
         here = gethostname()
         read_only, wait_timeout, max_connections, max_user_connections = numbers
+        verified, sock = None, self._raw._sock
+        if isinstance(sock, ssl.SSLSocket) and not self._raw.ssl:
+            # The server does not know of it.
+            [cipher, *_] = sock.cipher() or [None]
+            verified = mode_of(sock.context), "CONNECT"
+        elif self._config.ssl_context is not None:
+            verified = mode_of(self._config.ssl_context), "SSL_CONTEXT"
         return Facts(
             version=plain(version),
             connect=self._opened_in,
@@ -194,6 +206,7 @@ class Server:
             connected=max((connected or 0) - 1, 0),
             of_this_user=max(len(own) - 1, 0),
             pipelines=self._connection.pipelines,
+            verified=verified,
             of_other_hosts=sum(_host(programs.get(n)) not in (None, here) for n in own),
         )
 

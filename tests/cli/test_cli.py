@@ -1663,6 +1663,17 @@ NATIVE = {"version": "8.0.36", "plugin": "mysql_native_password"}
             *("TLS", {"cipher": "AES"}, {"HOST": "localhost"}),
             *("AES; the server is not verified (SSL_MODE PREFERRED)", ""),
         ),
+        ("TLS", {}, {"HOST": "::1", "CONNECT": print}, "none; whether CONNECT", ""),
+        (
+            *("TLS", {"cipher": "AES", "verified": ("VERIFY_IDENTITY", "CONNECT")}),
+            *({"CONNECT": print}, "AES; certificate and host name are verified", ""),
+        ),
+        (
+            *("TLS", {"cipher": "AES", "verified": ("REQUIRED", "CONNECT")}),
+            *({"CONNECT": print}, "AES; the server is not verified (CONNECT)"),
+            "have CONNECT verify it",
+        ),
+        ("settings", {}, {"CONNECT": print}, "db.example:3306 as shop, by CONNECT", ""),
         ("authentication", NATIVE, {}, "shop@% by mysql_native", "caching_sha2"),
         ("authentication", NATIVE | {"version": "11-MariaDB"}, {}, "by mysql_n", ""),
         ("read_only", {"read_only": True}, {}, "on: every write fails", "primary, or"),

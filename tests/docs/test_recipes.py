@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -18,15 +22,18 @@ from typing import Any
 
 import pymysql.err
 import pytest
+from certificates import Authority
 from conftest import MakeApp, Sql, until
 from flask import Flask
 from flask.testing import FlaskClient
+from relays import Relay, socks
 
 from flask_mysqlpool import (
     ConnectionReturned,
     ConnectionShared,
     MySQLPool,
     PooledConnection,
+    ServerUnavailable,
     TransactionError,
     close_db,
     get_db,
@@ -823,6 +830,119 @@ def test_forks_need_no_close_pool(
 
     assert (run.stdout, run.stderr) == ("0\n1 0\n", "")
     assert stored() == ["Hello Hello Ann", "Hello Bob"]
+
+
+# Tunnels and gateways
+
+
+def settings_of(block: str) -> dict[str, Any]:
+    stand_in = types.SimpleNamespace(config={})
+    execute(block, {"app": stand_in})
+    return {k.removeprefix("MYSQLPOOL_"): v for k, v in stand_in.config.items()}
+
+
+def answer(make_app: MakeApp, **settings: Any) -> Any:
+    app = make_app(**settings)
+    with app.app_context(), get_db().cursor() as cursor:
+        cursor.execute("SELECT 'an answer'")
+        [[text]] = cursor.fetchall()
+        return text
+
+
+def test_connect_by_a_socks_proxy(
+    make_app: MakeApp, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Relay(socks({"db.internal": server.host})) as relay:
+        monkeypatch.setenv("SOCKS_HOST", relay.address[0])
+        monkeypatch.setenv("SOCKS_PORT", str(relay.address[1]))
+        settings = settings_of("connect-socks")
+        assert answer(make_app, HOST="db.internal", **settings) == "an answer"
+
+    with pytest.raises(ServerUnavailable, match="Error connecting to SOCKS5 proxy"):
+        answer(make_app, HOST="db.internal", **settings)
+
+
+#: What the recipe uses of OpenSSH's command, without SSH.
+SSH = """
+import os, socket, sys, threading
+assert sys.argv[-1] == "shop@bastion" and "BatchMode=yes" in sys.argv, sys.argv
+host, port = sys.argv[sys.argv.index("-W") + 1].rsplit(":", 1)
+if host != "db.internal":
+    sys.exit(255)
+sock = socket.create_connection(("127.0.0.1", int(port)))
+def send():
+    while data := os.read(0, 65536):
+        sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+threading.Thread(target=send, daemon=True).start()
+try:
+    while data := sock.recv(65536):
+        os.write(1, data)
+except OSError:  # the client has closed its end
+    sys.exit(255)
+"""
+
+
+def test_connect_by_ssh(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command = tmp_path / "ssh"
+    command.write_text(f"#!{sys.executable}\n{SSH}")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    settings = settings_of("connect-ssh")
+
+    def waiting() -> list[str]:
+        """The recipe's threads, by the name that Python gives them."""
+        names = [thread.name for thread in threading.enumerate()]
+        return [name for name in names if name.endswith("(wait)")]
+
+    app = make_app(HOST="db.internal", **settings)
+    with app.app_context():
+        with get_db().cursor() as cursor:
+            cursor.execute("SELECT 'an answer'")
+            assert cursor.fetchone() == ("an answer",)
+        assert len(waiting()) == 1
+    [db] = app.extensions["mysqlpool"]
+    with app.app_context():
+        db.close_pool()
+    until(lambda: not waiting())
+
+    with pytest.raises(ServerUnavailable, match="the server closed the connection"):
+        answer(make_app, HOST="elsewhere", **settings)
+
+
+def test_connect_by_a_gateway_with_tls(
+    make_app: MakeApp,
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("certificates need the openssl command")
+    authority = Authority(tmp_path / "authority")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("server"))
+
+    def target(client: socket.socket) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(server.unix_socket)
+        return sock
+
+    with Relay(target, context) as relay:
+        monkeypatch.setenv("GATEWAY_CA", str(authority.ca))
+        settings = settings_of("connect-tls")
+        host, port = relay.address
+        assert answer(make_app, HOST=host, PORT=port, **settings) == "an answer"
+        with pytest.raises(ServerUnavailable, match="localhost"):
+            answer(make_app, HOST="localhost", PORT=port, **settings)
+
+
+def test_cloud_sql_is_connected_to_by_its_socket(
+    make_app: MakeApp, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSTANCE_UNIX_SOCKET", server.unix_socket)
+    assert answer(make_app, **settings_of("connect-cloud-sql")) == "an answer"
 
 
 # Streams

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from contextlib import suppress
 from itertools import product
 from typing import Any
@@ -28,6 +29,7 @@ from flask_mysqlpool.pool.pool import NullPool
 from flask_mysqlpool.testing import LocalServer
 
 SECRET = "geheim"
+CONTEXT = ssl.create_default_context()
 
 
 def read(**settings: Any) -> dict[str, PoolConfig]:
@@ -114,6 +116,14 @@ def test_a_bind_without_tls_inherits_no_files_for_it(tmp_path: Any) -> None:
             None,
         ),
         ({"MAX_LAG": 5, "TARGET": "replica"}, {}, "max_lag", 5.0),
+        ({"CONNECT": print}, {"URL": "mysql://db2"}, "connect", print),
+        ({"CONNECT": print}, {"CONNECT": None}, "connect", None),
+        ({"CONNECT": print}, {"UNIX_SOCKET": "/s"}, "connect", None),
+        ({"UNIX_SOCKET": "/s"}, {"CONNECT": print}, "unix_socket", None),
+        ({"SSL_CONTEXT": CONTEXT}, {}, "ssl_context", CONTEXT),
+        ({"SSL_CONTEXT": CONTEXT}, {"SSL_MODE": "DISABLED"}, "ssl_context", None),
+        ({"SSL_CONTEXT": CONTEXT}, {"SSL_CA": __file__}, "ssl_context", None),
+        ({"SSL_CA": __file__}, {"SSL_CONTEXT": CONTEXT}, "ssl_ca", None),
         ({"SSL_CERT": __file__, "SSL_KEY": __file__}, {}, "ssl_key", __file__),
         (
             {"SSL_CERT": __file__, "SSL_KEY": __file__},
@@ -139,7 +149,9 @@ def test_a_url_that_is_none_is_a_fault_of_its_bind() -> None:
     assert fault.startswith('MYSQLPOOL_BINDS["reports"]["URL"] must be a URL')
 
 
-@pytest.mark.parametrize("key", ["URL", "USER", "SSL_CA", "SSL_CERT", "SSL_KEY"])
+@pytest.mark.parametrize(
+    "key", ["URL", "USER", "SSL_CA", "SSL_CERT", "SSL_KEY", "SSL_CONTEXT"]
+)
 def test_none_in_a_bind_weakens_nothing_that_it_would_inherit(key: str) -> None:
     default = {"HOST": "db", "USER": "u", "PASSWORD": SECRET, "SSL_CA": __file__}
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
+import pickle
 import re
+import socket
+import ssl
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -86,10 +91,12 @@ def test_defaults_are_those_of_the_design() -> None:
         "KEEPALIVE": 60.0,
         "PIPELINING": "auto",
         "KILL_ABANDONED": True,
+        "CONNECT": None,
         "SSL_MODE": "PREFERRED",
         "SSL_CA": None,
         "SSL_CERT": None,
         "SSL_KEY": None,
+        "SSL_CONTEXT": None,
         "CLEARTEXT_PLUGIN": False,
         "CONNECT_ARGS": {},
         "MIN_SIZE": 0,
@@ -298,7 +305,7 @@ def test_sizes_are_not_compared_where_one_of_them_is_wrong() -> None:
 OPTIONAL = [
     *("URL", "UNIX_SOCKET", "USER", "DATABASE", "COLLATION", "SQL_MODE"),
     *("INIT_COMMAND", "READ_TIMEOUT", "WRITE_TIMEOUT", "SSL_CA", "SSL_CERT", "SSL_KEY"),
-    *("MAX_HOST_CONNECTIONS", "MAX_LAG", "READERS"),
+    *("MAX_HOST_CONNECTIONS", "MAX_LAG", "READERS", "CONNECT", "SSL_CONTEXT"),
 ]
 
 
@@ -556,6 +563,114 @@ def test_a_key_of_the_server_is_a_fault_where_tls_would_not_use_it(
 @pytest.mark.parametrize("mode", ["VERIFY_CA", "VERIFY_IDENTITY"])
 def test_verifying_without_a_file_means_the_systems_authorities(mode: str) -> None:
     assert pool(SSL_MODE=mode).ssl_ca is None
+
+
+# A context for TLS, and a callable that connects
+
+
+def context(*, verifies: bool = True, name: bool = True) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = verifies and name
+    context.verify_mode = ssl.CERT_REQUIRED if verifies else ssl.CERT_NONE
+    return context
+
+
+def test_a_context_has_tls_used() -> None:
+    mine = context()
+    assert pool(SSL_CONTEXT=mine).ssl_context is mine
+    assert pool(SSL_CONTEXT=mine).ssl_mode == "REQUIRED"
+    assert PoolConfig(ssl_context=mine).ssl_mode == "REQUIRED"
+
+
+@pytest.mark.parametrize(
+    "value", ["ctx", {}, ssl.SSLContext, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)]
+)
+def test_what_is_no_context_for_clients_is_a_fault(value: object) -> None:
+    fault = the_fault(SSL_CONTEXT=value)
+    assert fault.startswith("SSL_CONTEXT must be an ssl.SSLContext for clients")
+
+
+def test_files_beside_a_context_are_faults_that_name_both(pem: str) -> None:
+    keys = dict.fromkeys(["SSL_CA", "SSL_CERT", "SSL_KEY"], pem)
+    for mode in {}, {"SSL_MODE": "REQUIRED"}, {"SSL_MODE": "VERIFY_CA"}:
+        found = faults(pool, SSL_CONTEXT=context(), **keys, **mode)
+        assert found == tuple(
+            f"{key} must be left out where SSL_CONTEXT is set" for key in keys
+        )
+
+
+@pytest.mark.parametrize("mode", ["DISABLED", "PREFERRED"])
+def test_a_context_that_a_mode_may_not_use_is_a_fault(mode: str) -> None:
+    fault = the_fault(SSL_CONTEXT=context(), SSL_MODE=mode)
+    assert fault.startswith(f"SSL_CONTEXT must be left out where SSL_MODE is {mode}")
+
+
+@pytest.mark.parametrize(
+    ("given", "mode", "fault"),
+    [
+        (context(verifies=False), "REQUIRED", None),
+        (
+            context(verifies=False),
+            "VERIFY_CA",
+            "REQUIRED, as SSL_CONTEXT verifies no c",
+        ),
+        (context(verifies=False), "VERIFY_IDENTITY", "REQUIRED, as SSL_CONTEXT verif"),
+        (context(name=False), "VERIFY_CA", None),
+        (
+            context(name=False),
+            "VERIFY_IDENTITY",
+            "VERIFY_CA, as SSL_CONTEXT verifies no",
+        ),
+        (context(), "VERIFY_CA", None),
+        (context(), "VERIFY_IDENTITY", None),
+    ],
+)
+def test_a_mode_that_a_context_does_not_fulfil_is_a_fault(
+    given: ssl.SSLContext, mode: str, fault: str | None
+) -> None:
+    settings = {"SSL_CONTEXT": given, "SSL_MODE": mode}
+    if fault is None:
+        assert pool(**settings).ssl_mode == mode
+    else:
+        assert the_fault(**settings).startswith(f"SSL_MODE must be {fault}")
+
+
+@pytest.mark.parametrize("value", [print, lambda *_: None, "socket:socketpair"])
+def test_a_connect_is_a_callable_or_its_path(value: object) -> None:
+    expected = socket.socketpair if isinstance(value, str) else value
+    assert pool(CONNECT=value).connect is expected
+
+
+@pytest.mark.parametrize("value", ["no.such:thing", "os.path", "", 5, ("db", 1)])
+def test_what_cannot_be_called_is_no_connect(value: object) -> None:
+    fault = the_fault(CONNECT=value)
+    assert fault.startswith("CONNECT must be a callable (host, port, timeout)")
+
+
+def test_connect_beside_what_it_replaces_is_a_fault() -> None:
+    assert the_fault(CONNECT=print, UNIX_SOCKET="/s") == (
+        "CONNECT must be left out where UNIX_SOCKET is set"
+    )
+    fault = the_fault(CONNECT=print, CONNECT_ARGS={"bind_address": "127.0.0.1"})
+    assert (
+        fault
+        == "CONNECT_ARGS may not hold bind_address where CONNECT opens the sockets"
+    )
+
+
+def test_neither_of_them_is_shown_and_a_config_is_compared_by_them() -> None:
+    mine = context()
+    settings = {"CONNECT": partial(print, SECRET), "SSL_CONTEXT": mine}
+    config = pool(**settings)
+
+    assert "print" not in repr(config) and "SSLContext" not in repr(config)
+    shown = config.settings()
+    assert (shown["CONNECT"], shown["SSL_CONTEXT"]) == ("***", "***")
+    assert json.dumps(shown)
+    assert config == pool(**settings)
+    assert config != pool(**settings | {"SSL_CONTEXT": context()})
+    assert dataclasses.replace(config, max_size=3).ssl_context is mine
+    assert pickle.loads(pickle.dumps(pool())) == pool()
 
 
 # Cursor classes

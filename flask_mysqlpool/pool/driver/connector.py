@@ -22,7 +22,7 @@ from .error_codes import HOST_ERRORS, LOST, NOT_READY, SAME_ON_ALL_HOSTS, pause_
 from .logs import Throttle, is_exit, kind, log, plain
 from .session import AnotherRole, Session
 from .sockets import longest
-from .tls import VERIFYING, Certificates
+from .tls import Certificates, is_verified
 from .transport import NotAnswered, without_traceback
 
 #: Back-off after a failure of a host: seconds, from the first to the longest.
@@ -63,13 +63,12 @@ class Secret:
         )
 
 
-class InClear:
-    """Refuses to send the password in clear text to a server that is not verified.
+def in_clear(raw: Any) -> None:
+    """Refuse to send the password in clear text to a server that is not verified.
 
-    PyMySQL instantiates it if the server asks for such a plug-in.
+    PyMySQL calls it if the server asks for such a plug-in; None is its own plug-in.
     """
-
-    def __init__(self, raw: object) -> None:
+    if not is_verified(raw._sock):
         raise _unverified("in clear text,")
 
 
@@ -125,7 +124,7 @@ def _ask(source: Callable[[], object]) -> object:
 
 
 #: Plug-ins that send the password in clear text.
-IN_CLEAR = dict.fromkeys(("mysql_clear_password", "dialog"), InClear)
+IN_CLEAR = dict.fromkeys(("mysql_clear_password", "dialog"), in_clear)
 
 
 class Hosts:
@@ -288,6 +287,8 @@ class Connector:
         self.hosts = Hosts(config.places, in_random_order=config.host_order == "random")
         self._certificates = Certificates(config)
         self.abandoned = Abandoned(config)
+        #: What is known of pipelining. CONNECT may lead elsewhere by the same address.
+        self._pipelines = _PIPELINES if config.connect is None else {}
         #: Whether the last login at a host set nothing unusual; see :mod:`.login`.
         self._usual: dict[Place, bool] = {}
 
@@ -346,18 +347,18 @@ class Connector:
         """
         address = self.config.unix_socket or place
         pipelines = {"on": True, "off": False}.get(
-            self.config.pipelining, _PIPELINES.get(address)
+            self.config.pipelining, self._pipelines.get(address)
         )
         found = self._open(place, secret, deadline, pipelines)
         if pipelines is None and _may_be_by_pipelining(found):
             again = self._open(place, secret, deadline, False)
             if isinstance(again, Session):
-                found, _PIPELINES[address] = again, False
+                found, self._pipelines[address] = again, False
                 text = "%s: %s does not take several commands at once; they are sent"
                 text += " one at a time from now on (PIPELINING = 'off')"
                 log(WARNING, text, self.config.name, address)
         elif pipelines is None and isinstance(found, Session):
-            _PIPELINES[address] = True
+            self._pipelines[address] = True
         if isinstance(found, Session):
             self._usual[place] = found.login.is_usual
             self.hosts.works(place)
@@ -422,9 +423,7 @@ class Connector:
         # Not among the arguments, which are variables of the driver's frames.
         raw.password = secret.value or raw.password
         config = self.config
-        if not (
-            config.ssl_mode in VERIFYING or raw.unix_socket or config.cleartext_plugin
-        ):
+        if not (raw.unix_socket or config.cleartext_plugin):
             raw._auth_plugin_map = IN_CLEAR | raw._auth_plugin_map
             if raw.password and config.ssl_mode != "DISABLED":
                 raw.password = HashedOnly.of(raw)

@@ -7,6 +7,7 @@ ends, or may end, the transaction of a block. That keeps a block all or nothing.
 from __future__ import annotations
 
 import re
+import socket
 import struct
 import time
 import warnings
@@ -24,6 +25,7 @@ from .login import NO_PROFILES, NO_WARNINGS, Login
 from .login import questions as login_questions
 from .process import process
 from .results import read_status
+from .sockets import socket_of_connect
 from .statements import (
     BEYOND_ROLLBACK,
     CHANGES,
@@ -232,6 +234,12 @@ class Session(Transport):
             return self.interrupted or not self.is_disconnected
         result = self.raw._result
         return result is not None and (result.unbuffered_active or result.has_next)
+
+    def open_socket(self, deadline: float) -> socket.socket:
+        """Open the socket, or have ``CONNECT`` open it."""
+        if self.config.connect is None:
+            return super().open_socket(deadline)
+        return socket_of_connect(self.raw, deadline, self.config)
 
     def _set_up(self, deadline: float, thorough: bool) -> None:
         """Ask what the login has set, and set up the session."""

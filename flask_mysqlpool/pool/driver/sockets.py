@@ -7,6 +7,7 @@ import ctypes
 import os
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -22,7 +23,10 @@ from pymysql.connections import Connection
 from pymysql.constants import CR
 from pymysql.err import MySQLError, OperationalError
 
+from ...config import PoolConfig
+from .logs import kind, plain
 from .process import process
+from .tls import adopt
 
 #: Maximum number of look-ups at once, including timed-out ones that still hang.
 MOST = 16
@@ -126,15 +130,51 @@ def connect_socket(raw: Any, deadline: float, keepalive: float) -> socket.socket
         except OSError as error:
             failure = error
             continue
-        if not raw.unix_socket:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _keep_alive(sock, keepalive)
+        _tune(sock, keepalive)
         return sock
     raise failure or OSError(f"no address for {raw.host!r}")
 
 
-def _keep_alive(sock: socket.socket, idle: float) -> None:
-    """Have idle connections probed, which also keeps a NAT from forgetting them."""
+def socket_of_connect(raw: Any, deadline: float, config: PoolConfig) -> socket.socket:
+    """Have ``CONNECT`` open the socket, and set it up as :func:`connect_socket` does.
+
+    Raises its OSError or PyMySQL error, a 2000 for another one or if it returns no open
+    socket, and a 2026 for TLS that leaves settings without effect.
+    """
+    assert config.connect is not None
+    raw.host_info = f"socket {raw.host}:{raw.port}"
+    try:
+        sock: Any = config.connect(raw.host, raw.port, time_left(deadline))
+    except (OSError, MySQLError):
+        raise
+    except Exception as error:
+        text = f"CONNECT raised {kind(error)}: {plain(error)}"
+        raise OperationalError(CR.CR_UNKNOWN_ERROR, text) from error
+    try:
+        if not isinstance(sock, socket.socket) or sock.fileno() < 0:
+            text = (
+                f"CONNECT must return an open socket.socket, and returned {kind(sock)}"
+            )
+            raise OperationalError(CR.CR_UNKNOWN_ERROR, text)
+        sock.settimeout(time_left(deadline))
+        _tune(sock, config.keepalive)
+        if isinstance(sock, ssl.SSLSocket):
+            adopt(sock, raw, config)
+    except BaseException:
+        if callable(close := getattr(sock, "close", None)):
+            close()
+        raise
+    return sock
+
+
+def _tune(sock: socket.socket, idle: float) -> None:
+    """Have a TCP socket send at once, and idle connections probed.
+
+    The probes also keep a NAT from forgetting the connection.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if not idle:
         return

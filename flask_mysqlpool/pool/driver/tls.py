@@ -19,6 +19,7 @@ from pymysql.constants import CR
 from pymysql.err import OperationalError
 
 from ...config import PoolConfig
+from ...config.validators import mode_of
 
 # The class to derive from is known at run time only: gevent replaces it.
 if TYPE_CHECKING:
@@ -67,8 +68,57 @@ class _IsolatedSocket(_Socket):
 
 def isolate(context: ssl.SSLContext) -> None:
     """Make the context create isolated sockets."""
-    base = context.sslsocket_class
-    context.sslsocket_class = type("IsolatedSocket", (_IsolatedSocket, base), {})
+    base: Any = context.sslsocket_class
+    context.sslsocket_class = _isolated_class(base)
+
+
+def _isolate_socket(sock: Any) -> None:
+    base: Any = type(sock)
+    sock.__class__ = _isolated_class(base)
+
+
+@cache
+def _isolated_class(base: Any) -> Any:
+    if issubclass(base, _IsolatedSocket):
+        return base
+    return type("IsolatedSocket", (_IsolatedSocket, base), {})
+
+
+class OthersContext:
+    """Makes isolated sockets of a context that is not ours to change."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+
+    def wrap_socket(self, sock: socket.socket, server_hostname: str) -> ssl.SSLSocket:
+        try:
+            made = self._context.wrap_socket(sock, server_hostname=server_hostname)
+        except BaseException:
+            _empty_error_queue()
+            raise
+        _isolate_socket(made)
+        return made
+
+
+def adopt(sock: ssl.SSLSocket, raw: Any, config: PoolConfig) -> None:
+    """Use the TLS of a socket of ``CONNECT``, instead of asking the server for TLS.
+
+    Raises a 2026 if settings ask for TLS that only the pool itself could provide.
+    """
+    if config.ssl_mode in VERIFYING or config.ssl_cert or config.ssl_context:
+        raise OperationalError(
+            CR.CR_SSL_CONNECTION_ERROR,
+            "CONNECT returned a socket that speaks TLS already, so SSL_CA, SSL_CERT,"
+            " SSL_CONTEXT and what SSL_MODE verifies would have no effect: leave them"
+            " out, and have CONNECT verify the server",
+        )
+    _isolate_socket(sock)
+    raw.ssl, raw._secure = False, True
+
+
+def is_verified(sock: object) -> bool:
+    """Return whether the server has proved by a certificate who it is."""
+    return isinstance(sock, ssl.SSLSocket) and mode_of(sock.context) in VERIFYING
 
 
 def _isolated(call: Callable[..., Any], *args: Any) -> int:
@@ -130,12 +180,14 @@ class Certificates:
         self._config = config
         self._made: tuple[list[_Identity], ssl.SSLContext | None] = [], None
 
-    def context(self, deadline: float) -> ssl.SSLContext:
-        """Return the context for the current contents of the files.
+    def context(self, deadline: float) -> ssl.SSLContext | OthersContext:
+        """Return ``SSL_CONTEXT``, or one for the current contents of the files.
 
         If replaced files cannot be read or do not match each other, try again for a
         while, then raise a 2026.
         """
+        if self._config.ssl_context is not None:
+            return OthersContext(self._config.ssl_context)
         give_up = min(deadline, monotonic() + RENEWAL) if self._made[1] else 0.0
         while True:
             # Before reading them: the next connect then sees a change made meanwhile.

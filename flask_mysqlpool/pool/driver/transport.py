@@ -119,11 +119,15 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         if type(raw) is Connection:
             raw.__class__ = ReadingConnection
 
+    def open_socket(self, deadline: float) -> socket.socket:
+        """Open the socket to the server."""
+        return connect_socket(self.raw, deadline, self.keepalive)
+
     def establish(self, deadline: float) -> None:
         """Open the socket and log in, both by the deadline."""
         raw = self.raw
         try:
-            sock = connect_socket(raw, deadline, self.keepalive)
+            sock = self.open_socket(deadline)
         except (OSError, UnicodeError) as error:
             raise OperationalError(
                 CR.CR_CONN_HOST_ERROR,
