@@ -33,7 +33,11 @@ class Relay:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for sock in [self._listener, *self._open]:
+        # First of all no more clients: a pool may be connecting.
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        for sock in self._open:
             with suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
         for thread in self._threads:
@@ -42,9 +46,13 @@ class Relay:
             sock.close()
 
     def _run(self) -> None:
-        with suppress(OSError):
-            while True:
+        while True:
+            try:
                 client, _ = self._listener.accept()
+            except OSError:
+                return
+            self._open.append(client)
+            with suppress(OSError):  # it may leave in the middle of the handshake
                 if self._context is not None:
                     client = self._context.wrap_socket(client, server_side=True)
                 self.join(client, self._target(client))
