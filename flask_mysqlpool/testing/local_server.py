@@ -66,8 +66,9 @@ class LocalServer:
     files outside the private folder.
 
     :param engine: ``"mariadb"`` or ``"mysql"``.
-    :param root: for MySQL, a folder with a system that contains ``mysqld``, to be run
-        under ``chroot``, which needs root's rights.
+    :param root: a folder with a system that contains the server, to be run under
+        ``chroot``, which needs root's rights. For MariaDB, it may have nothing but
+        packages of Debian, unpacked by ``dpkg -x``; these need no rights.
     :param options: further arguments for the server, which override those here.
     :param database: created at the first start, unless ``None``.
     :param user: created at the first start, with all privileges.
