@@ -37,6 +37,7 @@ WSGI = {
     "gevent": "gevent",
     "uWSGI": "pyuwsgi",
     "waitress": "waitress",
+    "granian": "granian",
 }
 
 NOTED = ("Python", *PACKAGES, *SERVERS, *WSGI, "commit")
