@@ -20,12 +20,13 @@ has_mysql() { [ -x "$1/usr/sbin/mysqld" ]; }
 # What the user has set for an app, or for Python, is not meant for ours.
 unset PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONWARNINGS PIP_USER
 
-# Nor are settings, of the app or of this package. Only which MySQL to test against stays.
+# Nor are settings, of the app or of this package. Only which
+# MariaDB and MySQL to test against stay.
 forget_settings() {
     local name
     for name in $(compgen -e); do
         case $name in
-        FLASK_MYSQLPOOL_MYSQL_ROOT) ;;
+        FLASK_MYSQLPOOL_MARIADB_ROOT | FLASK_MYSQLPOOL_MYSQL_ROOT) ;;
         FLASK_* | MYSQLPOOL_*) unset "$name" ;;
         esac
     done

@@ -22,8 +22,10 @@ from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection
 from flask_mysqlpool.testing import FaultProxy, LocalServer, ServerNotFound
 from flask_mysqlpool.testing.server_binaries import find_engine
 
-#: The folder that ``scripts/mysql-server`` filled, unless MySQL is installed.
+#: The folder that ``scripts/mysql-server`` filled, unless MySQL is installed; and one
+#: with another MariaDB than the installed one.
 MYSQL_ROOT = os.environ.get("FLASK_MYSQLPOOL_MYSQL_ROOT")
+MARIADB_ROOT = os.environ.get("FLASK_MYSQLPOOL_MARIADB_ROOT")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,7 +40,7 @@ def plain_environment() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def surroundings(record_testsuite_property: Callable[[str, object], None]) -> None:
     """What the table of docs/compatibility.rst says about this run."""
-    for name, value in matrix.surroundings(MYSQL_ROOT).items():
+    for name, value in matrix.surroundings(MYSQL_ROOT, MARIADB_ROOT).items():
         record_testsuite_property(name, value)
 
 
@@ -62,7 +64,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 def local_server(engine: str, **options: Any) -> LocalServer:
     """A server to be started."""
-    root = MYSQL_ROOT if engine == "mysql" else None
+    root = MYSQL_ROOT if engine == "mysql" else MARIADB_ROOT
     return LocalServer(engine=engine, root=root, **options)
 
 

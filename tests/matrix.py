@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "_static" / "matrix.json"
 
 PACKAGES = ("Flask", "Werkzeug", "PyMySQL", "DBUtils")
-SERVERS = {"MariaDB": "mariadb", "MySQL": "mysql"}
+SERVERS = ("MariaDB", "MySQL")
 
 #: What serves the apps of the tests; some are not there for each Python.
 WSGI = {
@@ -37,17 +37,20 @@ WSGI = {
     "gevent": "gevent",
     "uWSGI": "pyuwsgi",
     "waitress": "waitress",
+    "granian": "granian",
 }
 
 NOTED = ("Python", *PACKAGES, *SERVERS, *WSGI, "commit")
 
 
-def surroundings(mysql_root: str | None) -> dict[str, str]:
+def surroundings(
+    mysql_root: str | None, mariadb_root: str | None = None
+) -> dict[str, str]:
     """On what the tests run; of what is not there, nothing."""
     about = {"Python": python()} | {name: version(name) for name in PACKAGES}
-    for name, engine in SERVERS.items():
+    for name, root in zip(SERVERS, (mariadb_root, mysql_root), strict=True):
         try:
-            found = find_engine(engine, mysql_root if engine == "mysql" else None)
+            found = find_engine(name.lower(), root)
         except ServerNotFound:
             continue
         about[name] = found.version

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -71,6 +72,8 @@ class Kind:
     preloaded: bool = False
     workers: int = WORKERS
     stop: signal.Signals = signal.SIGTERM
+    #: Whether it names its port before a worker listens, and nothing waits there.
+    refuses_first: bool = False
 
 
 def gunicorn(
@@ -249,7 +252,10 @@ class Site:
         until(lambda: pattern.search(self.log) or self._process.poll(), PATIENCE)
         found = pattern.search(self.log)
         assert found, self.log
-        return int(found[1])
+        port = int(found[1])
+        if self.kind.refuses_first:
+            until(lambda: _accepts(port), PATIENCE)
+        return port
 
     def connections(self) -> set[int]:
         """The site's connections, as the database sees them."""
@@ -276,6 +282,11 @@ class Site:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _has_control_socket() -> bool:

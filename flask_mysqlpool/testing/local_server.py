@@ -5,7 +5,6 @@ It runs on Linux and macOS.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -23,8 +22,15 @@ from urllib.parse import quote
 
 import pymysql
 
-from .server_binaries import Engine, find_engine
+from .server_binaries import Engine, ServerNotFound, find_engine
 from .watchdog import Supervisor
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
 
 HOST = "127.0.0.1"
 START_SECONDS = 30.0
@@ -60,8 +66,9 @@ class LocalServer:
     files outside the private folder.
 
     :param engine: ``"mariadb"`` or ``"mysql"``.
-    :param root: for MySQL, a folder with a system that contains ``mysqld``, to be run
-        under ``chroot``, which needs root's rights.
+    :param root: a folder with a system that contains the server, to be run under
+        ``chroot``, which needs root's rights. For MariaDB, it may have nothing but
+        packages of Debian, unpacked by ``dpkg -x``; these need no rights.
     :param options: further arguments for the server, which override those here.
     :param database: created at the first start, unless ``None``.
     :param user: created at the first start, with all privileges.
@@ -69,7 +76,8 @@ class LocalServer:
     :param root_over_tcp: let all accounts of this machine log in as ``root`` on the
         port, without a password. Otherwise ``root`` needs the Unix socket, which is in
         the private folder.
-    :raises ServerNotFound: the server is not installed; tells what to install.
+    :raises ServerNotFound: the server is not installed, and the message tells what to
+        install; or this is Windows.
     """
 
     host = HOST
@@ -85,6 +93,10 @@ class LocalServer:
         password: str | None = None,
         root_over_tcp: bool = False,
     ) -> None:
+        if not HAS_LOCKS:
+            raise ServerNotFound(
+                "LocalServer needs Linux or macOS: this Python has no module fcntl"
+            )
         self._engine = find_engine(engine, root)
         self.options = tuple(options)
         self.database = database

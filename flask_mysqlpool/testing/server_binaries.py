@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -22,7 +23,7 @@ COMMON = (
     "--innodb-use-native-aio=0",
     "--innodb-fast-shutdown=2",
 )
-MARIADB = ("--skip-log-bin", "--innodb-log-file-size=4M")
+MARIADB: tuple[str, ...] = ("--skip-log-bin", "--innodb-log-file-size=4M")
 MYSQL = ("--disable-log-bin", "--mysqlx=OFF", "--innodb-redo-log-capacity=32M")
 # Drops all accounts of a fresh installation but those of the Unix socket: MariaDB's
 # root@127.0.0.1 needs no password.
@@ -30,8 +31,8 @@ MARIADB_TIDY = (
     "DELETE FROM mysql.global_priv WHERE Host <> 'localhost' OR User = ''",
     "FLUSH PRIVILEGES",
 )
-# Where servers are installed; often not in the PATH of a user.
-SBIN = "/usr/sbin"
+# Where servers are installed, often not in the PATH of a user; and their tools.
+SBIN, BIN = "/usr/sbin", "/usr/bin"
 # A socket's path has at most 103 bytes on macOS; the private folder takes 20.
 LONGEST_BASE = 80
 
@@ -42,7 +43,11 @@ class ServerNotFound(RuntimeError):
 
 @dataclass(frozen=True)
 class Engine:
-    """A server program; its paths are relative to ``root``."""
+    """A server program.
+
+    ``root`` is its ``chroot`` folder, to which its paths are relative, or empty.
+    ``prefix`` is the beginning of each command.
+    """
 
     name: str
     program: str
@@ -51,6 +56,7 @@ class Engine:
     tidy: tuple[str, ...] = ()
     installer: str | None = None
     root: str = ""
+    prefix: tuple[str, ...] = ()
 
     def base(self) -> str:
         """Return the folder in which private folders are created."""
@@ -69,7 +75,9 @@ class Engine:
         """Return the command that fills a data folder; root has no password."""
         head = [self.installer] if self.installer else [self.program]
         if self.installer:
+            # By force: it would insist on resolving a host name that is not used.
             tail = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+            tail.append("--force")
         else:
             tail = ["--initialize-insecure"]
         # MySQL cannot read a fresh folder after a faster shutdown.
@@ -95,76 +103,105 @@ class Engine:
         places = [f"--datadir={inside}/data", f"--tmpdir={inside}"]
         user = ["--user=root"] if os.geteuid() == 0 else []
         own = [*places, *user, *COMMON, *self.options]
-        return [*_chroot(self.root), *head, "--no-defaults", *own, *tail]
+        return [*self.prefix, *head, "--no-defaults", *own, *tail]
 
     def _inside(self, path: str) -> str:
         return path.removeprefix(self.root)
 
 
 def find_engine(name: str, root: str | os.PathLike[str] | None = None) -> Engine:
-    """Find MariaDB or MySQL on this machine, or in a ``chroot`` folder.
+    """Find MariaDB or MySQL on this machine, or in a folder.
 
     Raises :exc:`ServerNotFound` if there is none.
     """
-    if name == "mariadb" and root is None:
-        return _find_mariadb()
-    if name == "mysql":
-        return _find_mysql("" if root is None else os.path.abspath(root))
-    raise ValueError(f"engine must be 'mariadb' or 'mysql' (with a root), not {name!r}")
+    if name not in ("mariadb", "mysql"):
+        raise ValueError(f"engine must be 'mariadb' or 'mysql', not {name!r}")
+    folder = "" if root is None else os.path.abspath(root)
+    return _find_mariadb(folder) if name == "mariadb" else _find_mysql(folder)
 
 
-def _find_mariadb() -> Engine:
-    for program, version in _programs("mariadbd", "mysqld"):
-        installer = next(_which("mariadb-install-db", "mysql_install_db"), None)
+def _find_mariadb(folder: str) -> Engine:
+    root, prefix, options = folder, tuple[str, ...](), MARIADB
+    if folder and not os.path.exists(f"{folder}/bin/sh"):
+        # Unpacked packages, which use the shell and the C library of this system.
+        root, options = "", (f"--basedir={folder}/usr", *MARIADB)
+        prefix = "env", f"LD_LIBRARY_PATH={_libraries(folder)}"
+    elif folder:
+        prefix = _chroot(folder)
+    found = _which("mariadb-install-db", "mysql_install_db", folder=folder)
+    installer = next(found, "").removeprefix(root)
+    failures = list[str]()
+    for program in _which("mariadbd", "mysqld", folder=folder):
+        inside = program.removeprefix(root)
+        version = _version([*prefix, inside], failures)
         if "MariaDB" in version and installer:
-            number = _number(version)
-            own = MARIADB, MARIADB_TIDY, installer
-            return Engine("mariadb", program, number, *own)
+            own = _number(version), options, MARIADB_TIDY, installer
+            return Engine("mariadb", inside, *own, root, prefix)
     raise ServerNotFound(
-        "no MariaDB server: looked for mariadbd and mariadb-install-db in PATH and"
-        f" {SBIN}. Install one with 'apt-get install mariadb-server-core"
+        "no MariaDB server: looked for mariadbd and mariadb-install-db in"
+        f" {_places(folder)}. Install one with 'apt-get install mariadb-server-core"
         " mariadb-client-core' (Debian or Ubuntu; starts no system service) or"
-        " 'brew install mariadb' (macOS)"
+        " 'brew install mariadb' (macOS)" + "".join(failures)
     )
 
 
 def _find_mysql(root: str) -> Engine:
-    for program, version in _programs("mysqld", root=root):
-        if "MariaDB" not in version:
-            return Engine("mysql", program, _number(version), MYSQL, root=root)
-    place = f"{root}{SBIN}" if root else f"PATH and {SBIN}"
+    prefix = _chroot(root) if root else ()
+    failures = list[str]()
+    for program in _which("mysqld", folder=root):
+        inside = program.removeprefix(root)
+        version = _version([*prefix, inside], failures)
+        if version and "MariaDB" not in version:
+            own = _number(version), MYSQL
+            return Engine("mysql", inside, *own, root=root, prefix=prefix)
     raise ServerNotFound(
-        f"no MySQL server: looked for mysqld in {place}. Install one; or, in a clone"
-        " of this project, 'scripts/mysql-server' puts one into a folder of its own,"
-        " to be given as root="
+        f"no MySQL server: looked for mysqld in {_places(root)}. Install one; or, in a"
+        " clone of this project, 'scripts/mysql-server' puts one into a folder of its"
+        " own, to be given as root=" + "".join(failures)
     )
 
 
-def _programs(*names: str, root: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the programs of these names, with the output of ``--version``."""
-    if root and os.geteuid() != 0:
-        raise ServerNotFound(f"the MySQL server in {root} needs chroot: run as root")
-    for program in _which(*names, root=root):
-        run = subprocess.run(
-            [*_chroot(root), program, "--no-defaults", "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        if run.returncode == 0:
-            yield program, run.stdout
+def _version(command: list[str], failures: list[str]) -> str:
+    """Return what ``--version`` prints; or nothing, and append why to ``failures``."""
+    run = subprocess.run(
+        [*command, "--no-defaults", "--version"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode == 0:
+        return run.stdout
+    failures.append(f". {command[-1]} does not run: {run.stderr.strip()}")
+    return ""
 
 
-def _which(*names: str, root: str = "") -> Iterator[str]:
-    path = "" if root else os.environ.get("PATH", os.defpath) + os.pathsep
+def _which(*names: str, folder: str = "") -> Iterator[str]:
+    """Yield the paths of the programs, of those in the folder if one is given."""
+    places = [os.environ.get("PATH", os.defpath), SBIN]
+    if folder:
+        places = [folder + SBIN, folder + BIN]
     for name in names:
-        found = shutil.which(name, path=f"{path}{root}{SBIN}")
+        found = shutil.which(name, path=os.pathsep.join(places))
         if found:
-            yield found.removeprefix(root)
+            yield found
 
 
-def _chroot(root: str) -> list[str]:
-    return [next(_which("chroot"), "chroot"), root] if root else []
+def _places(folder: str) -> str:
+    """Return where :func:`_which` looks, in words."""
+    return f"{folder}{SBIN} and {folder}{BIN}" if folder else f"PATH and {SBIN}"
+
+
+def _libraries(folder: str) -> str:
+    """Return the folders of shared libraries in unpacked packages, and the user's."""
+    own = [*glob(f"{folder}/usr/lib/*-linux-*"), *glob(f"{folder}/lib/*-linux-*")]
+    # An empty entry would be the current folder.
+    return os.pathsep.join(filter(None, [*own, os.environ.get("LD_LIBRARY_PATH")]))
+
+
+def _chroot(root: str) -> tuple[str, ...]:
+    if os.geteuid() != 0:
+        raise ServerNotFound(f"the server in {root} needs chroot: run as root")
+    return next(_which("chroot"), "chroot"), root
 
 
 def _number(version: str) -> str:

@@ -115,4 +115,5 @@ def _after_fork() -> None:
         supervisor.detach_after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -88,7 +88,7 @@ def test_a_timeout_of_gevent_in_mid_query_costs_just_that_connection(
     run(
         server,
         """
-pool = make_pool(MAX_SIZE=1)
+pool = make_pool(MAX_SIZE=1, KILL_ABANDONED=False)
 try:
     with gevent.Timeout(0.2):
         query(pool, "SELECT SLEEP(30)")
@@ -98,6 +98,28 @@ else:
     raise AssertionError("no timeout")
 assert pool.stats().size == 0
 query(pool)
+pool.close()
+""",
+    )
+
+
+def test_what_a_timeout_of_gevent_ends_is_killed_at_the_server(
+    server: LocalServer,
+) -> None:
+    run(
+        server,
+        """
+import logging
+logging.disable()
+pool = make_pool(MAX_SIZE=1)
+try:
+    with gevent.Timeout(0.2):
+        query(pool, "SELECT SLEEP(600)")
+except gevent.Timeout:
+    pass
+with gevent.Timeout(30):
+    while not pool.stats().killed:
+        gevent.sleep(0.01)
 pool.close()
 """,
     )

@@ -71,6 +71,24 @@ def waitress() -> Kind:
     )
 
 
+def granian() -> Kind:
+    # It names the port that it was given, so 0 would not tell which it listens on.
+    start = (
+        "import socket, sys; probe = socket.create_server(('127.0.0.1', 0));"
+        " sys.argv += ['--port', str(probe.getsockname()[1])]; probe.close();"
+        " from granian.cli import entrypoint; entrypoint()"
+    )
+    return Kind(
+        "granian",
+        (
+            *("-c", start, "--interface=wsgi", f"--workers={WORKERS}"),
+            *(f"--blocking-threads={THREADS}", "sites:app"),
+        ),
+        ("granian",),
+        refuses_first=True,
+    )
+
+
 KINDS = [
     *(
         gunicorn(worker, *needs, preload=preload)
@@ -83,6 +101,7 @@ KINDS = [
     *([uwsgi("--py-call-osafterfork")] if sys.version_info < (3, 13) else []),
     uwsgi(lazy=True),
     waitress(),
+    granian(),
 ]
 RECYCLING = [
     gunicorn("gthread --max-requests=40", preload=preload) for preload in (False, True)

@@ -15,6 +15,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -943,6 +944,129 @@ def test_cloud_sql_is_connected_to_by_its_socket(
 ) -> None:
     monkeypatch.setenv("INSTANCE_UNIX_SOCKET", server.unix_socket)
     assert answer(make_app, **settings_of("connect-cloud-sql")) == "an answer"
+
+
+# Celery, RQ and APScheduler
+
+JOBS = """
+import os
+from flask import Flask
+from flask_mysqlpool import MySQLPool
+
+app = Flask("shop", instance_path=os.environ["SHOP"])
+app.config["MYSQLPOOL_URL"] = os.environ["SHOP_URL"]
+app.config["MYSQLPOOL_MAX_SIZE"] = 1
+app.config["MYSQLPOOL_TIMEOUT"] = 5
+db = MySQLPool(app)
+"""
+
+#: Celery without another server: messages are files.
+BROKER = """
+celery.conf.broker_url = "filesystem://"
+celery.conf.broker_transport_options = dict.fromkeys(
+    ("data_folder_in", "data_folder_out", "control_folder"), os.environ["SHOP"]
+)
+"""
+
+
+@pytest.fixture
+def shop(
+    server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
+    """Write a module, which a worker can import by its name, and import it here."""
+    monkeypatch.setenv("SHOP", str(tmp_path))
+    monkeypatch.setenv("SHOP_URL", server.url)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = []
+
+    def shop(block: str, more: str = "") -> Any:
+        name = f"shop_with_{block}"
+        code = JOBS + BLOCKS["job"] + BLOCKS[block] + more
+        (tmp_path / f"{name}.py").write_text(code)
+        made.append(import_module(name))
+        return made[-1]
+
+    yield shop
+    for module in made:
+        del sys.modules[module.__name__]
+        with module.app.app_context():
+            module.db.close_pool()
+
+
+Shop = Callable[..., Any]
+
+#: Is too long for the column, which is an error within the job.
+TOO_LONG = "x" * 90
+
+
+def test_celery_runs_tasks_one_after_the_other_on_one_connection(
+    shop: Shop, stored: Stored, sql: Sql, tmp_path: Path
+) -> None:
+    pytest.importorskip("celery")
+    module = shop("celery", BROKER)
+    client = module.app.test_client()
+    app = f"{module.__name__}:celery"
+    command = [sys.executable, "-m", "celery", "-A", app, "worker"]
+    log = tmp_path / "worker.log"
+    with log.open("wb") as output:
+        worker = subprocess.Popen(
+            [*command, "--pool=prefork", "--concurrency=1", "--without-mingle"],
+            cwd=tmp_path,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        for name in (TOO_LONG, "Cy", TOO_LONG, "Dan"):
+            assert client.post(f"/person/1/{name}").status_code == 202
+        until(lambda: stored() == ["Dan", "Bob"] or worker.poll() is not None, 60)
+        assert stored() == ["Dan", "Bob"]
+    finally:
+        worker.terminate()
+        worker.wait(60)
+        print(log.read_text())
+
+    assert log.read_text().count("DataError") >= 2
+    assert "PoolTimeout" not in log.read_text()
+
+
+def test_rq_runs_jobs_one_after_the_other_on_one_connection(
+    shop: Shop, stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rq = pytest.importorskip("rq")
+    monkeypatch.setattr("redis.Redis", pytest.importorskip("fakeredis").FakeRedis)
+    module = shop("rq")
+    client = module.app.test_client()
+    for name in (TOO_LONG, "Cy", TOO_LONG, "Dan"):
+        assert client.post(f"/person/1/{name}").status_code == 202
+
+    worker = rq.SimpleWorker([module.queue], connection=module.queue.connection)
+    worker.work(burst=True)
+
+    assert stored() == ["Dan", "Bob"]
+    assert module.queue.failed_job_registry.count == 2
+    with module.app.app_context():
+        assert (module.db.stats().opened, module.db.stats().in_use) == (1, 0)
+
+
+def test_apscheduler_runs_jobs_that_return_their_connections(
+    shop: Shop, stored: Stored, sql: Sql
+) -> None:
+    pytest.importorskip("apscheduler")
+    module = shop("apscheduler")
+    [job] = module.scheduler.get_jobs()
+    try:
+        for name in (TOO_LONG, "Cy", TOO_LONG, "Dan"):
+            module.scheduler.add_job(module.rename, args=[1, name])
+            until(lambda: len(module.scheduler.get_jobs()) == 1)
+        until(lambda: stored() == ["Dan", "Bob"])
+        job.modify(next_run_time=datetime.now(timezone.utc))
+        until(lambda: stored() == ["Ann", "Bob"])
+    finally:
+        module.scheduler.shutdown()
+
+    with module.app.app_context():
+        assert (module.db.stats().opened, module.db.stats().in_use) == (1, 0)
 
 
 # Streams

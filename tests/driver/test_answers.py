@@ -103,7 +103,7 @@ def outcome(data: bytes, cut: int, parsed: bool | None = None) -> tuple[Any, ...
     """What comes of two answers, all ``parsed`` by the driver, none, or some."""
     go = threading.Event()
     with Liar(sends(data[:cut], data[cut:], go)) as liar:
-        con = Connector(config(liar.port)).connect(time.monotonic() + 5)
+        con = Connector(config(liar.port)).connect(time.monotonic() + 30)
         read_ok = con._read_ok
 
         def noted() -> bool:
@@ -118,7 +118,7 @@ def outcome(data: bytes, cut: int, parsed: bool | None = None) -> tuple[Any, ...
         if cut == 0:
             go.set()
         try:
-            told: Any = con.read_answers(time.monotonic() + 5)
+            told: Any = con.read_answers(time.monotonic() + 30)
         except Exception as error:
             told = type(error), error.args
         raw = con.raw

@@ -285,7 +285,7 @@ def test_an_insert_whose_reply_is_lost_is_stored_at_most_once(
 def test_an_insert_that_times_out_is_sent_once(
     make_pool: MakePool, sql: Sql, table: str
 ) -> None:
-    pool = make_pool(READ_TIMEOUT=0.2, AUTOCOMMIT=True)
+    pool = make_pool(READ_TIMEOUT=0.2, AUTOCOMMIT=True, KILL_ABANDONED=False)
     before = counted(sql, "Com_insert_select")
     connection = pool.connection()
 
@@ -539,7 +539,7 @@ def test_two_threads_in_one_connection_raise_and_corrupt_nothing(
 def test_a_return_in_the_middle_of_a_statement_ends_the_connection(
     make_pool: MakePool, sql: Sql
 ) -> None:
-    pool = make_pool()
+    pool = make_pool(KILL_ABANDONED=False)
     connection = pool.connection()
     number = connection.thread_id()
     errors = []

@@ -19,7 +19,7 @@ from typing import Any
 
 import pymysql
 import pytest
-from conftest import MYSQL, MYSQL_ROOT, local_server
+from conftest import MARIADB_ROOT, MYSQL, MYSQL_ROOT, local_server
 
 from flask_mysqlpool.testing import (
     FaultProxy,
@@ -544,6 +544,30 @@ def test_server_is_found_beside_path(
     monkeypatch.setenv("PATH", os.devnull)
     monkeypatch.setattr(engines_module, "SBIN", str(tmp_path))
     assert engines_module.find_engine("mariadb").program.startswith(str(tmp_path))
+
+
+@pytest.mark.skipif(not MARIADB_ROOT, reason="there is no folder with a MariaDB")
+def test_mariadb_in_a_folder_uses_that_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert MARIADB_ROOT is not None
+    with local_server("mariadb") as server:
+        assert_closed_to_others(server)
+        assert_confined(server, tmp_path)
+        make_table(server)
+        server.kill()
+        server.start()
+        assert count_things(server) == 0
+        assert ask_root(server, "SELECT VERSION()").startswith(server.version)
+        base = Path(ask_root(server, "SELECT @@basedir"))
+        # Under chroot, the server's paths begin in the folder.
+        assert base.is_relative_to(MARIADB_ROOT) or server.folder.startswith(
+            MARIADB_ROOT
+        )
+        message = "Table 'test.none' doesn't exist"
+        with pytest.raises(pymysql.err.ProgrammingError, match=message):
+            ask_root(server, "SELECT * FROM test.none")
 
 
 class TestMySQL:

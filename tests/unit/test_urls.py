@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +106,57 @@ def test_the_variable_of_a_provider_is_named_where_no_server_is_configured(
         settings.AppConfig.from_mapping({}, name="shop")
     assert f'os.environ["{variable}"]' in str(raised.value)
     assert "p%40ss" not in str(raised.value)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "platforms.rst"
+
+#: The settings of each block of that page: host, port, mode of TLS.
+ON_THE_PAGE = {
+    "PythonAnywhere": ("ada.mysql.pythonanywhere-services.com", 3306, "PREFERRED"),
+    "Amazon RDS and Aurora": (
+        "shop.c1abcdefghij.eu-west-1.rds.amazonaws.com",
+        3306,
+        "VERIFY_IDENTITY",
+    ),
+    "Google Cloud SQL": ("localhost", 3306, "PREFERRED"),
+    "Azure Database for MySQL": (
+        "shop.mysql.database.azure.com",
+        3306,
+        "VERIFY_IDENTITY",
+    ),
+    "PlanetScale": ("aws.connect.psdb.cloud", 3306, "VERIFY_IDENTITY"),
+    "DigitalOcean and Aiven": (
+        "shop.db.ondigitalocean.com",
+        25060,
+        "VERIFY_IDENTITY",
+    ),
+}
+
+
+def sections_of_the_page() -> dict[str, dict[str, str]]:
+    """The settings that each section of the page shows."""
+    title = re.compile(r"^(.+)\n-+\n", re.MULTILINE)
+    setting = re.compile(r'^    app\.config\["MYSQLPOOL_(\w+)"\] = (["\'].+)', re.M)
+    _, *parts = title.split(PAGE.read_text("utf-8"))
+    return {
+        name: {key: ast.literal_eval(value) for key, value in setting.findall(text)}
+        for name, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def test_every_provider_of_the_page_is_checked_here() -> None:
+    sections = sections_of_the_page()
+    assert [name for name in sections if "URL" in sections[name]] == list(ON_THE_PAGE)
+
+
+@pytest.mark.parametrize("provider", ON_THE_PAGE)
+def test_the_settings_for_a_provider_mean_what_the_page_says(
+    provider: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").touch()
+    settings = sections_of_the_page()[provider]
+    if "SSL_CA" in settings:
+        settings["SSL_CA"] = str(tmp_path / "ca.pem")
+    config = PoolConfig.from_mapping(settings)
+    assert (config.host, config.port, config.ssl_mode) == ON_THE_PAGE[provider]
+    assert config.user in ("shop", "ada", "doadmin") and config.password == "secret"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import MakeApp, extension, until
 from flask.testing import FlaskCliRunner
+from pymysql.err import OperationalError
 from visits import csrf, monitored, order
 
 import flask_mysqlpool
@@ -208,8 +209,14 @@ def url_with_a_parameter_that_has_no_effect(make_app: MakeApp) -> None:
         get_db().ping()
 
 
+def statement_that_is_given_up(make_app: MakeApp) -> None:
+    with make_app(READ_TIMEOUT=0.1).app_context(), pytest.raises(OperationalError):
+        get_db().cursor().execute("SELECT SLEEP(600)")
+
+
 PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "pool.__init__": url_with_a_parameter_that_has_no_effect,
+    "connector.kill": statement_that_is_given_up,
     "connector._try": proxy_that_takes_one_command,
     "pool._notify": observer_that_raises,
     "pool._report_discard": session_that_cannot_be_cleaned,

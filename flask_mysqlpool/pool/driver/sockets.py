@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import ctypes
 import os
 import select
 import socket
@@ -27,6 +26,14 @@ from ...config import PoolConfig
 from .logs import kind, plain
 from .process import process
 from .tls import adopt
+
+try:
+    from ctypes import PyDLL, byref, create_string_buffer
+except ImportError:  # PyPy has no PyDLL; a Python built without libffi has no ctypes
+    _POLL = None
+else:
+    #: The system's poll(), called without releasing the GIL.
+    _POLL = getattr(PyDLL(None), "poll", None) if os.name == "posix" else None
 
 #: Maximum number of look-ups at once, including timed-out ones that still hang.
 MOST = 16
@@ -102,10 +109,6 @@ def addresses(host: str, port: int, deadline: float) -> _Addresses:
         # A new object, because other threads may raise the same error.
         raise type(error)(*error.args)
     return look_up.result()
-
-
-#: The system's poll(), called without releasing the GIL.
-_POLL = getattr(ctypes.PyDLL(None), "poll", None) if os.name == "posix" else None
 
 
 def connect_socket(raw: Any, deadline: float, keepalive: float) -> socket.socket:
@@ -297,6 +300,6 @@ def readable_now(sock: socket.socket) -> Callable[[], Any]:
     else:
         # struct pollfd of POSIX
         entry = struct.pack("ihh", sock.fileno(), select.POLLIN, 0)
-        look = partial(_POLL, ctypes.byref(ctypes.create_string_buffer(entry, 8)), 1, 0)
+        look = partial(_POLL, byref(create_string_buffer(entry, 8)), 1, 0)
     pending = getattr(sock, "pending", None)  # of TLS
     return look if pending is None else lambda: pending() or look()
