@@ -72,11 +72,14 @@ def waitress() -> Kind:
 
 
 def granian() -> Kind:
-    # It names the port that it was given, so 0 would not tell which it listens on.
+    # It names the port that it was given, so 0 would not tell which it listens on. The
+    # process holds a port that is free, bound in a way that lets granian listen on it.
     start = (
-        "import socket, sys; probe = socket.create_server(('127.0.0.1', 0));"
-        " sys.argv += ['--port', str(probe.getsockname()[1])]; probe.close();"
-        " from granian.cli import entrypoint; entrypoint()"
+        "import socket, sys; from granian.cli import entrypoint;"
+        " held = socket.socket();"
+        " held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1);"
+        " held.bind(('127.0.0.1', 0));"
+        " sys.argv += ['--port', str(held.getsockname()[1])]; entrypoint()"
     )
     return Kind(
         "granian",
@@ -106,7 +109,7 @@ KINDS = [
 RECYCLING = [
     gunicorn("gthread --max-requests=40", preload=preload) for preload in (False, True)
 ]
-RELOADED = [gunicorn("gthread"), gunicorn("sync")]
+RELOADED = [gunicorn("gthread"), gunicorn("sync"), granian()]
 
 
 @dataclass
