@@ -109,7 +109,7 @@ KINDS = [
 RECYCLING = [
     gunicorn("gthread --max-requests=40", preload=preload) for preload in (False, True)
 ]
-RELOADED = [gunicorn("gthread"), gunicorn("sync"), granian()]
+RELOADED = [gunicorn("gthread"), gunicorn("sync")]
 
 
 @dataclass
