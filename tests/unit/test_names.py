@@ -115,6 +115,7 @@ def test_look_ups_that_hang_have_a_bound(resolver: Resolver) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_waits_for_no_look_up_of_its_parent(resolver: Resolver) -> None:
     event = resolver.hanging["db"] = threading.Event()
     waiting = threading.Thread(target=lambda: addresses("db", 3306, soon(20)))
