@@ -195,7 +195,7 @@ def test_a_number_that_an_app_signals_costs_no_other_connection(
 def test_a_reply_that_takes_too_long_ends_the_connection_and_no_other(
     make_pool: MakePool,
 ) -> None:
-    pool = make_pool(READ_TIMEOUT=0.1, MAX_SIZE=2)
+    pool = make_pool(READ_TIMEOUT=0.1, MAX_SIZE=2, KILL_ABANDONED=False)
     fill(pool, 2)
     with pool.connection() as connection:
         with pytest.raises(OperationalError, match="2013"):
