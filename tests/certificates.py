@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from flask_mysqlpool.testing import LocalServer
 
@@ -29,9 +32,14 @@ extendedKeyUsage = clientAuth
 
 
 class Authority:
-    """Makes certificates; ``ca`` is what to trust it by."""
+    """Makes certificates; ``ca`` is what to trust it by.
+
+    Without the ``openssl`` command, the test is skipped.
+    """
 
     def __init__(self, folder: Path) -> None:
+        if shutil.which("openssl") is None:
+            pytest.skip("certificates need the openssl command")
         folder.mkdir()
         self._folder = folder
         self._config = folder / "openssl.cnf"
@@ -48,6 +56,12 @@ class Authority:
         files = ["-in", str(request), "-out", str(certificate), "-CAcreateserial"]
         openssl("x509", "-req", "-days", "2", *files, *authority, *extensions)
         return certificate, key
+
+    def context(self) -> ssl.SSLContext:
+        """The context of a server at 127.0.0.1."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.issue("server"))
+        return context
 
     def certify(self, server: LocalServer) -> None:
         """Restart the server with a certificate."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import matrix
 import pymysql
 import pytest
+from certificates import Authority
 from flask import Flask
 
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection
@@ -90,6 +91,11 @@ def execute(connection: PooledConnection, statement: str) -> Any:
     with connection.cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchall()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "ours")
 
 
 class MakeServer(Protocol):

@@ -1,11 +1,13 @@
-"""Signals that come at each instruction of the pool."""
+"""Signals: one after a while, or at each instruction of the pool."""
 
 from __future__ import annotations
 
 import dis
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -25,6 +27,22 @@ OURS = tuple(
 
 class Interrupt(BaseException):
     """Like a KeyboardInterrupt, but nobody else's."""
+
+
+@contextmanager
+def interrupted_by(kind: type[BaseException], seconds: float = 0.1) -> Iterator[None]:
+    """Raise it here, after so many seconds."""
+
+    def interrupt(*_: object) -> None:
+        raise kind
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Signals:

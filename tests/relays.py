@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from flask_mysqlpool.testing import LocalServer
+
 
 class Relay:
     """Passes on what a client sends to the socket that ``target`` opens for it.
@@ -71,6 +73,17 @@ class Relay:
                 sink.sendall(data)
         with suppress(OSError):
             socket.socket.shutdown(sink, socket.SHUT_RDWR)
+
+
+def by_socket(server: LocalServer) -> Callable[[socket.socket], socket.socket]:
+    """The target that is a server, by its Unix socket."""
+
+    def target(client: socket.socket) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(server.unix_socket)
+        return sock
+
+    return target
 
 
 def socks(names: dict[str, str]) -> Callable[[socket.socket], socket.socket]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
-import socket
-import ssl
 import subprocess
 import sys
 import textwrap
@@ -27,7 +24,7 @@ from certificates import Authority
 from conftest import MakeApp, Sql, until
 from flask import Flask
 from flask.testing import FlaskClient
-from relays import Relay, socks
+from relays import Relay, by_socket, socks
 
 from flask_mysqlpool import (
     ConnectionReturned,
@@ -916,21 +913,10 @@ def test_connect_by_ssh(
 def test_connect_by_a_gateway_with_tls(
     make_app: MakeApp,
     server: LocalServer,
+    authority: Authority,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
 ) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("certificates need the openssl command")
-    authority = Authority(tmp_path / "authority")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*authority.issue("server"))
-
-    def target(client: socket.socket) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(server.unix_socket)
-        return sock
-
-    with Relay(target, context) as relay:
+    with Relay(by_socket(server), authority.context()) as relay:
         monkeypatch.setenv("GATEWAY_CA", str(authority.ca))
         settings = settings_of("connect-tls")
         host, port = relay.address

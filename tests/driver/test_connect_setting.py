@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import liars
@@ -18,7 +18,7 @@ from certificates import Authority
 from conftest import MYSQL, MakePool, execute, local_server, until
 from liars import Liar, Talk, greeting, honest
 from pymysql.err import OperationalError
-from relays import Relay
+from relays import Relay, by_socket
 
 from flask_mysqlpool import Pool, PoolTimeout, ServerUnavailable
 from flask_mysqlpool.cli.check import examine
@@ -26,13 +26,6 @@ from flask_mysqlpool.testing import FaultProxy, LocalServer
 
 ON_MYSQL = pytest.mark.parametrize("engine", [MYSQL], indirect=True, scope="session")
 numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    if shutil.which("openssl") is None:
-        pytest.skip("certificates need the openssl command")
-    return Authority(tmp_path_factory.mktemp("tls") / "ours")
 
 
 @pytest.fixture(scope="module")
@@ -269,21 +262,16 @@ def test_the_login_has_what_is_left_of_the_deadline(make_pool: MakePool) -> None
 @pytest.fixture
 def gateway(server: LocalServer, authority: Authority) -> Iterator[Relay]:
     """Speaks TLS, and passes on to the server by its Unix socket."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*authority.issue("server"))
-
-    def target(client: socket.socket) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(server.unix_socket)
-        return sock
-
-    with Relay(target, context) as relay:
+    with Relay(by_socket(server), authority.context()) as relay:
         yield relay
 
 
-def trusting(authority: Authority) -> ssl.SSLContext:
+def trusting(authority: Authority, *, verifies: bool = True) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(authority.ca))
     context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
+    if not verifies:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     return context
 
 
@@ -360,8 +348,8 @@ def test_a_password_that_the_server_has_not_seen_yet_goes_by_its_tls(
         assert execute(connection, "SELECT 1") == ((1,),)
 
 
-def asks_in_clear(talk: Talk) -> None:
-    talk.say(greeting())
+def asks_in_clear(talk: Talk, *, tls: bool = False) -> None:
+    talk.say(greeting(tls=tls))
     talk.hear()
     talk.say(liars.switch(b"mysql_clear_password"))
     talk.hear()
@@ -374,14 +362,10 @@ def asks_in_clear(talk: Talk) -> None:
 def test_a_password_goes_in_clear_text_if_its_tls_verifies(
     authority: Authority, verifies: bool
 ) -> None:
-    context = trusting(authority)
-    if not verifies:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    its = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    its.load_cert_chain(*authority.issue("server"))
+    context = trusting(authority, verifies=verifies)
     with Liar(asks_in_clear) as liar:
         address = "127.0.0.1", liar.port
+        its = authority.context()
         with Relay(lambda _: socket.create_connection(address), its) as relay:
             connect = to(relay.address, context)
             error = liars.connect(liars.config(1, CONNECT=connect))
@@ -459,21 +443,8 @@ def test_a_context_of_the_users_means_tls_or_no_connection(
 def test_a_password_goes_in_clear_text_if_the_context_verifies(
     authority: Authority, verifies: bool
 ) -> None:
-    def asks(talk: Talk) -> None:
-        talk.say(greeting(tls=True))
-        talk.hear()
-        talk.say(liars.switch(b"mysql_clear_password"))
-        talk.hear()
-        talk.say(liars.OK)
-        talk.serve()
-
-    context = trusting(authority)
-    if not verifies:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    its = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    its.load_cert_chain(*authority.issue("server"))
-    with Liar(asks, its) as liar:
+    context = trusting(authority, verifies=verifies)
+    with Liar(partial(asks_in_clear, tls=True), authority.context()) as liar:
         error = liars.connect(liars.config(liar.port, SSL_CONTEXT=context))
 
     assert (error is None) == verifies

@@ -39,13 +39,6 @@ ON_MYSQL = pytest.mark.parametrize("engine", [MYSQL], indirect=True, scope="sess
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    if shutil.which("openssl") is None:
-        pytest.skip("certificates need the openssl command")
-    return Authority(tmp_path_factory.mktemp("tls") / "ours")
-
-
-@pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Path:
     """What an authority is to be trusted by that vouched for nobody here."""
     return Authority(tmp_path_factory.mktemp("tls") / "other").ca

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from conftest import MakePool, Sql, execute, until
+from interrupts import Interrupt, interrupted_by
 from pymysql.constants import CR
 from pymysql.cursors import SSCursor
 from pymysql.err import MySQLError, OperationalError
@@ -34,10 +34,6 @@ LISTED = (
 GIVE_UPS = int(os.environ.get("GIVE_UPS", "200"))
 
 
-class Interrupt(BaseException):
-    pass
-
-
 @pytest.fixture
 def running(sql: Sql) -> Iterator[Callable[[], set[int]]]:
     """The threads that execute a long statement; killed at the end."""
@@ -52,20 +48,9 @@ def running(sql: Sql) -> Iterator[Callable[[], set[int]]]:
             sql(f"KILL {number}")
 
 
-@contextmanager
-def interrupted() -> Iterator[None]:
-    """With an exception in half a second, as by a signal handler."""
-
-    def interrupt(*_: object) -> None:
-        raise Interrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def _until_it_ends(con: Any) -> None:
+    with suppress(MySQLError):
+        execute(con, LONG)
 
 
 def read_timeout(make_pool: MakePool, sql: Sql) -> Pool:
@@ -77,8 +62,9 @@ def read_timeout(make_pool: MakePool, sql: Sql) -> Pool:
 
 def interrupt(make_pool: MakePool, sql: Sql) -> Pool:
     pool = make_pool()
-    with pool.connection() as con, pytest.raises(Interrupt), interrupted():
-        execute(con, LONG)
+    with pool.connection() as con, pytest.raises(Interrupt):
+        with interrupted_by(Interrupt, 0.5):
+            execute(con, LONG)
     return pool
 
 
@@ -86,11 +72,7 @@ def close_by_another_thread(make_pool: MakePool, sql: Sql) -> Pool:
     pool = make_pool()
     con = pool.connection()
 
-    def use() -> None:
-        with suppress(MySQLError):
-            execute(con, LONG)
-
-    user = threading.Thread(target=use)
+    user = threading.Thread(target=_until_it_ends, args=(con,))
     user.start()
     until(lambda: sql(LISTED))
     with pytest.raises(ConnectionShared):
@@ -241,7 +223,7 @@ def test_a_thread_with_another_number_or_port_is_not_killed(
     other = others.connection()
     session: Any = other._con
     raw, abandoned = session.raw, pool._connector.abandoned
-    user = threading.Thread(target=lambda: _until_killed(other))
+    user = threading.Thread(target=_until_it_ends, args=(other,))
     user.start()
     until(running)
 
@@ -268,11 +250,6 @@ def test_a_thread_with_another_number_or_port_is_not_killed(
     user.join(30)
     assert pool.stats().killed == 1
     other.close()
-
-
-def _until_killed(con: Any) -> None:
-    with suppress(MySQLError):
-        execute(con, LONG)
 
 
 def test_a_thread_that_executes_nothing_is_not_killed(make_pool: MakePool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import pymysql
 import pytest
 from conftest import MakePool, MakeServer, Sql, execute, until
+from interrupts import interrupted_by
 from pymysql.cursors import SSCursor
 from pymysql.err import MySQLError, OperationalError
 
@@ -266,22 +266,6 @@ def test_an_interrupt_of_somebody_who_waits_loses_no_connection(
             pool.connection(timeout=5)
     assert pool.stats().waiting == pool.stats().in_use == 0
     assert works(pool)
-
-
-@contextmanager
-def interrupted_by(kind: type[BaseException]) -> Iterator[None]:
-    """Raise it here, within a moment."""
-
-    def interrupt(*_: object) -> None:
-        raise kind
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # The network

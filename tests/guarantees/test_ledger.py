@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 from certificates import Authority
 from conftest import MakeServer
@@ -34,12 +31,12 @@ def test_no_transfer_is_lost_doubled_or_halved_whatever_breaks(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("engine", ["mariadb"], indirect=True, scope="session")
-def test_the_books_balance_over_tls(make_server: MakeServer, tmp_path: Path) -> None:
+def test_the_books_balance_over_tls(
+    make_server: MakeServer, authority: Authority
+) -> None:
     """As they do above on MySQL, which makes certificates for itself."""
-    if shutil.which("openssl") is None:
-        pytest.skip("certificates need the openssl command")
     server = make_server(options=OPTIONS)
-    Authority(tmp_path / "authority").certify(server)
+    authority.certify(server)
     figures = keep_ledger(
         server,
         manners="by hand",
