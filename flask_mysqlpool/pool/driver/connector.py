@@ -181,7 +181,7 @@ class _Abandoned(NamedTuple):
     port: int
     cause: str
     since: float
-    #: Whether a connection should be opened for this, if nobody needs one.
+    #: Whether a connection should be opened for this, if no checkout needs one.
     is_urgent: bool
 
 
@@ -204,14 +204,22 @@ class Abandoned:
 
     def add(self, con: Session) -> None:
         """Record a session that is being closed."""
-        cause = "rows left unread" if con.lost is None else kind(con.lost)
         if con.interrupted:
             cause = "a close() by another thread"
+        else:
+            cause = "rows left unread" if con.lost is None else kind(con.lost)
         raw = con.raw
-        # After a failed set-up another connect would only fail in the same way.
-        urgent = con.times is not None
-        one = (raw.host, raw.port), raw.thread_id(), con.port, cause, monotonic()
-        self._sessions.append(_Abandoned(*one, urgent))
+        self._sessions.append(
+            _Abandoned(
+                server=(raw.host, raw.port),
+                thread_id=raw.thread_id(),
+                port=con.port,
+                cause=cause,
+                since=monotonic(),
+                # After a failed set-up another connect would only fail in the same way.
+                is_urgent=con.times is not None,
+            )
+        )
 
     def kill(self, con: Session, deadline: float) -> None:
         """Kill those at the server of a new connection which are certainly ours.
