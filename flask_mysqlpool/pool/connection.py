@@ -26,12 +26,12 @@ from ..errors import (
     PoolError,
     TransactionError,
 )
-from . import cursors
 from .diagnostics import Stack
 from .driver.process import process
 from .driver.session import Session, Writes
 from .driver.statements import TRANSACTION
 from .query_log import Recorder
+from .sql import cursors
 from .transaction import OWN, Blocks, Progress, TransactionBlock
 
 C = TypeVar("C", bound=Cursor)

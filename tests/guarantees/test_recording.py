@@ -11,7 +11,7 @@ from conftest import MakeApp, MakePool, extension
 from pymysql.cursors import Cursor, DictCursor, SSCursor
 
 from flask_mysqlpool import get_db, get_recorded_queries
-from flask_mysqlpool.pool.cursors import _RecordingCursor
+from flask_mysqlpool.pool.sql.cursors import _RecordingCursor
 
 SECRET = "hunter2"
 

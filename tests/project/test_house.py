@@ -17,7 +17,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "pool.driver": {"errors", "config"},
-    "pool": {"errors", "config", "pool.driver"},
+    "pool.sql": {"errors", "pool.driver"},
+    "pool": {"errors", "config", "pool.driver", "pool.sql"},
     "workers": {"errors", "config", "pool.driver", "pool"},
     "signals": {"pool.driver", "pool"},
     "cli": {"config", "pool.driver", "workers"},
@@ -35,12 +36,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "contrib": {"pool", "extension"},
     "testing": {"config", "pool.driver", "pool", "extension"},
 }
-WITHOUT_FLASK = {"errors", "config", "pool.driver", "pool", "workers"}
+WITHOUT_FLASK = {"errors", "config", "pool.driver", "pool.sql", "pool", "workers"}
 
 #: The rooms, or modules, that know the packages below this one.
 KNOW: dict[str, set[str]] = {
     "pymysql": {
-        *("errors", "config", "pool.driver", "pool"),
+        *("errors", "config", "pool.driver", "pool.sql", "pool"),
         *("workers.mysql_server", "contrib", "testing"),
     },
     "dbutils": {"errors", "pool.driver.transport", "pool.pool"},
@@ -60,7 +61,8 @@ def name_of(path: Path) -> str:
 def room_of(module: str) -> str:
     """Return the room that a module is in."""
     head, _, rest = module.partition(".")
-    return "pool.driver" if (head, rest[:6]) == ("pool", "driver") else head
+    inner = rest.partition(".")[0]
+    return f"pool.{inner}" if inner in ("driver", "sql") and head == "pool" else head
 
 
 NAMES = {name_of(path): path for path in MODULES}

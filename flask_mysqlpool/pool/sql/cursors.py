@@ -13,10 +13,10 @@ from typing import Any
 from pymysql.cursors import RE_INSERT_VALUES, Cursor, DictCursor, SSCursor
 from pymysql.err import MySQLError, ProgrammingError
 
-from ..errors import ConnectionLost
-from .driver.results import Result
-from .driver.statements import bare
-from .driver.transport import without_traceback
+from ...errors import ConnectionLost
+from ..driver.results import Result
+from ..driver.statements import bare
+from ..driver.transport import without_traceback
 
 #: Kinds of cursors: of tuples and of dicts, if the user has overridden no method that
 #: makes rows; and all others, for which PyMySQL makes the rows one by one.

@@ -1,0 +1,1 @@
+"""How rows become what the caller wants, and what statements are made of."""
