@@ -9,6 +9,7 @@ from .errors import (
     ConnectionLost,
     ConnectionReturned,
     ConnectionShared,
+    NotOneRow,
     PoolClosed,
     PoolError,
     PoolFull,
@@ -21,6 +22,8 @@ from .pool import Pool
 from .pool.connection import PooledConnection
 from .pool.pool import NullPool
 from .pool.query_log import RecordedQuery
+from .pool.sql.rows import Row, RowCursor, SSRowCursor, TypedCursor
+from .pool.sql.templates import identifier
 from .pool.stats import Health, Observer, PoolStats
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "ConnectionShared",
     "Health",
     "MySQLPool",
+    "NotOneRow",
     "NullPool",
     "Observer",
     "Pool",
@@ -42,9 +46,14 @@ __all__ = [
     "PoolTimeout",
     "PooledConnection",
     "RecordedQuery",
+    "Row",
+    "RowCursor",
+    "SSRowCursor",
     "ServerUnavailable",
     "TransactionError",
+    "TypedCursor",
     "close_db",
     "get_db",
     "get_recorded_queries",
+    "identifier",
 ]

@@ -79,6 +79,14 @@ class TransactionError(PoolError, ProgrammingError):
     """A transaction was begun or ended in a state that does not allow it."""
 
 
+class NotOneRow(PoolError, LookupError):
+    """``one()`` has found no row, or several: :attr:`count` says how many."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        super().__init__(f"expected one row, found {count or 'none'}")
+
+
 class CommitUnknown(OperationalError, PoolError):
     """The connection was lost between sending COMMIT and receiving its answer.
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import BoundedSemaphore
-from typing import cast
+from typing import Any, cast
 
 from flask import (
     Blueprint,
@@ -103,7 +103,8 @@ def number(name: str) -> int:
 
 
 def this_app() -> Flask:
-    return cast(Flask, current_app._get_current_object())  # type: ignore[attr-defined]
+    app: Any = current_app
+    return cast(Flask, app._get_current_object())
 
 
 def start(count: int, work: Callable[[], None]) -> int:

@@ -228,15 +228,23 @@ def connect(value: Any) -> Connect:
     )
 
 
+#: The module of the cursors RowCursor and SSRowCursor.
+_OWN_CURSORS = "flask_mysqlpool.pool.sql.rows"
+
+
 def cursorclass(value: Any) -> type[Cursor]:
     found = value
     if isinstance(value, str):
-        found = _imported(value if "." in value else f"pymysql.cursors.{value}")
+        place = (
+            _OWN_CURSORS if value in ("RowCursor", "SSRowCursor") else "pymysql.cursors"
+        )
+        found = _imported(value if "." in value else f"{place}.{value}")
     if isinstance(found, type) and issubclass(found, Cursor):
         return found
     raise Invalid(
         "must be a subclass of pymysql.cursors.Cursor or the name of one: Cursor, "
-        "DictCursor, SSCursor, SSDictCursor, or a dotted path that can be imported"
+        "DictCursor, RowCursor, SSCursor, SSDictCursor, SSRowCursor, or a dotted path "
+        "that can be imported"
     )
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from operator import methodcaller
 from threading import Lock, get_ident
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from pymysql.connections import Connection
-from pymysql.cursors import Cursor
+from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import MySQLError
 
 from ..errors import (
@@ -32,9 +32,12 @@ from .driver.session import Session, Writes
 from .driver.statements import TRANSACTION
 from .query_log import Recorder
 from .sql import cursors
+from .sql.rows import TypedCursor
+from .sql.templates import Identifier, plain
 from .transaction import OWN, Blocks, Progress, TransactionBlock
 
 C = TypeVar("C", bound=Cursor)
+T = TypeVar("T")
 
 
 class _Pool(Protocol):
@@ -51,7 +54,17 @@ class _Pool(Protocol):
 
 
 if TYPE_CHECKING:
+    from typing_extensions import LiteralString
+
     _Face = Connection[Cursor]
+    # Literal text, so that type checkers refuse text with values in it: see PEP 675.
+    if sys.version_info >= (3, 14):
+        from string.templatelib import Template
+
+        Statement: TypeAlias = LiteralString | bytes | Template
+    else:
+        Statement: TypeAlias = LiteralString | bytes
+    Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 else:
     _Face = object
 
@@ -408,6 +421,39 @@ class PooledConnection(_Face):
             return con.dbapi_connection.cursor(lambda _: bound(self))
         return bound(self)
 
+    @overload
+    def execute(self, query: Statement, args: Parameters = None) -> Cursor: ...
+    @overload
+    def execute(
+        self, query: Statement, args: Parameters = None, *, into: type[dict[Any, Any]]
+    ) -> TypedCursor[dict[str, Any]]: ...
+    @overload
+    def execute(
+        self, query: Statement, args: Parameters = None, *, into: Callable[..., T]
+    ) -> TypedCursor[T]: ...
+
+    def execute(
+        self, query: Any, args: Any = None, *, into: Callable[..., Any] | None = None
+    ) -> Any:
+        """Execute a statement, and return the cursor.
+
+        The parameters ``args`` are a sequence, for ``%s`` in the statement, or a
+        mapping, for ``%(name)s``. On Python 3.14 and newer, the statement may be a
+        t-string, whose values become parameters.
+
+        The rows are those of ``CURSORCLASS`` or, with ``into``, of a dataclass, a
+        ``NamedTuple``, a ``TypedDict``, ``dict``, ``tuple``, :class:`Row`, or what any
+        callable returns that takes the columns by their names. Raises :exc:`TypeError`
+        if that does not take these columns.
+        """
+        query, args = plain(query, args)
+        if into is not None:
+            base = SSCursor if _is_unbuffered(self.cursorclass) else Cursor
+            return TypedCursor(self.cursor(base), into, query, args)
+        cursor: Any = self.cursor()
+        cursor.execute(query, args)
+        return cursor
+
     def _made_by(self, factory: Callable[[PooledConnection], Any]) -> Any:
         """Call a factory that was given as the class of a cursor."""
         made = factory(self)
@@ -433,6 +479,8 @@ class PooledConnection(_Face):
 
     def escape(self, obj: object, mapping: Any = None) -> str:
         """Return a value as an SQL literal."""
+        if type(obj) is Identifier:
+            return obj.quoted()
         return self._attached().raw.escape(obj, mapping)  # type: ignore[no-any-return]
 
     @property
@@ -509,6 +557,10 @@ class PooledConnection(_Face):
             con.dropped_by = self.endpoint, self.stack
             self._pool.dropped(con)
             warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
+
+
+def _is_unbuffered(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, SSCursor)
 
 
 def _attribute(name: str) -> property:

@@ -40,6 +40,7 @@ from flask_mysqlpool.pool.driver.results import (
     REMEMBERED,
     ReadingConnection,
     _columns,
+    make_dict_maker,
 )
 from flask_mysqlpool.testing import LocalServer
 
@@ -253,7 +254,7 @@ def outcome_of(con: Any, unbuffered: bool, in_dicts: bool) -> list[Any]:
     convert = None
     if in_dicts and result.field_count:
         if type(con) is ReadingConnection:
-            names = result.make_dicts()
+            names = result.make_rows(make_dict_maker)
         else:
             cursor: Any = Dicts(result)
             cursor._do_get_result()

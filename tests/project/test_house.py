@@ -165,12 +165,13 @@ def test_nothing_is_logged_but_by_the_one_function_that_cannot_raise(
 #: What applications import; only these paths, of all modules, stay where they are.
 PUBLIC = {
     "flask_mysqlpool": """CommitUnknown ConfigError ConnectionLost ConnectionReturned
-        ConnectionShared Health MySQLPool NullPool Observer Pool PoolClosed PoolConfig
-        PoolError PoolFull PoolStats PoolTimeout PooledConnection RecordedQuery
-        ServerUnavailable TransactionError close_db get_db get_recorded_queries""",
+        ConnectionShared Health MySQLPool NotOneRow NullPool Observer Pool PoolClosed
+        PoolConfig PoolError PoolFull PoolStats PoolTimeout PooledConnection
+        RecordedQuery Row RowCursor SSRowCursor ServerUnavailable TransactionError
+        TypedCursor close_db get_db get_recorded_queries identifier""",
     "flask_mysqlpool.errors": """CommitUnknown ConfigError ConnectionLost
-        ConnectionReturned ConnectionShared PoolClosed PoolError PoolFull PoolTimeout
-        ServerUnavailable TransactionError""",
+        ConnectionReturned ConnectionShared NotOneRow PoolClosed PoolError PoolFull
+        PoolTimeout ServerUnavailable TransactionError""",
     "flask_mysqlpool.pool": "Pool",
     "flask_mysqlpool.signals": """connect_failed connection_checked_in
         connection_checked_out connection_created connection_discarded leak_detected

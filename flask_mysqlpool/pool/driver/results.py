@@ -15,8 +15,10 @@ rows of a result, too. An error lists nothing; the next OK does.
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import io
+import re
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -99,6 +101,34 @@ _columns: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
 _conversions: dict[tuple[Any, ...], object] = {}
 
 
+#: Encodings of Python's with two characters, the yen sign and the overline, that become
+#: a backslash and a tilde of ASCII. A backslash would end a string too late.
+_UNFAITHFUL = {"sjis", "ujis"}
+_LOOKALIKES = re.compile("[\xa5\u203e]")
+
+
+def faithful(encoding: str) -> str:
+    """Return an encoding that refuses the characters which the given one changes."""
+    return f"faithful_{encoding}" if encoding in _UNFAITHFUL else encoding
+
+
+def _faithful_codec(name: str) -> codecs.CodecInfo | None:
+    encoding = name.removeprefix("faithful_")
+    if name == encoding or encoding not in _UNFAITHFUL:
+        return None
+    codec = codecs.lookup(encoding)
+
+    def encode(text: str, errors: str = "strict") -> tuple[bytes, int]:
+        if found := _LOOKALIKES.search(text):
+            why = "the server would read it as another character"
+            raise UnicodeEncodeError(encoding, text, *found.span(), why)
+        return codec.encode(text, errors)
+
+    return codecs.CodecInfo(encode, codec.decode, name=name)
+
+
+codecs.register(_faithful_codec)
+
 # Much of what these two use is in no stub.
 _Connection: Any = Connection
 #: PyMySQL's, without ``__init__``, and without the finalizer, which reads on.
@@ -112,6 +142,8 @@ _COM_QUERY = COMMAND.COM_QUERY
 class ReadingConnection(_Connection):  # type: ignore[misc]
     """A PyMySQL connection that reads faster, and raises what PyMySQL's raises."""
 
+    encoding: str
+    encoders: Any
     _current_timeout: Any
     _next_seq_id: int
     _rfile: Any
@@ -123,6 +155,21 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
     is_tracking = False
     #: The side effects that the server has told of, until the session takes them over.
     told = NONE
+
+    def set_character_set(self, charset: str, collation: str | None = None) -> None:
+        super().set_character_set(charset, collation)
+        self.encoding = faithful(self.encoding)
+
+    def escape(self, obj: object, mapping: Any = None) -> str:
+        """Do what PyMySQL's does; it would escape objects of unknown classes, such as
+        paths, by backslashes even where the server takes these for characters.
+        """
+        if not isinstance(obj, str | bytes | bytearray):
+            encoders = self.encoders if mapping is None else mapping
+            known = type(obj) in encoders
+            if not known and encoders.get(str) is converters.escape_str:
+                obj = str(obj)
+        return super().escape(obj, mapping)  # type: ignore[no-any-return]
 
     def _request_authentication(self) -> None:
         if self.server_capabilities & TRACKING == TRACKING:
@@ -227,7 +274,7 @@ class Result(_Result):  # type: ignore[misc]
     #: The decoder of its columns; None if PyMySQL reads the rows.
     _decode: Decoder | None = None
     #: Converts decoded rows of a stream to the rows that are fetched.
-    _dicts: Any = staticmethod(list)
+    _convert: Any = staticmethod(list)
 
     def read_at_once(self, con: ReadingConnection, unbuffered: bool) -> bool:
         """Read an OK or rows of known columns; False if the buffer has something else.
@@ -399,7 +446,7 @@ class Result(_Result):  # type: ignore[misc]
                 self.unbuffered_active, self.rows = False, None
             if not self.unbuffered_active:
                 return None
-            self.ahead = deque(self._dicts(rows))
+            self.ahead = deque(self._convert(rows))
         row = self.ahead.popleft()
         self.affected_rows = 1
         self.rows = (row,)
@@ -409,15 +456,20 @@ class Result(_Result):  # type: ignore[misc]
         self.ahead = ()
         super()._finish_unbuffered_query()
 
-    def make_dicts(self) -> list[str]:
-        """Make the rows dicts, as PyMySQL's DictCursor does, and return their keys."""
+    def keys(self) -> list[str]:
+        """Return the names of the columns, as the keys of PyMySQL's DictCursor."""
         keys: list[str] = []
         for field in self.fields:
             name = field.name
             keys.append(f"{field.table_name}.{name}" if name in keys else name)
-        self._dicts = make_dict_maker(tuple(keys))
+        return keys
+
+    def make_rows(self, make_maker: Any) -> list[str]:
+        """Make the rows what the function does that is made for their keys."""
+        keys = self.keys()
+        self._convert = make_maker(tuple(keys))
         if self.rows:
-            self.rows = self._dicts(self.rows)
+            self.rows = self._convert(self.rows)
         return keys
 
 

@@ -24,7 +24,7 @@ from pymysql.err import MySQLError, OperationalError
 
 from .error_codes import LOST
 from .process import process
-from .results import STATE_CHANGED, ReadingConnection
+from .results import STATE_CHANGED, ReadingConnection, faithful
 from .sockets import connect_socket, io_deadline, readable_now, time_left, wait_readable
 from .statements import NONE
 
@@ -118,6 +118,7 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         raw.told, raw.is_tracking = NONE, False
         if type(raw) is Connection:
             raw.__class__ = ReadingConnection
+        raw.encoding = faithful(raw.encoding)
 
     def open_socket(self, deadline: float) -> socket.socket:
         """Open the socket to the server."""

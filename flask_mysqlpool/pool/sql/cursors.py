@@ -14,13 +14,16 @@ from pymysql.cursors import RE_INSERT_VALUES, Cursor, DictCursor, SSCursor
 from pymysql.err import MySQLError, ProgrammingError
 
 from ...errors import ConnectionLost
-from ..driver.results import Result
+from ..driver.results import Result, make_dict_maker
 from ..driver.statements import bare
 from ..driver.transport import without_traceback
+from .rows import RowCursor, make_row_maker
+from .templates import is_template, plain
 
-#: Kinds of cursors: of tuples and of dicts, if the user has overridden no method that
-#: makes rows; and all others, for which PyMySQL makes the rows one by one.
-TUPLES, DICTS, OTHERS = range(3)
+#: Kinds of cursors: those of tuples, and those of what a function makes of many tuples
+#: at once, if the user has overridden no method that makes rows; and all others, for
+#: which PyMySQL makes the rows one by one.
+TUPLES, MADE, OTHERS = range(3)
 
 
 class _BoundCursor(Cursor):
@@ -32,6 +35,8 @@ class _BoundCursor(Cursor):
     _rows: Any
     _unbuffered = False
     _kind = OTHERS
+    #: Makes that function, for the names of the columns.
+    _make_maker: Any = None
     #: Whether rows come as they are to be returned.
     _is_ready = False
 
@@ -66,13 +71,13 @@ class _BoundCursor(Cursor):
             self._clear_result()  # type: ignore[attr-defined]
             self._do_get_result()  # type: ignore[attr-defined]
             return
-        if kind == DICTS:
+        if kind == MADE:
             self._is_ready = isinstance(result, Result)
             if not self._is_ready:
                 self._do_get_result()  # type: ignore[attr-defined]
                 return
             if result.description:
-                self._fields = result.make_dicts()
+                self._fields = result.make_rows(self._make_maker)
         self._result = result
         self.rownumber = 0
         self.rowcount = result.affected_rows
@@ -164,6 +169,8 @@ def _execute(cursor: Any, query: str | bytes, args: Any = None) -> int:
     if result is not None and result.has_next:
         while cursor.nextset():
             pass
+    if type(query) is not str and is_template(query):
+        query, args = plain(query, args)
     if args is not None:
         query = getattr(cursor, _FILL_IN)(query, args)
     found: int = cursor._query(query)
@@ -226,16 +233,23 @@ def _init(cursor: Any, connection: Any) -> None:
     cursor.connection = connection
 
 
-def _kind_of(cls: Any) -> int:
-    """Return which of the cursors of PyMySQL a class behaves like."""
+def _maker_of(cls: Any) -> tuple[int, Any]:
+    """Return the kind of a class of cursors, and what makes the maker of its rows."""
     if getattr(cls, "read_next", None) in _READ_NEXT:
-        for kind, like in (TUPLES, Cursor), (TUPLES, SSCursor), (DICTS, DictCursor):
+        for like, make_maker in _LIKE.items():
             names = ("_clear_result", "_do_get_result", "_conv_row", "dict_type")
             if all(getattr(cls, n, None) is getattr(like, n, None) for n in names):
-                return kind
-    return OTHERS
+                return MADE if make_maker else TUPLES, make_maker
+    return OTHERS, None
 
 
+#: Classes whose rows are made by a function, or are tuples.
+_LIKE: dict[type[Cursor], Any] = {
+    Cursor: None,
+    SSCursor: None,
+    DictCursor: make_dict_maker,
+    RowCursor: make_row_maker,
+}
 #: Methods that the user has not overridden.
 _READ_NEXT = None, SSCursor.read_next, _BoundSSCursor.read_next
 _NEXTSETS = Cursor.nextset, SSCursor.nextset
@@ -261,7 +275,9 @@ class _RecordingCursor(Cursor):
     #: Whether a call is being recorded that executes statements by other methods.
     _recording = False
 
-    def execute(self, query: str | bytes, args: Any = None) -> int:
+    def execute(self, query: Any, args: Any = None) -> int:
+        if is_template(query):
+            query, args = plain(query, args)
         found: int = self._record(query, args, super().execute, query, args)
         return found
 
@@ -315,7 +331,8 @@ def bound_class(cls: type[Cursor]) -> type[Cursor]:
         made.__init__ = _init
         for name, value in _OF_A_NEW_CURSOR.items():
             setattr(bound, name, value)
-    made._kind = _kind_of(cls)
+    made._kind, make_maker = _maker_of(cls)
+    made._make_maker = staticmethod(make_maker)
     made._is_ready = made._kind == TUPLES
     return BOUND.setdefault(cls, bound)
 
