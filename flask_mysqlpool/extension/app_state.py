@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..pool.connection import PooledConnection
 from ..pool.pool import make_pool
 from ..pool.query_log import make_recorder
 from ..pool.stats import Observer
+from ..pool.transaction import call_after_commit
 from ..workers.agent import WorkerAgent
 from ..workers.status_dir import StatusDir
 from .contexts import (
@@ -158,6 +159,15 @@ class State:
         for name in list(held) if bind is None else [bind]:
             if name in held:
                 held.pop(name).close()
+
+    def after_commit(self, function: Callable[[], object], bind: str) -> None:
+        """Call a function at once, or after the COMMIT of the open block."""
+        connection = requests_in_g(self.key_in_g).held(request_context()).get(bind)
+        if connection is None or connection.returned:
+            self.pool(bind)  # which raises if there is no such bind
+            call_after_commit(function)
+        else:
+            connection.after_commit(function)
 
     def release_request(self, error: BaseException | None = None) -> None:
         """Return the connections of the request that ends. Never raises."""

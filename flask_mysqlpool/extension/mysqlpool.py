@@ -23,7 +23,7 @@ from ..pool.connection import PooledConnection
 from ..pool.driver.logs import Throttle, log
 from ..pool.query_log import RecordedQuery
 from ..pool.stats import Health, PoolStats, examine
-from ..pool.transaction import TransactionBlock, run_in_transaction
+from ..pool.transaction import TransactionBlock, beginning_of, run_in_transaction
 from .app_state import State
 from .contexts import QUERIES_IN_G, app_context, requests_in_g
 
@@ -141,13 +141,21 @@ class MySQLPool:
         return state.pool(bind).connection(timeout=timeout)
 
     def transaction(
-        self, bind: str = "default", *, app: Flask | None = None
+        self,
+        bind: str = "default",
+        *,
+        app: Flask | None = None,
+        isolation: str | None = None,
+        read_only: bool = False,
     ) -> AbstractContextManager[PooledConnection]:
         """Begin a transaction block, on the connection that :meth:`get_db` returns.
 
         Commits at the end of the ``with`` statement; rolls back after any exception.
         Inside another such block it is a savepoint. With ``app``, it works outside
         contexts, too, and has a separate connection.
+
+        The ``isolation`` level, such as ``"READ COMMITTED"``, and ``read_only`` are
+        those of this transaction alone; an inner block cannot have others.
 
         Raises :exc:`~flask_mysqlpool.TransactionError` if an open transaction that is
         not such a block has changed or locked something, and for everything that would
@@ -156,7 +164,20 @@ class MySQLPool:
         COMMIT and its answer.
         """
         context = None if app is None else app.app_context()
-        return TransactionBlock(lambda: self.get_db(bind), context)
+        beginning = beginning_of(isolation, read_only)
+        return TransactionBlock(lambda: self.get_db(bind), context, beginning)
+
+    def after_commit(
+        self, function: Callable[[], object], bind: str = "default"
+    ) -> None:
+        """Call a function once this request's work so far is committed.
+
+        In a block of :meth:`transaction` or :meth:`run_in_transaction`, that is after
+        the COMMIT of the outermost one was answered. It is not called after a rollback,
+        and once only if the block was repeated. Outside of blocks, it is called at
+        once. What it raises is logged, and the commit stays.
+        """
+        self._state().after_commit(function, bind)
 
     def run_in_transaction(
         self,
@@ -164,19 +185,28 @@ class MySQLPool:
         *args: Any,
         retries: int = 3,
         bind: str = "default",
+        isolation: str | None = None,
+        read_only: bool = False,
     ) -> T:
         """Call ``function(connection, *args)`` in a transaction, and return its result.
 
         The whole function is called again, after a short pause, if the transaction was
         rolled back by a deadlock or a lock wait timeout, or if the connection was lost
         before COMMIT was sent; at most ``retries`` times. So it should have no effects
-        outside the database.
+        outside the database: :meth:`after_commit` is for these.
 
         Raises what the last call raised. After a COMMIT of unknown outcome, it is not
         called again, and :exc:`~flask_mysqlpool.CommitUnknown` is raised.
         """
         connection = self.get_db(bind)
-        return run_in_transaction(connection, function, *args, retries=retries)
+        return run_in_transaction(
+            connection,
+            function,
+            *args,
+            retries=retries,
+            isolation=isolation,
+            read_only=read_only,
+        )
 
     def auto_close_db(self, function: F) -> F:
         """Decorate a function: return the connections of its :meth:`get_db` at its end.

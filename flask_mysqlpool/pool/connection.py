@@ -34,7 +34,7 @@ from .query_log import Recorder
 from .sql import cursors
 from .sql.rows import TypedCursor
 from .sql.templates import Identifier, plain
-from .transaction import OWN, Blocks, Progress, TransactionBlock
+from .transaction import OWN, Blocks, Progress, TransactionBlock, call_after_commit
 
 C = TypeVar("C", bound=Cursor)
 T = TypeVar("T")
@@ -326,6 +326,21 @@ class PooledConnection(_Face):
                 self._do(self.blocks.settle)
         blocks = self.blocks
         return blocks.stack[-1]() if blocks is not None and blocks.stack else None
+
+    def after_commit(self, function: Callable[[], object]) -> None:
+        """Call a function once the work so far is committed.
+
+        In a block, that is after the COMMIT of the outermost one was answered; it is
+        not called if this block, or one around it, is rolled back. Outside of blocks,
+        it is called at once. What it raises is logged.
+        """
+        if not callable(function):
+            raise TypeError(f"after_commit() takes a function, not {function!r:.60}")
+        block = self.block
+        if block is None:
+            call_after_commit(function)
+        else:
+            block.after_commit.append(function)
 
     @property
     def changed(self) -> int:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator
 from functools import partial
+from logging import ERROR
 from operator import methodcaller
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,6 +32,7 @@ from ..errors import (
     TransactionError,
 )
 from .driver.error_codes import CONFLICTS, pause_after
+from .driver.logs import log
 from .driver.results import MOST_SENT
 from .driver.session import BEGIN, COMMIT, ROLLBACK, Session
 from .driver.statements import (
@@ -66,6 +68,9 @@ _NOT_TOLD = (
     "the server does not tell that a transaction is open after START TRANSACTION, so"
     " transaction() cannot promise all or nothing: use commit() and rollback()"
 )
+
+#: The isolation levels, as they are written in a statement.
+LEVELS = "READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"
 
 #: Back-off between tries: seconds, from the first to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
@@ -118,6 +123,8 @@ class Blocks:
     has_committed = False
     #: Whether autocommit is off until the end; see :meth:`execute_many`.
     autocommit_is_off = False
+    #: The statements that begin the transaction.
+    beginning: tuple[bytes, ...] = (BEGIN,)
 
     def __init__(self) -> None:
         #: The blocks, from the outermost.
@@ -180,9 +187,9 @@ class Blocks:
         may ask about the statement before it, as ``SELECT ROW_COUNT()`` does. An error
         between this and the answers loses the connection.
         """
-        first = []
+        first: list[bytes] = []
         if self.number is None:
-            first.append(BEGIN)
+            first += self.beginning
             session.transaction_ended()  # BEGIN commits, but there is nothing to commit
             session.side_effects |= TRANSACTION
             self.number = session.transactions
@@ -218,6 +225,7 @@ class Blocks:
         outside the transaction, or without a savepoint.
         """
         errors = []
+        begins = first[:1] == [*self.beginning[:1]]
         pieces = [first] if session.pipelines else [[one] for one in first]
         for piece in pieces:
             session.send([*piece, *statements])
@@ -227,7 +235,7 @@ class Blocks:
         error = next(filter(None, errors), None)
         told, session.raw.told = session.raw.told, NONE
         if error is None:
-            if first[:1] == [BEGIN]:
+            if begins:
                 self.is_told = bool(told & ENDS)
                 if not session.raw.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
                     # What was sent after BEGIN may have been committed already, or may
@@ -238,7 +246,7 @@ class Blocks:
         later = [session.read_to_end() for _ in statements]
         session.raw._result = None
         self.number = _FAILED
-        if errors[0] is not None and first[0] == BEGIN:
+        if begins and any(errors[: len(self.beginning)]):
             self.has_committed = any(
                 failed is None
                 and side_effects(statement, session._server) & (WRITES | MAY_END)
@@ -471,14 +479,18 @@ class TransactionBlock(ContextDecorator):
 
     :param take: returns the connection.
     :param within: a context manager around the block.
+    :param beginning: the statements that begin the transaction.
     """
 
     def __init__(
         self,
         take: Callable[[], PooledConnection],
         within: AbstractContextManager[Any] | None = None,
+        beginning: tuple[bytes, ...] = (BEGIN,),
     ) -> None:
-        self._take, self._within = take, within
+        self._take, self._within, self._beginning = take, within, beginning
+        #: Functions to call after the COMMIT of the outermost block.
+        self.after_commit: list[Callable[[], object]] = []
         #: The ``with`` statement has been left once this object is gone.
         self._holder: ref[Any] | None = None
         self._is_open = self._has_ended = False
@@ -486,7 +498,7 @@ class TransactionBlock(ContextDecorator):
         self.is_undone = False
 
     def _recreate_cm(self) -> TransactionBlock:
-        return TransactionBlock(self._take, self._within)
+        return TransactionBlock(self._take, self._within, self._beginning)
 
     @property
     def is_over(self) -> bool:
@@ -543,7 +555,13 @@ class TransactionBlock(ContextDecorator):
             # error.
             connection._detach()
             connection.blocks = connection.make_blocks()
+            connection.blocks.beginning = self._beginning
         assert connection.blocks is not None
+        if self._beginning not in ((BEGIN,), connection.blocks.beginning):
+            raise TransactionError(
+                "isolation and read_only are of the outermost transaction(), and this"
+                " one is a savepoint in it: leave them out, or set them there"
+            )
         blocks = self._blocks = connection.blocks
         # Before it begins, so that it is undone after an interrupt.
         blocks.stack.append(ref(self))
@@ -588,8 +606,13 @@ class TransactionBlock(ContextDecorator):
             raise
         if name:
             blocks.stack.pop()
+            outer = connection.block
+            if outer is not None:
+                outer.after_commit += self.after_commit
         else:
             connection.blocks = None
+            for function in self.after_commit:
+                call_after_commit(function)
 
     def _undo(self, error: BaseException) -> None:
         """Roll back; raise if the server's error may come after an implicit commit."""
@@ -647,15 +670,49 @@ class TransactionBlock(ContextDecorator):
                 raise
 
 
-def transaction(connection: PooledConnection) -> TransactionBlock:
+def beginning_of(isolation: str | None, read_only: bool) -> tuple[bytes, ...]:
+    """Return the statements that begin a transaction of this isolation level.
+
+    Raises :exc:`ValueError` for an unknown one.
+    """
+    begin = BEGIN + b" READ ONLY" if read_only else BEGIN
+    if isolation is None:
+        return (begin,)
+    level = " ".join(str(isolation).upper().replace("_", " ").replace("-", " ").split())
+    if level not in LEVELS:
+        known = ", ".join(LEVELS)
+        raise ValueError(f"isolation must be one of {known}, not {isolation!r:.60}")
+    # For the next transaction only, and refused in one that a SELECT has begun.
+    return COMMIT, f"SET TRANSACTION ISOLATION LEVEL {level}".encode(), begin
+
+
+def call_after_commit(function: Callable[[], object]) -> None:
+    """Call a function that is to follow a COMMIT; log what it raises."""
+    try:
+        function()
+    except Exception as error:
+        text = "what was to be done after a COMMIT has failed, and the COMMIT stays"
+        log(ERROR, text, error=error)
+
+
+def transaction(
+    connection: PooledConnection,
+    *,
+    isolation: str | None = None,
+    read_only: bool = False,
+) -> TransactionBlock:
     """Make a block that is one transaction or, within another block, a savepoint.
 
+    The ``isolation`` level, such as ``"READ COMMITTED"``, and ``read_only`` are those
+    of this transaction alone.
+
     The block raises :exc:`~.errors.TransactionError` if a transaction is open that is
-    not a block, or if the transaction was ended inside; and
-    :exc:`~.errors.CommitUnknown` if the connection is lost between the COMMIT and its
-    answer.
+    not a block, if the transaction was ended inside, or if an inner block has an
+    isolation level of its own; and :exc:`~.errors.CommitUnknown` if the connection is
+    lost between the COMMIT and its answer.
     """
-    return TransactionBlock(lambda: connection)
+    beginning = beginning_of(isolation, read_only)
+    return TransactionBlock(lambda: connection, beginning=beginning)
 
 
 def _current_owner() -> object:
@@ -672,7 +729,12 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def run_in_transaction(
-    connection: PooledConnection, function: Callable[..., T], *args: Any, retries: int
+    connection: PooledConnection,
+    function: Callable[..., T],
+    *args: Any,
+    retries: int,
+    isolation: str | None = None,
+    read_only: bool = False,
 ) -> T:
     """Call ``function(connection, *args)`` in a transaction; repeat it after conflicts.
 
@@ -685,11 +747,11 @@ def run_in_transaction(
         raise ValueError("retries must be 0 or more")
     if connection.block is not None:
         # A deadlock ends the outer transaction, too: only that can be repeated.
-        with transaction(connection):
+        with transaction(connection, isolation=isolation, read_only=read_only):
             return function(connection, *args)
     tried = 0
     while True:
-        block = transaction(connection)
+        block = transaction(connection, isolation=isolation, read_only=read_only)
         try:
             with block:
                 return function(connection, *args)
