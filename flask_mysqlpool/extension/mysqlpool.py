@@ -15,7 +15,7 @@ from flask.globals import app_ctx
 from flask.signals import appcontext_pushed
 from werkzeug.exceptions import ServiceUnavailable
 
-from ..cli import commands
+from ..cli import group
 from ..config.settings import AppConfig
 from ..errors import ConfigError, PoolFull, PoolTimeout, ServerUnavailable
 from ..pool import Pool
@@ -86,7 +86,13 @@ class MySQLPool:
                 if error not in handlers:
                     app.register_error_handler(error, answer)
         if config.cli is not None:
-            app.cli.add_command(commands.group, config.cli)
+            app.cli.add_command(group, config.cli)
+        # At the front: the names that the app itself adds replace them.
+        app.shell_context_processors.insert(0, self._names_in_shell)
+
+    def _names_in_shell(self) -> dict[str, Any]:
+        """Return what ``flask shell`` knows without an import."""
+        return {"db": self, "get_db": self.get_db}
 
     def _state(self, app: Flask | None = None) -> State:
         app = app or app_context().app
@@ -238,6 +244,17 @@ class MySQLPool:
         tells a saturated pool from a database that is down.
         """
         return examine(self._chosen(bind))
+
+    def warm_up(self, timeout: float | None = None, bind: str | None = None) -> None:
+        """Open the connections of ``MIN_SIZE``, and at least one, in this process.
+
+        A worker that does so as it starts does not make its first requests wait.
+        ``timeout`` is of each pool, in seconds, by default the setting ``TIMEOUT``.
+
+        Raises what :meth:`Pool.warm_up() <flask_mysqlpool.Pool.warm_up>` raises.
+        """
+        for pool in self._chosen(bind).values():
+            pool.warm_up(timeout)
 
     def reset(self, bind: str | None = None) -> None:
         """Replace this process's connections: idle ones now, others when returned."""
