@@ -103,7 +103,10 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
         return
     unset = " (USER is not set)" * (not config.user)
     by = ", by CONNECT" * (config.connect is not None)
-    yield Finding("settings", f"{config.server} as {config.account}{unset}{by}")
+    fix = "" if config.database else "set DATABASE, which the names of tables belong to"
+    none = " (DATABASE is not set)" * bool(fix)
+    text = f"{config.server}{none} as {config.account}{unset}{by}"
+    yield Finding("settings", text, fix)
     try:
         with connect_to(config) as server:
             facts = server.facts()

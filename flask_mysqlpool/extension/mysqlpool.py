@@ -81,7 +81,7 @@ class MySQLPool:
             return
         if config.handle_errors:
             handlers = app.error_handler_spec[None][None]
-            answer = functools.partial(_unavailable, Throttle())
+            answer = functools.partial(_unavailable, Throttle(), config.cli)
             for error in _UNAVAILABLE:
                 if error not in handlers:
                     app.register_error_handler(error, answer)
@@ -313,7 +313,9 @@ def get_recorded_queries() -> list[RecordedQuery]:
 
 
 def _unavailable(
-    throttle: Throttle, error: PoolTimeout | PoolFull | ServerUnavailable
+    throttle: Throttle,
+    command: str | None,
+    error: PoolTimeout | PoolFull | ServerUnavailable,
 ) -> Any:
     """Answer 503, unless the app has a handler for a more general error."""
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
@@ -326,5 +328,7 @@ def _unavailable(
     held_back = throttle.passes(cause)
     if held_back is not None:
         more = f" ({held_back} more since the last line)" if held_back else ""
+        if command and isinstance(error, ServerUnavailable):
+            more += f"; to see what to do: flask {command} check"
         log(ERROR, "%s%s", error, more, logger=app.logger)
     return app.handle_http_exception(ServiceUnavailable(retry_after=RETRY_AFTER))
