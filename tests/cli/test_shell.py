@@ -8,6 +8,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,12 @@ from flask_mysqlpool.workers.mysql_server import connect_to
 
 #: Programs that do something else than to be the client: the shell of a wrapper.
 SYSTEM = "/usr/bin:/bin"
+
+#: A login file of MySQL, by its mysql_config_editor: the user "wronguser" at 10.9.9.9.
+LOGIN_FILE = (
+    "AAAAAAcBHwoCARgJBBYcFAQdHgoIARsYEAAAAMZER6rJL8+xzXF0L2plZekgAAAAmFTDbqnhhA5d1C"
+    "UYg8t4ZYY6NnRjFLCVGvV+QvhxM68gAAAAJ8TJ7jjTAzheYnql+fQeuUJNSZn2s45lj+B9tV9pAyY="
+)
 
 SITE = """
 from flask import Flask
@@ -52,11 +59,13 @@ def flask_shell(
 ) -> Callable[..., tuple[list[str], dict[str, str]]]:
     """The command line of ``shell`` for an app with these settings; its environment.
 
-    The user's own option file, and variables of the clients, name another account.
+    The user's own option and login files, and the environment, name another account.
     """
     home = tmp_path / "home"
     home.mkdir()
     (home / ".my.cnf").write_text("[client]\nuser=somebody\npassword=else\n")
+    (home / ".mylogin.cnf").write_bytes(b64decode(LOGIN_FILE))
+    (home / ".mylogin.cnf").chmod(0o600)
 
     def write(**settings: Any) -> tuple[list[str], dict[str, str]]:
         given = {"URL": server.url, "STATUS_DIR": False} | settings
