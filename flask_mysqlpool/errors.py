@@ -11,6 +11,7 @@ import copyreg
 from collections.abc import Sequence
 from typing import Any
 
+from click import ClickException
 from dbutils.pooled_db import InvalidConnectionError, TooManyConnectionsError
 from pymysql.constants import CR
 from pymysql.err import InterfaceError, OperationalError, ProgrammingError
@@ -24,16 +25,23 @@ class PoolError(Exception):
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__ or None  # type: ignore[attr-defined]
 
 
-class ConfigError(PoolError, ValueError):
+class ConfigError(PoolError, ValueError, ClickException):
     """The settings are invalid.
 
     :attr:`faults` has one sentence for *every* fault, each naming its key; the message
-    lists them all and shows no secret.
+    lists them all and shows no secret. The ``flask`` command prints the faults, without
+    a traceback, and exits with 1.
     """
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
-        super().__init__("; ".join(self.faults))
+        ClickException.__init__(self, "; ".join(self.faults))
+
+    def format_message(self) -> str:
+        """Return what the ``flask`` command prints: each fault on a line of its own."""
+        if len(self.faults) == 1:
+            return self.faults[0]
+        return "\n  ".join([f"{len(self.faults)} settings are wrong:", *self.faults])
 
 
 class PoolTimeout(PoolError, OperationalError, TooManyConnectionsError):  # type: ignore[misc]

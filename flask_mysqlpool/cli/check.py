@@ -103,12 +103,15 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
         return
     unset = " (USER is not set)" * (not config.user)
     by = ", by CONNECT" * (config.connect is not None)
-    yield Finding("settings", f"{config.server} as {config.account}{unset}{by}")
+    fix = "" if config.database else "set DATABASE, which the names of tables belong to"
+    none = " (DATABASE is not set)" * bool(fix)
+    text = f"{config.server}{none} as {config.account}{unset}{by}"
+    yield Finding("settings", text, fix)
     try:
         with connect_to(config) as server:
             facts = server.facts()
     except Unanswered as error:
-        yield _no_connection(error)
+        yield no_connection(error)
         return
     one_by_one = "" if facts.pipelines else "; one command at a time (PIPELINING)"
     took = f"opened in {facts.connect * 1000:.1f} ms{one_by_one}"
@@ -172,7 +175,8 @@ def _fix_of_problem(problem: str, fleet: Fleet, typed: Callable[[str], str]) -> 
     return "remove it"
 
 
-def _no_connection(error: Unanswered) -> Finding:
+def no_connection(error: Unanswered) -> Finding:
+    """Return why a server could not be queried, and what to do."""
     number, text = error.number, error.text
     known = [fix for words, fix in _FIXES_BY_TEXT.items() if words in text]
     refused = [name for name in _SET_UP if text.startswith(f"{number}: {name}: ")]

@@ -86,9 +86,14 @@ _Command = Callable[..., None]
 
 
 def _duration(
-    *names: str, help: str, metavar: str = "SECONDS", **limits: Any
+    *names: str,
+    help: str,
+    metavar: str = "SECONDS",
+    default: float | None = None,
+    **limits: Any,
 ) -> Callable[[_Command], _Command]:
-    return click.option(*names, type=_Seconds(**limits), metavar=metavar, help=help)
+    about: Any = {"metavar": metavar, "default": default, "help": help}
+    return click.option(*names, type=_Seconds(**limits), **about)
 
 
 _bind = click.option("--bind", metavar="NAME", help="This pool only.")

@@ -366,6 +366,10 @@ class Section:
         instead = {f"write {PREFIX}{place.upper()}" for place in _PLACES}
         for key in map(str, mapping):
             hint = self.hint(key.lower()) if _OTHERS.match(key) else ""
+            # By DATABASE, Flask's tutorial means a file of SQLite.
+            if key.isupper() and key.lower() in _PLACES - {"database"}:
+                text += f"; {key} has no prefix: write {PREFIX}{key}"
+                break
             if hint in instead:
                 text += f"; {key} is another package's: {hint}"
                 break

@@ -15,7 +15,7 @@ from flask.globals import app_ctx
 from flask.signals import appcontext_pushed
 from werkzeug.exceptions import ServiceUnavailable
 
-from ..cli import commands
+from ..cli import group
 from ..config.settings import AppConfig
 from ..errors import ConfigError, PoolFull, PoolTimeout, ServerUnavailable
 from ..pool import Pool
@@ -81,12 +81,18 @@ class MySQLPool:
             return
         if config.handle_errors:
             handlers = app.error_handler_spec[None][None]
-            answer = functools.partial(_unavailable, Throttle())
+            answer = functools.partial(_unavailable, Throttle(), config.cli)
             for error in _UNAVAILABLE:
                 if error not in handlers:
                     app.register_error_handler(error, answer)
         if config.cli is not None:
-            app.cli.add_command(commands.group, config.cli)
+            app.cli.add_command(group, config.cli)
+        # At the front: the names that the app itself adds replace them.
+        app.shell_context_processors.insert(0, self._names_in_shell)
+
+    def _names_in_shell(self) -> dict[str, Any]:
+        """Return what ``flask shell`` knows without an import."""
+        return {"db": self, "get_db": self.get_db}
 
     def _state(self, app: Flask | None = None) -> State:
         app = app or app_context().app
@@ -269,6 +275,17 @@ class MySQLPool:
         """
         return examine(self._chosen(bind))
 
+    def warm_up(self, timeout: float | None = None, bind: str | None = None) -> None:
+        """Open the connections of ``MIN_SIZE``, and at least one, in this process.
+
+        A worker that does so as it starts does not make its first requests wait.
+        ``timeout`` is of each pool, in seconds, by default the setting ``TIMEOUT``.
+
+        Raises what :meth:`Pool.warm_up() <flask_mysqlpool.Pool.warm_up>` raises.
+        """
+        for pool in self._chosen(bind).values():
+            pool.warm_up(timeout)
+
     def reset(self, bind: str | None = None) -> None:
         """Replace this process's connections: idle ones now, others when returned."""
         for pool in self._chosen(bind).values():
@@ -326,7 +343,9 @@ def get_recorded_queries() -> list[RecordedQuery]:
 
 
 def _unavailable(
-    throttle: Throttle, error: PoolTimeout | PoolFull | ServerUnavailable
+    throttle: Throttle,
+    command: str | None,
+    error: PoolTimeout | PoolFull | ServerUnavailable,
 ) -> Any:
     """Answer 503, unless the app has a handler for a more general error."""
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
@@ -339,5 +358,7 @@ def _unavailable(
     held_back = throttle.passes(cause)
     if held_back is not None:
         more = f" ({held_back} more since the last line)" if held_back else ""
+        if command and isinstance(error, ServerUnavailable):
+            more += f"; to see what to do: flask {command} check"
         log(ERROR, "%s%s", error, more, logger=app.logger)
     return app.handle_http_exception(ServiceUnavailable(retry_after=RETRY_AFTER))

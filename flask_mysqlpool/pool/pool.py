@@ -255,6 +255,34 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._abort_checkout(owner, waiter)
             raise
 
+    def warm_up(self, timeout: float | None = None) -> None:
+        """Open connections until ``MIN_SIZE`` of them are open, and at least one.
+
+        While the server is out of reach, try again. ``timeout`` is in seconds, by
+        default the setting ``TIMEOUT``.
+
+        Raises what :meth:`connection` raises: an error of the server at once, and
+        :exc:`~.errors.ServerUnavailable` or :exc:`~.errors.PoolTimeout` at the end.
+        """
+        left = seconds = self.config.timeout if timeout is None else timeout
+        deadline = monotonic() + seconds
+        with ExitStack() as held:
+            while self._is_cold():
+                try:
+                    held.enter_context(self.connection(timeout=left))
+                except ServerUnavailable:
+                    if monotonic() >= deadline:
+                        raise
+                left = seconds and max(deadline - monotonic(), GRACE)
+
+    def _is_cold(self) -> bool:
+        """Return whether fewer connections are open than :meth:`warm_up` wants."""
+        self._begin_in_child()
+        state = self._state
+        with state.lock:
+            wanted = min(self.config.min_size, state.limit) or 1
+            return len(state.open()) < wanted
+
     def _waiter(
         self, started: float, timeout: float | None, owner: ref[Any]
     ) -> _Waiter:

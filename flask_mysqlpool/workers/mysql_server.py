@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from socket import gethostname
-from typing import Any
+from typing import Any, NamedTuple
 
 from pymysql.constants import ER
 from pymysql.err import MySQLError
@@ -98,6 +98,17 @@ class Facts:
     verified: tuple[str, str] | None = None
 
 
+class Login(NamedTuple):
+    """How a connection was opened, for a client that opens another one."""
+
+    host: str
+    port: int
+    #: A ``PASSWORD`` function may return another one the next time.
+    password: bytes
+    is_encrypted: bool
+    is_mariadb: bool
+
+
 class Unanswered(Exception):
     """A server could not be queried: MySQL's error number, if any, and a text.
 
@@ -127,6 +138,17 @@ class Server:
         self._connection = connection
         self._raw = connection.raw
         self._opened_in = time.monotonic() - connection.opened
+
+    def login(self) -> Login:
+        """Return the host that was chosen, and by what it was logged in to."""
+        raw = self._raw
+        return Login(
+            host=raw.host,
+            port=raw.port,
+            password=bytes(raw.password),
+            is_encrypted=isinstance(raw._sock, ssl.SSLSocket),
+            is_mariadb="MariaDB" in raw.server_version,
+        )
 
     def _rows(self, statement: str) -> tuple[tuple[Any, ...], ...]:
         patience = self._config.read_timeout or self._config.connect_timeout

@@ -1673,7 +1673,14 @@ NATIVE = {"version": "8.0.36", "plugin": "mysql_native_password"}
             *({"CONNECT": print}, "AES; the server is not verified (CONNECT)"),
             "have CONNECT verify it",
         ),
-        ("settings", {}, {"CONNECT": print}, "db.example:3306 as shop, by CONNECT", ""),
+        (
+            *("settings", {}, {"CONNECT": print, "DATABASE": "shop"}),
+            *("db.example:3306/shop as shop, by CONNECT", ""),
+        ),
+        (
+            *("settings", {}, {}),
+            *("db.example:3306 (DATABASE is not set) as shop", "set DATABASE"),
+        ),
         ("authentication", NATIVE, {}, "shop@% by mysql_native", "caching_sha2"),
         ("authentication", NATIVE | {"version": "11-MariaDB"}, {}, "by mysql_n", ""),
         ("read_only", {"read_only": True}, {}, "on: every write fails", "primary, or"),

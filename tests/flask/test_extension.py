@@ -464,6 +464,7 @@ def test_a_server_out_of_reach_is_a_503_and_one_line_a_second(
     lines = [r for r in caplog.records if str(number) in r.getMessage()]
     # Threads that come to it at once may log two.
     assert 1 <= len(lines) <= seconds + 3
+    assert lines[0].getMessage().endswith("; to see what to do: flask mysqlpool check")
 
 
 def test_a_server_out_of_reach_is_an_error_of_the_pool_and_of_the_driver(

@@ -1167,6 +1167,15 @@ def test_a_server_that_another_package_is_told_is_named_with_what_to_write(
     assert SECRET not in fault
 
 
+def test_a_server_without_the_prefix_is_named_with_what_to_write() -> None:
+    given = {"DATABASE": "shop", "HOST": "db", "USER": "me", "PASSWORD": SECRET}
+
+    (fault,) = faults(bare_app_config, given)
+
+    assert fault.endswith("; HOST has no prefix: write MYSQLPOOL_HOST")
+    assert SECRET not in fault
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -1,0 +1,80 @@
+"""``flask mysqlpool wait``: until the servers accept the app's connections."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+
+from ..config import PoolConfig
+from ..workers.mysql_server import Unanswered, connect_to
+from .check import no_connection
+from .commands import (
+    DEGRADED,
+    _bind,
+    _duration,
+    _echo,
+    _interrupted_by_signals,
+    _site,
+    group,
+)
+
+#: Seconds between two tries.
+PAUSE = 0.5
+
+
+@group.command()
+@_duration(
+    "--timeout",
+    default=60.0,
+    help="Give up after this time, by default 60 seconds.",
+    min=0,
+    min_open=True,
+)
+@_bind
+def wait(timeout: float, bind: str | None) -> None:
+    """Wait until the server accepts connections, as a container does at its start.
+
+    Prints why it does not yet, whenever the reason changes. Exit code 1 if it still
+    does not after the timeout.
+    """
+    site = _site(bind)
+    try:
+        with _interrupted_by_signals():
+            late = _wait(dict(site.pools), time.monotonic() + timeout)
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:
+            raise
+        sys.exit(128 + interrupt.args[0])
+    _echo(f"{b}: no connection within {timeout:g} s: {why}" for b, why in late.items())
+    sys.exit(DEGRADED if late else 0)
+
+
+def _wait(pools: dict[str, PoolConfig], deadline: float) -> dict[str, str]:
+    """Try each pool until it connects; return why those do not that remain."""
+    reasons: dict[str, str] = {}
+    while True:
+        for bind, config in tuple(pools.items()):
+            why = _why_not(config, deadline - time.monotonic())
+            if why is None:
+                del pools[bind]
+                reasons.pop(bind, None)
+                _echo([f"{bind}: {config.server} accepts connections"])
+            elif reasons.get(bind) != why:
+                reasons[bind] = why
+                _echo([f"{bind}: not yet: {why}"])
+        left = deadline - time.monotonic()
+        if not pools or left <= 0:
+            return reasons
+        time.sleep(min(PAUSE, left))
+
+
+def _why_not(config: PoolConfig, left: float) -> str | None:
+    """Connect once; return the error with what to do, None if there is none."""
+    seconds = min(config.connect_timeout, max(left, 0.05))
+    try:
+        with connect_to(replace(config, connect_timeout=seconds)):
+            return None
+    except Unanswered as error:
+        finding = no_connection(error)
+        return f"{finding.text}{' -> ' * bool(finding.fix)}{finding.fix}"
