@@ -387,7 +387,10 @@ def test_the_page_about_transactions_runs(
     database: LocalServer, people: None, run_sql: RunSql, pooled_app: PooledApp
 ) -> None:
     app, db = pooled_app
-    page = Page("transactions.rst", database.url, app=app, db=db)
+    mails: list[int] = []
+    run_sql("CREATE TABLE item (number INT)")
+    names = {"app": app, "db": db, "send_mail": mails.append}
+    page = Page("transactions.rst", database.url, **names)
     page.run(2)
 
     assert app.test_client().post("/transfer").text == "done"
@@ -395,6 +398,7 @@ def test_the_page_about_transactions_runs(
     with app.app_context():
         page.run()
     assert run_sql("SELECT balance FROM account ORDER BY id") == [(80,), (20,)]
+    assert (mails, run_sql("SELECT number FROM item")) == ([7], [(7,)])
     assert page.is_done
 
 
