@@ -113,7 +113,7 @@ def statement_that_cannot_be_recorded(make_app: MakeApp) -> None:
     app = make_app(RECORD_QUERIES=True)
     with app.app_context():
         recorder: Any = extension(app).pool().recorder
-        recorder._keep = Broken()
+        recorder._keep = (Broken(),)
         assert get_db().cursor().execute("SELECT 1") == 1
 
 
