@@ -56,18 +56,15 @@ class State:
         self._late: dict[int, list[PooledConnection]] = {}
         #: Whether the statements of requests are counted, and judged.
         self.has_radar = False
-        if config.radar or (config.radar is None and app.debug):
-            self._switch_on_radar()
-        elif config.radar is None:
-            flask.signals.request_started.connect(self._decide_on_radar, app)
 
-    def _decide_on_radar(self, app: Flask, **_: object) -> None:
+    def decide_on_radar(self, app: Flask, **_: object) -> None:
         """Switch the radar on if the app is in debug mode by its first request."""
-        flask.signals.request_started.disconnect(self._decide_on_radar, app)
+        flask.signals.request_started.disconnect(self.decide_on_radar, app)
         if app.debug:
-            self._switch_on_radar()
+            self.switch_on_radar()
 
-    def _switch_on_radar(self) -> None:
+    def switch_on_radar(self) -> None:
+        """Count and judge the statements of requests from now on."""
         self.has_radar = True
         radar.attach(self._app)
         for pool in list(self._pools.values()):
