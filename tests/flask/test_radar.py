@@ -303,7 +303,7 @@ def test_all_buffered_cursors_know_it(
     # The end comes with another read than the beginning.
     long = "SELECT a, REPEAT('x', 1000) FROM posts"
     assert recorded(app, long, cls).no_index is True
-    assert recorded(app, f"{long} WHERE b BETWEEN 1 AND 99", cls).no_index is False
+    assert recorded(app, f"{long} WHERE id < 40", cls).no_index is False
 
     # Results that PyMySQL reads itself.
     monkeypatch.setattr("flask_mysqlpool.pool.driver.results.MOST_COLUMNS", 0)
