@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from flask_mysqlpool import MySQLPool, RecordedQuery, get_db, get_recorded_queries
 from flask_mysqlpool.pool.sql.cursors import _RecordingCursor
+from flask_mysqlpool.testing import rolled_back
 
 #: The header without its times.
 TIMING = re.compile(r'db;dur=(\d+\.\d);desc="(.+)", pool;dur=(\d+\.\d);desc="waited"')
@@ -83,7 +84,9 @@ def test_debug_mode_switches_it_on_until_the_first_request(
         execute(get_db(), "SELECT 1")  # the pool is made without a recorder
     app.debug = True
 
-    assert "Server-Timing" in serve(app, by_number(1)).headers
+    with rolled_back(app):
+        assert '"1 statement"' in serve(app, by_number(1)).headers["Server-Timing"]
+    assert '"1 statement"' in app.test_client().get("/").headers["Server-Timing"]
 
     other = make_app()
     serve(other, by_number(1))
