@@ -250,6 +250,9 @@ class AppConfig:
     False: none."""
     handle_errors: bool = _setting(True, validators.flag)
     """Whether an unhandled timeout, or a server out of reach, is answered with 503."""
+    radar: bool | None = _setting(None, validators.flag)
+    """Whether the statements of each request are counted, and those that are repeated
+    or use no index are logged; unset: in debug mode."""
     cli: str | None = _setting("mysqlpool", validators.command)
     """Name of the command group; False: none."""
 

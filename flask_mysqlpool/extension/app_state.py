@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,11 +21,12 @@ from ..errors import ConfigError
 from ..pool import Pool
 from ..pool.connection import PooledConnection
 from ..pool.pool import make_pool
-from ..pool.query_log import make_recorder
+from ..pool.query_log import Keep
 from ..pool.stats import Observer
 from ..pool.transaction import call_after_commit
 from ..workers.agent import WorkerAgent
 from ..workers.status_dir import StatusDir
+from . import radar
 from .contexts import (
     Held,
     endpoint,
@@ -53,6 +55,26 @@ class State:
         self._observers: list[Observer] = []
         #: By thread, connections that were checked out after all teardown functions.
         self._late: dict[int, list[PooledConnection]] = {}
+        #: Whether the statements of requests are counted, and judged.
+        self.has_radar = False
+
+    def decide_on_radar(self, app: Flask, **_: object) -> None:
+        """Switch the radar on if the app is in debug mode by its first request."""
+        flask.signals.request_started.disconnect(self.decide_on_radar, app)
+        if app.debug:
+            self.switch_on_radar()
+
+    def switch_on_radar(self) -> None:
+        """Count and judge the statements of requests from now on."""
+        self.has_radar = True
+        radar.attach(self._app)
+        for pool in list(self._pools.values()):
+            pool.record(*self._keep(pool.config))
+
+    def _keep(self, config: PoolConfig) -> list[Keep]:
+        """Return what receives the statements of a pool."""
+        kept = (config.record_queries, keep_query), (self.has_radar, radar.keep)
+        return [keep for is_wanted, keep in kept if is_wanted]
 
     def pool(self, bind: str) -> Pool:
         pool = self._pools.get(bind)
@@ -94,7 +116,7 @@ class State:
 
     def _make(self, bind: str, config: PoolConfig) -> Pool:
         pool = make_pool(config)
-        pool.recorder = make_recorder(config, keep_query)
+        pool.record(*self._keep(config))
         for observer in self._observers:
             pool.add_observer(observer)
         signals.attach(pool, self._app, bind + self._suffix)
@@ -150,7 +172,12 @@ class State:
         self, bind: str, held: Held, request: Any, timeout: float | None = None
     ) -> PooledConnection:
         pool = self.pool(bind)
-        taken = pool.connection(timeout=timeout, endpoint=endpoint(request))
+        started = time.perf_counter() if self.has_radar else None
+        try:
+            taken = pool.connection(timeout=timeout, endpoint=endpoint(request))
+        finally:
+            if started is not None:
+                radar.keep_wait(time.perf_counter() - started)
         taken.note_writes_in(held.writes[bind])
         return taken
 

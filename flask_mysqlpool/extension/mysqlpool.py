@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from flask import Flask, current_app
 from flask.globals import app_ctx
-from flask.signals import appcontext_pushed
+from flask.signals import appcontext_pushed, request_started
 from werkzeug.exceptions import ServiceUnavailable
 
 from ..cli import group
@@ -77,6 +77,10 @@ class MySQLPool:
         app.teardown_request_funcs.setdefault(None, []).insert(0, state.release_request)
         app.teardown_appcontext_funcs.insert(0, state.release_last)
         appcontext_pushed.connect(state.begin_again, app)
+        if config.radar:
+            state.switch_on_radar()
+        elif config.radar is None:
+            request_started.connect(state.decide_on_radar, app)
         if len(states) > 1:
             return
         if config.handle_errors:

@@ -28,7 +28,8 @@ import atexit
 import os
 import random
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from logging import DEBUG, ERROR, WARNING
 from threading import Lock, get_ident
@@ -50,7 +51,7 @@ from .driver.process import process
 from .driver.session import AnotherRole, Session
 from .driver.transport import DRIVER, SILENCE, NotAnswered, without_traceback
 from .maintenance import maintenance_thread
-from .query_log import Recorder, make_recorder
+from .query_log import OF_ALL_POOLS, Keep, Recorder, make_recorder
 from .state import ConnectAttempt, Discards, PoolState
 from .stats import ConnectionStats, Observer, PoolStats, Times
 from .waiters import Waiter
@@ -141,8 +142,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         self.config = config
         self.name = config.name
         self.coordinator: Coordinator = NoCoordinator(config)
-        #: Records statements; None unless a setting asks for that.
-        self.recorder: Recorder | None = make_recorder(config, _ignore)
+        self.record()
         self._ping_after = config.ping_after
         self._max_usage = config.max_usage or float("inf")
         self._connector = Connector(config)
@@ -160,6 +160,12 @@ class Pool(PooledDB):  # type: ignore[misc]
         _POOLS.add(self)
         for key in config.ignored:
             log(DEBUG, "%s: %s has no effect, and is ignored", self.name, key)
+
+    def record(self, *keep: Keep) -> None:
+        """Have these functions receive each statement that cursors made now execute."""
+        self._keep = keep
+        #: Records statements; None if no setting and no function asks for them.
+        self.recorder: Recorder | None = make_recorder(self.config, *keep)
 
     def _begin(self) -> None:
         """Start empty, as a pool of this process."""
@@ -830,8 +836,24 @@ class Pool(PooledDB):  # type: ignore[misc]
         """No-op: PooledDB would talk to the server from the finalizer."""
 
 
-def _ignore(_: object) -> None:
-    """Drop a recorded statement: only a Flask app keeps them."""
+@contextmanager
+def recording(keep: Keep) -> Iterator[None]:
+    """Have a function receive the statements of all pools, until the end of the block.
+
+    Cursors that were made before are not recorded, unless a setting does so anyway.
+    """
+    OF_ALL_POOLS.append(keep)
+    _renew_recorders()
+    try:
+        yield
+    finally:
+        OF_ALL_POOLS.remove(keep)
+        _renew_recorders()
+
+
+def _renew_recorders() -> None:
+    for pool in list(_POOLS):
+        pool.record(*pool._keep)
 
 
 def _as_unavailable(error: BaseException) -> BaseException:

@@ -6,6 +6,7 @@ Recording cursors are separate classes, so statements cost nothing extra without
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from logging import ERROR, WARNING
@@ -17,11 +18,20 @@ import pymysql
 from ..config import PoolConfig
 from .diagnostics import caller
 from .driver.logs import QUERIES, log
+from .driver.statements import LONGEST, bare
 
 _PYMYSQL = os.path.dirname(pymysql.__file__) + os.sep
 
 #: Maximum number of characters of the parameters that are logged.
 LOGGED = 1000
+
+#: Statements whose flag is no news: the server's own tables have no indexes, and a
+#: UNION or a recursion reads its own temporary table.
+_ABOUT_NO_INDEX = re.compile(
+    rb"(?:show|desc|describe|explain)\b"
+    rb"|.*\b(?:information_schema|performance_schema|union|intersect|except)\b",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -40,18 +50,26 @@ class RecordedQuery:
     rows: int | None
     #: The file and line that executed it.
     location: str
+    #: Whether the server reported that it has read a table without an index; None for
+    #: an unbuffered cursor, or after an error.
+    no_index: bool | None = None
+
+
+#: Receives each statement that is recorded.
+Keep = Callable[[RecordedQuery], None]
+
+#: Those that receive the statements of all pools of this process.
+OF_ALL_POOLS: list[Keep] = []
 
 
 class Recorder:
     """Records statements as the settings of a pool require."""
 
-    def __init__(
-        self, config: PoolConfig, keep: Callable[[RecordedQuery], None]
-    ) -> None:
+    def __init__(self, config: PoolConfig, keep: tuple[Keep, ...] = ()) -> None:
         self._name = config.name
         self._slow = config.slow_query or float("inf")
         self._with_parameters = config.log_parameters
-        self._keep = keep if config.record_queries else None
+        self._keep = keep
 
     def note(
         self,
@@ -60,23 +78,26 @@ class Recorder:
         started: float,
         endpoint: str | None,
         rows: int | None,
+        no_index: bool | None = None,
     ) -> None:
         """Record a statement, without raising: the server has executed it already."""
         duration = perf_counter() - started
-        if duration < self._slow and self._keep is None:
+        if duration < self._slow and not (self._keep or OF_ALL_POOLS):
             return
         try:
             frame = caller(_PYMYSQL)
+            text = statement if isinstance(statement, str) else bytes(statement)
             query = RecordedQuery(
-                statement if isinstance(statement, str) else repr(bytes(statement)),
+                text if isinstance(text, str) else repr(text),
                 parameters if self._with_parameters else None,
                 duration,
                 endpoint,
                 rows,
                 f"{frame.f_code.co_filename}:{frame.f_lineno}",
+                no_index and not _ABOUT_NO_INDEX.match(bare(text, LONGEST)),
             )
-            if self._keep is not None:
-                self._keep(query)
+            for keep in (*self._keep, *OF_ALL_POOLS):
+                keep(query)
             if duration >= self._slow:
                 self._log(query)
         except Exception as error:
@@ -84,7 +105,6 @@ class Recorder:
             log(ERROR, text, self._name, logger=QUERIES, error=error)
 
     def _log(self, query: RecordedQuery) -> None:
-        text = " ".join(query.statement.split())
         log(
             WARNING,
             "%s: slow statement: %.3f s, %s rows, for %s, at %s: %s%s",
@@ -93,13 +113,20 @@ class Recorder:
             "?" if query.rows is None else query.rows,
             query.endpoint,
             query.location,
-            text,
-            f" {_shown(query.parameters)}" if self._with_parameters else "",
+            one_line(query.statement),
+            f" {shown(query.parameters)}" if self._with_parameters else "",
             logger=QUERIES,
         )
 
 
-def _shown(parameters: object) -> str:
+def one_line(statement: str, most: int = LOGGED) -> str:
+    """Return a statement in one line of at most this many characters."""
+    text = " ".join(statement.split())
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def shown(parameters: object) -> str:
+    """Return the parameters of a statement as text, without raising."""
     try:
         return f"{parameters!r:.{LOGGED}}"
     except Exception as error:
@@ -107,9 +134,7 @@ def _shown(parameters: object) -> str:
         return f"(parameters that cannot be shown: {error!r:.100})"
 
 
-def make_recorder(
-    config: PoolConfig, keep: Callable[[RecordedQuery], None]
-) -> Recorder | None:
-    """Make a recorder, if a setting requires one."""
-    wanted = config.record_queries or config.slow_query
+def make_recorder(config: PoolConfig, *keep: Keep) -> Recorder | None:
+    """Make a recorder, if a setting or a function that is to be called requires one."""
+    wanted = config.record_queries or config.slow_query or keep or OF_ALL_POOLS
     return Recorder(config, keep) if wanted else None

@@ -1,4 +1,4 @@
-"""Tools for tests of an application: a server, network faults, and rollback.
+"""Tools for tests of an application: a server, faults of the network, rollback, counts.
 
 Fixtures for pytest are in :mod:`flask_mysqlpool.testing.fixtures`.
 """
@@ -8,7 +8,15 @@ from __future__ import annotations
 from .fault_proxy import FaultProxy as FaultProxy
 from .local_server import LocalServer as LocalServer
 from .local_server import ServerFailed as ServerFailed
+from .queries import assert_queries as assert_queries
 from .rollback import rolled_back as rolled_back
 from .server_binaries import ServerNotFound as ServerNotFound
 
-__all__ = ["FaultProxy", "LocalServer", "ServerFailed", "ServerNotFound", "rolled_back"]
+__all__ = [
+    "FaultProxy",
+    "LocalServer",
+    "ServerFailed",
+    "ServerNotFound",
+    "assert_queries",
+    "rolled_back",
+]

@@ -396,7 +396,7 @@ def test_the_page_about_transactions_runs(
     assert app.test_client().post("/transfer").text == "done"
     assert run_sql("SELECT balance FROM account ORDER BY id") == [(90,), (10,)]
     with app.app_context():
-        page.run()
+        page.run(3)
     assert run_sql("SELECT balance FROM account ORDER BY id") == [(80,), (20,)]
     assert (mails, run_sql("SELECT number FROM item")) == ([7], [(7,)])
     assert page.is_done
@@ -486,14 +486,15 @@ def run_pytest(folder: Path) -> str:
 
 def test_the_page_about_testing_has_tests_that_pass(tmp_path: Path) -> None:
     pytest.importorskip("pytest_flask")
-    own, network = python("testing.rst")
+    own, count, network = python("testing.rst")
     conftest, tests = own.code.split("# test_shop.py\n")
     (tmp_path / "shop.py").write_text(SHOP)
     (tmp_path / "conftest.py").write_text(conftest)
     (tmp_path / "test_shop.py").write_text(tests)
+    (tmp_path / "test_count.py").write_text(count.code)
     (tmp_path / "test_network.py").write_text(network.code)
 
-    assert "3 passed" in run_pytest(tmp_path)
+    assert "4 passed" in run_pytest(tmp_path)
 
 
 # The tutorial, and the pages as they are built, which takes place meanwhile

@@ -14,8 +14,7 @@ from conftest import MakePool
 from pymysql.connections import Connection
 from pymysql.cursors import Cursor, DictCursor, SSCursor, SSDictCursor
 
-from flask_mysqlpool import ConnectionReturned, Pool, PooledConnection
-from flask_mysqlpool.pool.query_log import RecordedQuery, make_recorder
+from flask_mysqlpool import ConnectionReturned, Pool, PooledConnection, RecordedQuery
 from flask_mysqlpool.testing import LocalServer
 
 
@@ -210,7 +209,7 @@ def test_any_callable_makes_a_cursor_that_ends_with_the_checkout(
 ) -> None:
     pool = make_pool(RECORD_QUERIES=recorded)
     queries: list[RecordedQuery] = []
-    pool.recorder = make_recorder(pool.config, queries.append)
+    pool.record(*[queries.append] * recorded)
     con = pool.connection()
     cursor = con.cursor(factory)
     assert isinstance(cursor, DictCursor | SSDictCursor)

@@ -181,7 +181,7 @@ PUBLIC = {
     "flask_mysqlpool.metrics.opentelemetry": "instrument",
     "flask_mysqlpool.contrib.peewee": "PooledDatabase",
     "flask_mysqlpool.testing": """FaultProxy LocalServer ServerFailed ServerNotFound
-        rolled_back""",
+        assert_queries rolled_back""",
     "flask_mysqlpool.testing.fixtures": "mysql_rollback mysql_server",
 }
 

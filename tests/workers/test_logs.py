@@ -113,8 +113,18 @@ def statement_that_cannot_be_recorded(make_app: MakeApp) -> None:
     app = make_app(RECORD_QUERIES=True)
     with app.app_context():
         recorder: Any = extension(app).pool().recorder
-        recorder._keep = Broken()
+        recorder._keep = (Broken(),)
         assert get_db().cursor().execute("SELECT 1") == 1
+
+
+def statement_in_a_loop(make_app: MakeApp) -> None:
+    app = make_app(RADAR=True)
+
+    @app.get("/")
+    def view() -> str:
+        return str([get_db().cursor().execute("SELECT 1") for _ in range(11)])
+
+    assert app.test_client().get("/").status_code == 200
 
 
 def folder_that_cannot_be_used(make_app: MakeApp) -> None:
@@ -224,6 +234,7 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "signals.send": receiver_that_raises,
     "query_log._log": slow_statement,
     "query_log.note": statement_that_cannot_be_recorded,
+    "radar.log_faults": statement_in_a_loop,
     "agent._note": folder_that_cannot_be_used,
     "contexts.release": connection_that_cannot_be_returned,
     "contexts._warn_of_rollback": changes_that_are_not_committed,
@@ -239,6 +250,7 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
 #: The others log to "flask_mysqlpool".
 LOGGERS = {
     **dict.fromkeys(["query_log._log", "query_log.note"], "flask_mysqlpool.queries"),
+    "radar.log_faults": "flask_mysqlpool.queries",
     **dict.fromkeys(["agent._note", "agent._apply"], "flask_mysqlpool.workers"),
     **dict.fromkeys(["contexts._warn_of_rollback", "mysqlpool._unavailable"], "shop"),
     **dict.fromkeys(["views.control", "auth._ask"], "shop"),

@@ -93,6 +93,13 @@ _OF_THE_SESSION = (
     | SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES
 )
 
+#: What a status says of the statement: that the server has read a whole table, or has
+#: looked for an index for each row of another table.
+_NO_INDEX = (
+    SERVER_STATUS.SERVER_QUERY_NO_INDEX_USED
+    | SERVER_STATUS.SERVER_QUERY_NO_GOOD_INDEX_USED
+)
+
 #: Results whose columns are known: the bytes of the definitions, fields, converters,
 #: description and decoder; by the bytes up to the first definition's end, and by what
 #: else the conversion depends on.
@@ -269,12 +276,20 @@ class Result(_Result):  # type: ignore[misc]
     has_next: Any = None
     unbuffered_active: Any = False
 
+    #: The status in the packet that ended the rows.
+    end_status: int = 0
     #: Rows of a stream that were decoded and not yet fetched.
     ahead: Any = ()
     #: The decoder of its columns; None if PyMySQL reads the rows.
     _decode: Decoder | None = None
     #: Converts decoded rows of a stream to the rows that are fetched.
     _convert: Any = staticmethod(list)
+
+    @property
+    def used_no_index(self) -> bool:
+        """Whether the server has read a table without a good index, to its end."""
+        status: int = self.server_status or self.end_status
+        return bool(status & _NO_INDEX)
 
     def read_at_once(self, con: ReadingConnection, unbuffered: bool) -> bool:
         """Read an OK or rows of known columns; False if the buffer has something else.
@@ -334,6 +349,7 @@ class Result(_Result):  # type: ignore[misc]
             status, self.warning_count = _two(buffer, at + 7)
             if end > at + 11:
                 con.hear(status, buffer[at + 11 : end])
+        self.end_status = status
         con.server_status = status & _OF_THE_SESSION
         self.has_next = status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
         con.take(end, number + 1 & 0xFF)
@@ -362,6 +378,7 @@ class Result(_Result):  # type: ignore[misc]
         if end is None:
             return False
         self.warning_count, self.has_next = end.warning_count, end.has_next
+        self.end_status = end.server_status
         con.hear(end.server_status, getattr(end, "message", b""))
         con.server_status &= _OF_THE_SESSION
         return True

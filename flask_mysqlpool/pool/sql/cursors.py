@@ -270,6 +270,7 @@ class _RecordingCursor(Cursor):
     """A cursor that records its statements and their durations."""
 
     connection: Any
+    _result: Any
     _unbuffered: bool
 
     #: Whether a call is being recorded that executes statements by other methods.
@@ -295,15 +296,18 @@ class _RecordingCursor(Cursor):
         handle = self.connection
         if self._recording or handle is None or handle._pool.recorder is None:
             return call(*its)
-        self._recording, started, rows = True, perf_counter(), None
+        self._recording, started = True, perf_counter()
+        rows = no_index = None
         try:
             found = call(*its)
-            rows = None if self._unbuffered else self.rowcount
+            if not self._unbuffered:
+                rows = self.rowcount
+                no_index = getattr(self._result, "used_no_index", None)
             return found
         finally:
             self._recording = False
             note = handle._pool.recorder.note
-            note(query, args, started, handle.endpoint, rows)
+            note(query, args, started, handle.endpoint, rows, no_index)
 
 
 #: The derived classes, by the class that each is derived from.
