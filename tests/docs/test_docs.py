@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -143,6 +144,14 @@ def test_every_command_in_the_docs_is_there(page: str, words: list[str]) -> None
     assert [w for w in words if w.startswith("--") and w not in known] == []
 
 
+def test_the_readme_is_short_and_shows_what_the_page_of_commands_shows() -> None:
+    text = README.read_text("utf-8")
+    [status] = [b.code for b in ALL_BLOCKS["README.md"] if "mysqlpool status" in b.code]
+
+    assert text.count("\n") <= 120
+    assert any(b.code.startswith(status) for b in ALL_BLOCKS["commands.rst"])
+
+
 def test_the_readme_names_scripts_and_pages_that_are_there() -> None:
     text = README.read_text("utf-8")
     scripts = set(re.findall(r"\bscripts/\w+", text))
@@ -152,15 +161,28 @@ def test_the_readme_names_scripts_and_pages_that_are_there() -> None:
     assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_readme_asks_the_example_for_pages_that_it_has() -> None:
-    app = importlib.import_module("example_app").create_app(
-        {"MYSQLPOOL_URL": "mysql://shop@localhost/shop"}
-    )
-    paths = re.findall(r"curl http://localhost:5000(/\S*)", README.read_text("utf-8"))
+def test_the_readme_has_links_that_work_on_the_package_index() -> None:
+    pytest.importorskip("hatchling")
+    place = importlib.util.spec_from_file_location("hatch", ROOT / "hatch_build.py")
+    assert place and place.loader
+    build = importlib.util.module_from_spec(place)
+    place.loader.exec_module(build)
+    urls = {"Documentation": "https://pages.test", "Source": "https://code.test"}
+    before = re.findall(r"\]\(([^)]+)\)", README.read_text("utf-8"))
 
-    assert paths
-    for path in paths:
-        app.url_map.bind("localhost").match(path)
+    after = re.findall(
+        r"\]\(([^)]+)\)", build.absolute(README.read_text("utf-8"), urls)
+    )
+
+    assert [link for link in after if not link.startswith("https://")] == []
+    assert dict(zip(before, after, strict=True)).items() >= {
+        ("docs/tutorial.rst", "https://pages.test/tutorial.html"),
+        ("CHANGES.md", "https://code.test/blob/main/CHANGES.md"),
+        (
+            "docs/_static/monitor/light.webp",
+            "https://code.test/raw/main/docs/_static/monitor/light.webp",
+        ),
+    }
 
 
 # What is quoted is said
@@ -316,23 +338,6 @@ def pooled_app(
 PooledApp = tuple[Flask, MySQLPool]
 
 ADA = {"id": 1, "name": "Ada"}
-
-
-def test_the_readme_runs(database: LocalServer, people: None, run_sql: RunSql) -> None:
-    page = Page("README.md", database.url, is_admin=lambda: False)
-    page.run()
-    page.names["app"].secret_key = "of the test"
-    while not page.is_done:
-        page.run()
-    client = page.names["app"].test_client()
-
-    assert client.get("/person/all").json == [[1, "Ada"]]
-    assert client.post("/person/Joan").text == "added\n"
-    assert run_sql("SELECT name FROM person") == [("Ada",), ("Joan",)]
-    assert client.get("/mysqlpool/").status_code == 403
-    page.names["nightly"]()
-    with page.names["app"].app_context():
-        page.names["db"].close_pool()
 
 
 def test_the_first_page_runs(database: LocalServer, people: None) -> None:
@@ -579,6 +584,12 @@ class Terminal:
         """In another terminal."""
         self.run(f"{command} >{log} 2>&1 & last=$!")
 
+    def serve(self, command: str, port: int) -> None:
+        """In another terminal, until it answers."""
+        self.start(command, "site.log")
+        curl = f"curl -s http://127.0.0.1:{port}/ -o /dev/null; echo $?"
+        until(lambda: self.run(curl) == "0\n", 30)
+
     def stop_last(self) -> None:
         self.run("kill $last; wait $last")
 
@@ -608,15 +619,43 @@ def is_like(output: str, shown: str) -> bool:
     return re.fullmatch(form + ".*", output.strip(), re.DOTALL) is not None
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        number: int = port.getsockname()[1]
+        return number
+
+
+def test_the_readme_runs_as_printed(
+    database: LocalServer, terminal: Terminal, run_sql: RunSql
+) -> None:
+    for program in ("bash", "curl"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    run_sql("DROP TABLE IF EXISTS person")
+    number = free_port()
+    terminal.replaced |= {"8000": str(number), "localhost": "127.0.0.1"}
+    terminal.replaced["curl "] = "curl -s "
+    [app] = python("README.md")
+    (terminal.folder / "app.py").write_text(PLACES.sub(database.url, app.code))
+    [console] = [b for b in ALL_BLOCKS["README.md"] if "flask run" in b.code]
+    for command, shown in steps(console):
+        if command.startswith("flask run"):
+            terminal.serve(command, number)
+        else:
+            output = terminal.run(command)
+            assert is_like(output.replace("\n", ""), shown.replace("\n", "")), output
+
+    site = f"http://127.0.0.1:{number}/person"
+    assert terminal.run(f"curl -s -o none -w '%{{http_code}}' {site}/7") == "404"
+
+
 @pytest.mark.usefixtures("building")
 def test_the_tutorial_works_step_by_step(terminal: Terminal) -> None:
     for program in ("bash", "curl"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
     pytest.importorskip("gunicorn")
-    port = importlib.import_module("socket").create_server(("127.0.0.1", 0))
-    number = port.getsockname()[1]
-    port.close()
+    number = free_port()
     terminal.replaced["8000"] = str(number)
     config = importlib.import_module("gunicorn.config")
     if hasattr(config, "ControlSocketDisable"):
@@ -639,9 +678,7 @@ def test_the_tutorial_works_step_by_step(terminal: Terminal) -> None:
             elif caption == "In another terminal":
                 if serving:
                     terminal.stop_last()
-                terminal.start(command, "site.log")
-                curl = f"curl -s http://127.0.0.1:{number}/ -o /dev/null; echo $?"
-                until(lambda curl=curl: terminal.run(curl) == "0\n", 30)  # type: ignore[misc]
+                terminal.serve(command, number)
                 serving = True
             elif not command.startswith("pip "):
                 output = terminal.run(command)
