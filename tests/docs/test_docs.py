@@ -769,6 +769,16 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert sorted(listed) == sorted(there - {"index"})
 
 
+def test_the_pages_to_begin_with_are_read_in_half_an_hour() -> None:
+    index = (DOCS / "index.rst").read_text("utf-8")
+    groups = re.findall(r":caption: (.+)\n    :maxdepth: 1\n\n((?:    .+\n)+)", index)
+    pages = " ".join(found for group, found in groups if group in ("Begin", "Use"))
+    words = [len((DOCS / f"{p}.rst").read_text("utf-8").split()) for p in pages.split()]
+
+    assert len(words) >= 6
+    assert sum(words) <= 6000
+
+
 # What takes tables and figures from their sources
 
 
