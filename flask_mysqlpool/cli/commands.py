@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, BinaryIO, ClassVar, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import click
 from flask import current_app
@@ -447,10 +447,13 @@ def check(bind: str | None) -> None:
     sys.exit(DEGRADED if any(f.level == FAILURE for f in findings) else HEALTHY)
 
 
+_SCRIPT = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True)
+
+
 @group.command("run")
-@click.argument("files", nargs=-1, required=True, type=click.File("rb"))
+@click.argument("files", nargs=-1, required=True, type=_SCRIPT)
 @click.option("--bind", metavar="NAME", help="Execute them on this pool's server.")
-def run_scripts(files: tuple[BinaryIO, ...], bind: str | None) -> None:
+def run_scripts(files: tuple[str, ...], bind: str | None) -> None:
     """Execute scripts of statements, such as schema.sql or a dump.
 
     `-` is standard input. All FILES share one connection of their own, with the

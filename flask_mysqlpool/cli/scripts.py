@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 from pymysql.err import MySQLError
@@ -30,7 +30,7 @@ _SETTINGS: dict[str, Any] = {
 _STEPS = 200
 
 
-def execute(config: PoolConfig, files: Iterable[BinaryIO]) -> Iterator[str]:
+def execute(config: PoolConfig, files: Iterable[str]) -> Iterator[str]:
     """Execute scripts on one connection, and yield a line about each.
 
     The first error ends them, as one of click that tells where.
@@ -46,10 +46,11 @@ def execute(config: PoolConfig, files: Iterable[BinaryIO]) -> Iterator[str]:
                 yield _execute(connection, file)
 
 
-def _execute(connection: PooledConnection, file: BinaryIO) -> str:
+def _execute(connection: PooledConnection, file: str) -> str:
     """Execute a script, and return the line about it."""
-    name = click.format_filename(getattr(file, "name", "<stdin>"))
-    script = Script(connection, file.read())
+    name = click.format_filename(file)
+    with click.open_file(file, "rb") as opened:
+        script = Script(connection, opened.read())
     try:
         if sys.stderr.isatty():
             _show_progress(script, name)
@@ -62,6 +63,7 @@ def _execute(connection: PooledConnection, file: BinaryIO) -> str:
 
 
 def _show_progress(script: Script, name: str) -> None:
+    """Execute a script, with a line on standard error that is rewritten."""
     steps = max(script.length // _STEPS, 1)
     shown = 0
     bar: ProgressBar[int] = click.progressbar(
@@ -71,3 +73,4 @@ def _show_progress(script: Script, name: str) -> None:
         for _ in script.run():
             bar.update(script.position - shown)
             shown = script.position
+        bar.update(script.length - shown)
