@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from pymysql.err import MySQLError
@@ -16,9 +16,6 @@ from ..pool import Pool
 from ..pool.connection import PooledConnection
 from ..pool.sql.scripts import Script
 from ..workers.mysql_server import Unanswered
-
-if TYPE_CHECKING:
-    from click._termui_impl import ProgressBar
 
 #: A pool of one connection, which is no worker's and has all the time it needs.
 _SETTINGS: dict[str, Any] = {
@@ -66,10 +63,9 @@ def _show_progress(script: Script, name: str) -> None:
     """Execute a script, with a line on standard error that is rewritten."""
     steps = max(script.length // _STEPS, 1)
     shown = 0
-    bar: ProgressBar[int] = click.progressbar(
+    with click.progressbar(
         length=script.length, label=name, file=sys.stderr, update_min_steps=steps
-    )
-    with bar:
+    ) as bar:
         for _ in script.run():
             bar.update(script.position - shown)
             shown = script.position

@@ -77,7 +77,7 @@ class Lexer:
         first, second = HALVES[reading.halves]
         edge = rb"\*/(?P<leave>)" if executable else rb"/\*M?!(?P<enter>)"
         ends = [] if executable else [re.escape(delimiter) + b"(?P<end>)"]
-        plain = rb"'\"`/#*\-" + re.escape(delimiter[:1]) + first
+        plain = rb"'\"`#*\-" + re.escape(delimiter[:1]) + first
         if one_by_one:
             plain = rb"\x00-\xff"
         escapes = {b"'": reading.escapes, b'"': reading.escapes_in_names, b"`": False}
