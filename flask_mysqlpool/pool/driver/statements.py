@@ -381,9 +381,32 @@ _cached_side_effects = lru_cache(maxsize=1000)(find_side_effects)
 
 def side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
     """Do the same as :func:`find_side_effects`, with a cache for short statements."""
+    if statement.endswith(b"*/"):
+        statement = _without_trailing_comment(statement)
     if len(statement) < MEMORABLE:
         return _cached_side_effects(statement, server)
     return find_side_effects(statement, server)
+
+
+def _without_trailing_comment(statement: bytes) -> bytes:
+    """Remove a comment at the end, as tracing libraries add one to each statement.
+
+    With another trace in each, no two of them would be equal. What could be read in
+    another way is left as it is.
+    """
+    begin = statement.find(b"/*")
+    code, kind = statement[:begin], statement[begin + 2 : begin + 3]
+    is_certain = (
+        statement.find(b"*/", begin + 2) == len(statement) - 2
+        and kind not in b"!+mM"
+        and not code.count(b"'") & 1
+        and not any(mark in code for mark in _MARKS)
+    )
+    return code.rstrip() if is_certain else statement
+
+
+#: In code without them, each pair of single quotes is a string.
+_MARKS = b"\\", b'"', b"`", b"#", b"--"
 
 
 def _only_reads(text: bytes, calls: dict[bytes, int]) -> bool:
