@@ -19,8 +19,8 @@ from flask_mysqlpool import Pool
 OURS = tuple(
     str(Path(flask_mysqlpool.__file__).with_name("pool") / f"{name}.py")
     for name in (
-        *("pool", "state", "waiters", "connection", "transaction"),
-        *("sql/cursors", "driver/session", "driver/transport", "driver/results"),
+        *("pool", "state", "waiters", "connection", "transaction", "sql/cursors"),
+        *("driver/session", "driver/transport", "driver/results"),
     )
 )
 

@@ -382,7 +382,8 @@ def main(seconds: float, seed: int, tls: Any = None) -> int:
 def made_for_tls(folder: Path) -> ssl.SSLContext:
     """The context of a server whose certificate no authority has signed."""
     key, certificate = folder / "liar.key", folder / "liar.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-newkey", "ec"]
+    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1"]
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run(
         [*command, *files, "-subj", "/CN=liar"], check=True, capture_output=True

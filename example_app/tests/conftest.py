@@ -40,11 +40,18 @@ def mysql_server() -> Iterator[LocalServer]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def plain_environment() -> Iterator[None]:
-    """Remove the settings of the developer who runs the tests."""
+def plain_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Remove the settings of the developer who runs the tests.
+
+    And the system's certificates, which PyMySQL loads for each connection: that takes
+    35 ms.
+    """
+    none = tmp_path_factory.mktemp("certificates") / "none.pem"
+    none.touch()
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("FLASK_")]:
             patch.delenv(name)
+        patch.setenv("SSL_CERT_FILE", str(none))
         yield
 
 

@@ -36,7 +36,7 @@ from ..workers.overview import (
     totals,
 )
 from ..workers.status import WorkerStatus
-from . import render
+from . import render, scripts
 from .check import FAILURE, Finding, examine, examine_status_dir, fix_of
 
 #: Exit codes; 2 is click's, for a command that was typed wrong.
@@ -52,7 +52,7 @@ NO_WORKER = (
 UNREADABLE = "No worker of {app!r} can be read in {place}."
 
 
-def _site(bind: str | None = None) -> Overview:
+def find_site(bind: str | None = None) -> Overview:
     states = current_app.extensions["mysqlpool"].values()
     try:
         return Overview(current_app.name, states, bind)
@@ -85,7 +85,7 @@ class _Seconds(click.FloatRange):
 _Command = Callable[..., None]
 
 
-def _duration(
+def duration_option(
     *names: str,
     help: str,
     metavar: str = "SECONDS",
@@ -96,7 +96,7 @@ def _duration(
     return click.option(*names, type=_Seconds(**limits), **about)
 
 
-_bind = click.option("--bind", metavar="NAME", help="This pool only.")
+bind_option = click.option("--bind", metavar="NAME", help="This pool only.")
 
 #: The command group, to be added to ``app.cli`` under the name that ``CLI`` sets.
 group = AppGroup("mysqlpool", help="Show and control the connections of all workers.")
@@ -104,8 +104,8 @@ group = AppGroup("mysqlpool", help="Show and control the connections of all work
 
 @group.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_duration("--watch", help="Refresh every SECONDS.", min=0.1)
-@_bind
+@duration_option("--watch", help="Refresh every SECONDS.", min=0.1)
+@bind_option
 @click.option("--server", is_flag=True, help="Query the server, too.")
 def status(as_json: bool, watch: float | None, bind: str | None, server: bool) -> None:
     """Show the pools of all workers.
@@ -117,7 +117,7 @@ def status(as_json: bool, watch: float | None, bind: str | None, server: bool) -
     code = NOTHING
     try:
         while True:
-            code, report = _report(_site(bind), server)
+            code, report = _report(find_site(bind), server)
             _show(report, as_json, clear=watch is not None)
             if watch is None:
                 break
@@ -134,7 +134,7 @@ def _show(report: dict[str, Any], as_json: bool, clear: bool) -> None:
         return
     if clear and sys.stdout.isatty():
         click.clear()
-    _echo(render.status(report, sys.stdout.isatty()))
+    echo(render.status(report, sys.stdout.isatty()))
 
 
 def _truncated(text: str) -> str:
@@ -223,8 +223,8 @@ def _ask_server(config: PoolConfig, workers: Iterable[WorkerStatus]) -> dict[str
 
 
 @group.command()
-@_bind
-@_duration(
+@bind_option
+@duration_option(
     "--wait",
     help="Wait up to SECONDS for busy connections, and show the progress.",
     min=0,
@@ -241,7 +241,7 @@ def reset(bind: str | None, wait: float | None, server: bool, yes: bool) -> None
     """
     if server and wait is not None:
         raise click.UsageError("--server ends connections at once: there is no --wait")
-    site = _site(bind)
+    site = find_site(bind)
     if not yes and sys.stdin.isatty():
         click.confirm(f"Replace the connections of {site.app!r}?", abort=True)
     if server:
@@ -258,15 +258,17 @@ def _reset_at_server(site: Overview) -> None:
                 idle = [thread for thread in server.threads() if thread.sleeps]
                 ended = server.kill(idle)
         except Unanswered as error:
-            _echo([f"{bind}: cannot connect to {config.server}: {error}"])
+            echo([f"{bind}: cannot connect to {config.server}: {error}"])
             sys.exit(DEGRADED)
         s = "" if ended == 1 else "s"
-        _echo([f"{bind}: ended {ended} idle connection{s} on {config.server}"])
+        echo([f"{bind}: ended {ended} idle connection{s} on {config.server}"])
 
 
 @group.command()
-@_duration("--wait", help="Wait up to SECONDS for all connections to be closed.", min=0)
-@_duration(
+@duration_option(
+    "--wait", help="Wait up to SECONDS for all connections to be closed.", min=0
+)
+@duration_option(
     "--for",
     "seconds",
     help="Resume automatically after this time, such as 90s, 10m or 2h.",
@@ -274,23 +276,23 @@ def _reset_at_server(site: Overview) -> None:
     min=0,
     min_open=True,
 )
-@_bind
+@bind_option
 def pause(wait: float | None, seconds: float | None, bind: str | None) -> None:
     """Hold new checkouts, in order, until `resume`.
 
     Connections in use may finish. When none is left, the server can be restarted. A
     checkout waits no longer than its deadline (TIMEOUT).
     """
-    code = _request(_site(bind), PAUSE, wait, seconds=seconds)
+    code = _request(find_site(bind), PAUSE, wait, seconds=seconds)
     # Without --wait, the pause may be meant for workers that start later.
     sys.exit(code if wait is not None else HEALTHY)
 
 
 @group.command()
-@_bind
+@bind_option
 def resume(bind: str | None) -> None:
     """End `pause`: serve all waiting checkouts."""
-    sys.exit(_request(_site(bind), RESUME, None))
+    sys.exit(_request(find_site(bind), RESUME, None))
 
 
 class _Change(NamedTuple):
@@ -324,25 +326,25 @@ def _request(site: Overview, change: _Change, wait: float | None, **how: Any) ->
         fleet = site.fleet()
     except OSError as error:
         _end(f"The workers cannot be reached: {_reason(error)}")
-    with _interrupted_by_signals():
+    with interrupted_by_signals():
         try:
             request = getattr(fleet, change.method)
             tests = {bind: request(bind, **how) for bind in site.pools}
             return _wait_for_workers(site, fleet, change, tests, wait)
         except KeyboardInterrupt as interrupt:
             state = "the request stands" if fleet.requested else "nothing was requested"
-            _echo([f"Interrupted: {state}."])
+            echo([f"Interrupted: {state}."])
             sys.exit(128 + interrupt.args[0] if interrupt.args else DEGRADED)
         except OSError as error:
             what = "seen" if fleet.requested else "reached"
             _end(f"The workers cannot be {what}: {_reason(error)}")
         finally:
             paused = site.pauses()
-            _echo([*paused, f"To end that: {_typed('resume')}"] if paused else [])
+            echo([*paused, f"To end that: {_typed('resume')}"] if paused else [])
 
 
 @contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
+def interrupted_by_signals() -> Iterator[None]:
     """Have SIGTERM, and the SIGHUP of a lost terminal, do what Ctrl-C does."""
 
     def interrupt(number: int, _: object) -> NoReturn:
@@ -370,7 +372,7 @@ def _typed(command: str) -> str:
 
 
 def _end(text: str) -> NoReturn:
-    _echo([text])
+    echo([text])
     sys.exit(NOTHING)
 
 
@@ -391,26 +393,26 @@ def _wait_for_workers(
         lines: list[str] = []
         for pending in fleet.wait(bind, is_done, deadline - time.monotonic()):
             before, lines = lines, [change.progress(bind, each) for each in pending]
-            _echo(line for line in lines if wait is not None and line not in before)
+            echo(line for line in lines if wait is not None and line not in before)
         workers = len(fleet.workers().get(bind, []))
         s = "" if workers == 1 else "s"
         if lines:
             summary = f"{bind}: {len(lines)} of {workers} worker{s} pending"
-            _echo([summary, *(lines if wait is None else ())])
+            echo([summary, *(lines if wait is None else ())])
         elif workers:
-            _echo([f"{bind}: {change.done} ({workers} worker{s})"])
+            echo([f"{bind}: {change.done} ({workers} worker{s})"])
         else:
-            _echo([f"{bind}: requested; no running worker to confirm it"])
+            echo([f"{bind}: requested; no running worker to confirm it"])
         seen += workers
         late += len(lines)
-    _echo(fleet.hidden)
+    echo(fleet.hidden)
     if not seen:
-        _echo([_why_no_worker(site)])
+        echo([_why_no_worker(site)])
         return NOTHING
     return DEGRADED if late or fleet.hidden else HEALTHY
 
 
-def _echo(lines: Iterable[render.Line]) -> None:
+def echo(lines: Iterable[render.Line]) -> None:
     """Print lines and flush; end the command if that fails."""
     _print("".join(f"{render.printable(line)}\n" for line in lines))
 
@@ -431,22 +433,44 @@ def _print(text: str) -> None:
 
 
 @group.command()
-@_bind
+@bind_option
 def check(bind: str | None) -> None:
     """Connect once and examine settings, server and workers.
 
     Exit code 1 if there is a failure.
     """
-    site = _site(bind)
+    site = find_site(bind)
     findings: list[Finding] = []
 
     def show(found: Iterable[Finding]) -> None:
         for finding in found:
             findings.append(finding)
-            _echo([render.finding(finding)])
+            echo([render.finding(finding)])
 
     show(examine_status_dir(site, _typed))
     for name, config in site.pools.items():
-        _echo(["", f"{name}: {config.server}"])
+        echo(["", f"{name}: {config.server}"])
         show(examine(config, len(site.workers[name]) or None))
     sys.exit(DEGRADED if any(f.level == FAILURE for f in findings) else HEALTHY)
+
+
+_SCRIPT = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True)
+
+
+@group.command("run")
+@click.argument("files", nargs=-1, required=True, type=_SCRIPT)
+@click.option("--bind", metavar="NAME", help="Execute them on this pool's server.")
+def run_scripts(files: tuple[str, ...], bind: str | None) -> None:
+    """Execute scripts of statements, such as schema.sql or a dump.
+
+    `-` is standard input. All FILES share one connection of their own, with the
+    settings of the pool but without its time-outs. Each statement commits
+    automatically, as in the mysql client, unless the script begins a transaction. The
+    first error ends the command with exit code 1.
+    """
+    pools = find_site(bind).pools
+    if bind is None and "default" not in pools and len(pools) > 1:
+        raise click.UsageError(f"name one pool by --bind: {', '.join(pools)}")
+    config = pools.get("default") or next(iter(pools.values()))
+    for line in scripts.execute(config, files):
+        echo([line])

@@ -16,7 +16,7 @@ import click
 from ..config import PoolConfig
 from ..workers.mysql_server import Login, Unanswered, connect_to
 from .check import no_connection
-from .commands import _bind, _site, group
+from .commands import bind_option, find_site, group
 
 NO_CLIENT = (
     "neither 'mariadb' nor 'mysql' is in the PATH: install a client, such as by"
@@ -32,13 +32,13 @@ _ESCAPED = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"}
 
 
 @group.command()
-@_bind
+@bind_option
 def shell(bind: str | None) -> None:
     """Open the server's own client, mariadb or mysql, with the settings of a pool.
 
     It reads statements from the terminal or from a pipe. The exit code is the client's.
     """
-    pools = _site(bind).pools
+    pools = find_site(bind).pools
     name = "default" if bind is None and "default" in pools else bind
     if name is None and len(pools) > 1:
         known = ", ".join(map(repr, pools))

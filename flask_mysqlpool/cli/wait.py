@@ -11,12 +11,12 @@ from ..workers.mysql_server import Unanswered, connect_to
 from .check import no_connection
 from .commands import (
     DEGRADED,
-    _bind,
-    _duration,
-    _echo,
-    _interrupted_by_signals,
-    _site,
+    bind_option,
+    duration_option,
+    echo,
+    find_site,
     group,
+    interrupted_by_signals,
 )
 
 #: Seconds between two tries.
@@ -24,29 +24,29 @@ PAUSE = 0.5
 
 
 @group.command()
-@_duration(
+@duration_option(
     "--timeout",
     default=60.0,
     help="Give up after this time, by default 60 seconds.",
     min=0,
     min_open=True,
 )
-@_bind
+@bind_option
 def wait(timeout: float, bind: str | None) -> None:
     """Wait until the server accepts connections, as a container does at its start.
 
     Prints why it does not yet, whenever the reason changes. Exit code 1 if it still
     does not after the timeout.
     """
-    site = _site(bind)
+    site = find_site(bind)
     try:
-        with _interrupted_by_signals():
+        with interrupted_by_signals():
             late = _wait(dict(site.pools), time.monotonic() + timeout)
     except KeyboardInterrupt as interrupt:
         if not interrupt.args:
             raise
         sys.exit(128 + interrupt.args[0])
-    _echo(f"{b}: no connection within {timeout:g} s: {why}" for b, why in late.items())
+    echo(f"{b}: no connection within {timeout:g} s: {why}" for b, why in late.items())
     sys.exit(DEGRADED if late else 0)
 
 
@@ -59,10 +59,10 @@ def _wait(pools: dict[str, PoolConfig], deadline: float) -> dict[str, str]:
             if why is None:
                 del pools[bind]
                 reasons.pop(bind, None)
-                _echo([f"{bind}: {config.server} accepts connections"])
+                echo([f"{bind}: {config.server} accepts connections"])
             elif reasons.get(bind) != why:
                 reasons[bind] = why
-                _echo([f"{bind}: not yet: {why}"])
+                echo([f"{bind}: not yet: {why}"])
         left = deadline - time.monotonic()
         if not pools or left <= 0:
             return reasons

@@ -180,6 +180,9 @@ class PoolConfig:
     """Duration from which on a statement is logged as slow; 0: never."""
     log_parameters: bool = _setting(False, validators.flag)
     """Whether the parameters of statements are recorded and logged, too."""
+    statement_comments: bool = _setting(False, validators.flag)
+    """Whether each statement begins with a comment that names the pool and the
+    endpoint, for the server's process list and its slow log."""
     backend: str | type = _setting("pooled", validators.backend)
     """pooled; null, which connects for each checkout; or a subclass of ``Pool``."""
     name: str = _setting("mysqlpool", validators.label)

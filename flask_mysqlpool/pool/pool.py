@@ -253,6 +253,8 @@ class Pool(PooledDB):  # type: ignore[misc]
                 con.since = started
             con.holder = get_ident()
             con.writes = handle.writes
+            if self.config.statement_comments:
+                con.name_in_comments(handle.endpoint)
             handle._con = con
             if self._observers or not at_once:
                 self._record_checkout(handle, monotonic() - started)

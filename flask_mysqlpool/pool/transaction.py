@@ -289,6 +289,8 @@ class Blocks:
         self.check(session, left)
         session.side_effects |= left
         session.writes.sent = True
+        if session.comment:
+            piece = [session.comment + statement for statement in piece]
         session.attempt(self._send_and_read, session, left, piece, done)
 
     def _send_and_read(

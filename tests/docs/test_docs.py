@@ -723,8 +723,13 @@ Built = tuple[Path, str]
 def test_the_pages_are_built_without_a_warning(built: Built) -> None:
     # Other packages' documentation is not there; and docstrings have types to link that
     # are documented nowhere.
-    pattern = r"^\S+\.(?:rst|md):\d+: WARNING: (?!.*not found: (?!flask_mysqlpool)).*"
-    warnings = re.findall(pattern, built[1], re.MULTILINE)
+    missing = r"WARNING: py:\w+ reference target not found: "
+    of_ours = rf"\S+\.(?:rst|md):\d+: {missing}flask_mysqlpool"
+    warnings = [
+        line
+        for line in built[1].splitlines()
+        if not re.search(missing, line) or re.match(of_ours, line)
+    ]
 
     assert warnings == []
 

@@ -345,7 +345,7 @@ def test_a_key_that_is_encrypted_asks_nobody_for_its_password(
     certificate, key = authority.issue("client")
     encrypted = tmp_path / "key"
     output = ["-out", str(encrypted), "-aes128", "-passout", "pass:secret"]
-    openssl("rsa", "-in", str(key), *output)
+    openssl("pkey", "-in", str(key), *output)
     settings = {"SSL_CERT": str(certificate), "SSL_KEY": str(encrypted)}
     pool = make_pool(URL=with_tls.url, SSL_MODE="REQUIRED", **settings)
 

@@ -114,6 +114,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "RECORD_QUERIES": False,
         "SLOW_QUERY": 0.0,
         "LOG_PARAMETERS": False,
+        "STATEMENT_COMMENTS": False,
         "BACKEND": "pooled",
         "NAME": "mysqlpool",
     }

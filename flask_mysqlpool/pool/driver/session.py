@@ -95,6 +95,9 @@ def _query(statement: bytes) -> tuple[int, bytes]:
     return COMMAND.COM_QUERY, statement
 
 
+#: What a comment before a statement does not contain, and how long it is.
+_NOT_IN_COMMENT, _LONGEST_COMMENT = re.compile(r"[^ -~]|[*%;?'\"`\\]"), 200
+
 #: The part of a statement that a syntax error repeats, which may be all of it.
 _QUOTED = re.compile(r"'.*'", re.DOTALL)
 
@@ -168,6 +171,8 @@ class Session(Transport):
     transaction_unknown = check_first = False
     #: Whether a COMMIT was sent, and not answered by an OK.
     commit_unanswered = False
+    #: The comment before each statement, if STATEMENT_COMMENTS is set.
+    comment = b""
     #: What the server told with its answer to the last COMMIT.
     told_of_commit = NONE
     #: Where to record that it was closed before the server had answered.
@@ -347,11 +352,12 @@ class Session(Transport):
         self.side_effects |= left
         if left & WRITES:
             self.writes.sent = True
+        sent = self.comment + statement if self.comment else statement
         try:
             if self.blocks is None:
-                raw.query(statement, unbuffered)
+                raw.query(sent, unbuffered)
             else:
-                self.blocks.execute(self, statement, left, unbuffered)
+                self.blocks.execute(self, sent, left, unbuffered)
         except BaseException as error:
             self.failed(error)
             raise
@@ -373,6 +379,13 @@ class Session(Transport):
         if not (unbuffered or result.has_next):
             raw._result = None  # nothing is left to read
         return result
+
+    def name_in_comments(self, purpose: str | None) -> None:
+        """Begin each statement with a comment: the pool's name and a purpose."""
+        text = f"{self.config.name} {purpose or ''}".strip()
+        # Printable ASCII without what could end the comment.
+        plain = _NOT_IN_COMMENT.sub("_", text)[:_LONGEST_COMMENT]
+        self.comment = f"/* {plain} */ ".encode()
 
     def hear(self, left: int = NONE) -> None:
         """Record what the server has told since a statement with these side effects."""

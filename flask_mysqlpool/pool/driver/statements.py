@@ -18,7 +18,7 @@ LONGEST = 200_000
 #: The first and the second bytes of two-byte characters, in the character sets whose
 #: second byte may be a quote or a backslash: gbk and gb18030, big5, sjis and cp932.
 #: Empty for all others.
-_HALVES = (
+HALVES = (
     (b"", b""),
     (rb"\x81-\xfe", rb"\x40-\x7e\x80-\xfe"),
     (rb"\xa1-\xf9", rb"\x40-\x7e\xa1-\xfe"),
@@ -37,7 +37,7 @@ def _lexer(
     escapes: bool, escapes_in_names: bool, halves: int, versioned: bool
 ) -> re.Pattern[bytes]:
     """Match tokens that are not code: comments, strings, quoted names, characters."""
-    first, second = _HALVES[halves]
+    first, second = HALVES[halves]
 
     def quoted(quote: bytes, escape: bool) -> bytes:
         plain = b"[^" + quote + (rb"\\" if escape else b"") + first + b"]*"
@@ -102,7 +102,7 @@ def _ways_to_read(text: bytes) -> list[tuple[bool, bool, int]]:
         quotings = [(True, True), (False, False)]
     else:
         quotings = [(True, True), (False, False), (True, False)]
-    halves = range(len(_HALVES)) if _AMBIGUOUS_LETTER.search(text) else (0,)
+    halves = range(len(HALVES)) if _AMBIGUOUS_LETTER.search(text) else (0,)
     return [(*quoting, half) for quoting in quotings for half in halves]
 
 
@@ -381,9 +381,32 @@ _cached_side_effects = lru_cache(maxsize=1000)(find_side_effects)
 
 def side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
     """Do the same as :func:`find_side_effects`, with a cache for short statements."""
+    if statement.endswith(b"*/"):
+        statement = _without_trailing_comment(statement)
     if len(statement) < MEMORABLE:
         return _cached_side_effects(statement, server)
     return find_side_effects(statement, server)
+
+
+def _without_trailing_comment(statement: bytes) -> bytes:
+    """Remove a comment at the end, as tracing libraries add one to each statement.
+
+    With another trace in each, no two of them would be equal. What could be read in
+    another way is left as it is.
+    """
+    begin = statement.find(b"/*")
+    code, kind = statement[:begin], statement[begin + 2 : begin + 3]
+    is_certain = (
+        statement.find(b"*/", begin + 2) == len(statement) - 2
+        and kind not in b"!+mM"
+        and not code.count(b"'") & 1
+        and not any(mark in code for mark in _MARKS)
+    )
+    return code.rstrip() if is_certain else statement
+
+
+#: In code without them, each pair of single quotes is a string.
+_MARKS = b"\\", b'"', b"`", b"#", b"--"
 
 
 def _only_reads(text: bytes, calls: dict[bytes, int]) -> bool:
