@@ -36,7 +36,7 @@ from ..workers.overview import (
     totals,
 )
 from ..workers.status import WorkerStatus
-from . import render
+from . import render, scripts
 from .check import FAILURE, Finding, examine, examine_status_dir, fix_of
 
 #: Exit codes; 2 is click's, for a command that was typed wrong.
@@ -450,3 +450,25 @@ def check(bind: str | None) -> None:
         _echo(["", f"{name}: {config.server}"])
         show(examine(config, len(site.workers[name]) or None))
     sys.exit(DEGRADED if any(f.level == FAILURE for f in findings) else HEALTHY)
+
+
+_SCRIPT = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True)
+
+
+@group.command("run")
+@click.argument("files", nargs=-1, required=True, type=_SCRIPT)
+@click.option("--bind", metavar="NAME", help="Execute them on this pool's server.")
+def run_scripts(files: tuple[str, ...], bind: str | None) -> None:
+    """Execute scripts of statements, such as schema.sql or a dump.
+
+    `-` is standard input. All FILES share one connection of their own, with the
+    settings of the pool but without its time-outs. Each statement commits
+    automatically, as in the mysql client, unless the script begins a transaction. The
+    first error ends the command with exit code 1.
+    """
+    pools = _site(bind).pools
+    if bind is None and "default" not in pools and len(pools) > 1:
+        raise click.UsageError(f"name one pool by --bind: {', '.join(pools)}")
+    config = pools.get("default") or next(iter(pools.values()))
+    for line in scripts.execute(config, files):
+        _echo([line])

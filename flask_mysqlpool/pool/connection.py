@@ -33,6 +33,7 @@ from .driver.statements import TRANSACTION
 from .query_log import Recorder
 from .sql import cursors
 from .sql.rows import TypedCursor
+from .sql.scripts import Script
 from .sql.templates import Identifier, plain
 from .transaction import OWN, Blocks, Progress, TransactionBlock, call_after_commit
 
@@ -268,6 +269,24 @@ class PooledConnection(_Face):
             return self._result.affected_rows  # type: ignore[no-any-return]
         finally:
             self._leave()
+
+    def executescript(self, text: str | bytes) -> int:
+        """Execute all statements of a script, and return how many these were.
+
+        They are told apart as the ``mysql`` client does it, by ``;`` or what
+        ``DELIMITER`` sets, outside strings and comments. They run in a transaction, or
+        not, as the script says. Rows that they return are dropped. An error ends the
+        script; its text ends with the line of its statement. A quote or a comment that
+        is not closed is a :exc:`pymysql.err.ProgrammingError`, raised before anything
+        is executed.
+        """
+        script = Script(self, text)
+        try:
+            script.execute()
+        except MySQLError as error:
+            script.name_line(error)
+            raise
+        return script.count
 
     def execute_many(self, statements: Iterable[bytes]) -> Progress | None:
         """Execute statements of a block, many at once; None outside blocks."""

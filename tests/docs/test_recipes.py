@@ -42,7 +42,8 @@ pytestmark = pytest.mark.one_engine
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.rst"
 BLOCK = re.compile(
-    r"^\.\. code-block:: python\n    :name: (\S+)\n\n((?:    .*\n|\n)+)", re.MULTILINE
+    r"^\.\. code-block:: (?:python|mysql)\n    :name: (\S+)\n\n((?:    .*\n|\n)+)",
+    re.MULTILINE,
 )
 BLOCKS = {name: textwrap.dedent(text) for name, text in BLOCK.findall(PAGE.read_text())}
 
@@ -1060,6 +1061,24 @@ def test_apscheduler_runs_jobs_that_return_their_connections(
 
     with module.app.app_context():
         assert (module.db.stats().opened, module.db.stats().in_use) == (1, 0)
+
+
+# A schema
+
+
+def test_a_command_of_the_app_executes_its_schema(
+    make_app: MakeApp, sql: Sql, tmp_path: Path
+) -> None:
+    sql("DROP TABLE IF EXISTS person")
+    (tmp_path / "schema.sql").write_text(BLOCKS["schema-script"])
+    recipe = Recipe(make_app, "", "schema")
+    recipe.app.root_path = str(tmp_path)
+
+    for _ in range(2):
+        ended = recipe.app.test_cli_runner().invoke(args=["init-db"])
+        assert ended.exit_code == 0, ended.output
+
+    assert sql("SELECT id, name FROM person ORDER BY id") == ((1, "Ann"), (2, "Bob"))
 
 
 # Streams

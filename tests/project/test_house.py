@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pool": {"errors", "config", "pool.driver", "pool.sql"},
     "workers": {"errors", "config", "pool.driver", "pool"},
     "signals": {"pool.driver", "pool"},
-    "cli": {"config", "pool.driver", "workers"},
+    "cli": {"config", "pool.driver", "pool.sql", "pool", "workers"},
     "extension": {
         "errors",
         "config",
@@ -42,7 +42,7 @@ WITHOUT_FLASK = {"errors", "config", "pool.driver", "pool.sql", "pool", "workers
 KNOW: dict[str, set[str]] = {
     "pymysql": {
         *("errors", "config", "pool.driver", "pool.sql", "pool"),
-        *("workers.mysql_server", "contrib", "testing"),
+        *("workers.mysql_server", "cli.scripts", "contrib", "testing"),
     },
     "dbutils": {"errors", "pool.driver.transport", "pool.pool"},
 }

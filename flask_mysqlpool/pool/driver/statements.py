@@ -18,7 +18,7 @@ LONGEST = 200_000
 #: The first and the second bytes of two-byte characters, in the character sets whose
 #: second byte may be a quote or a backslash: gbk and gb18030, big5, sjis and cp932.
 #: Empty for all others.
-_HALVES = (
+HALVES = (
     (b"", b""),
     (rb"\x81-\xfe", rb"\x40-\x7e\x80-\xfe"),
     (rb"\xa1-\xf9", rb"\x40-\x7e\xa1-\xfe"),
@@ -37,7 +37,7 @@ def _lexer(
     escapes: bool, escapes_in_names: bool, halves: int, versioned: bool
 ) -> re.Pattern[bytes]:
     """Match tokens that are not code: comments, strings, quoted names, characters."""
-    first, second = _HALVES[halves]
+    first, second = HALVES[halves]
 
     def quoted(quote: bytes, escape: bool) -> bytes:
         plain = b"[^" + quote + (rb"\\" if escape else b"") + first + b"]*"
@@ -102,7 +102,7 @@ def _ways_to_read(text: bytes) -> list[tuple[bool, bool, int]]:
         quotings = [(True, True), (False, False)]
     else:
         quotings = [(True, True), (False, False), (True, False)]
-    halves = range(len(_HALVES)) if _AMBIGUOUS_LETTER.search(text) else (0,)
+    halves = range(len(HALVES)) if _AMBIGUOUS_LETTER.search(text) else (0,)
     return [(*quoting, half) for quoting in quotings for half in halves]
 
 
