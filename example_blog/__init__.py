@@ -18,7 +18,7 @@ from typing import Any
 
 from flask import Flask
 
-from . import auth, blog, db
+from . import auth, blog, db, errors
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
@@ -29,10 +29,12 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         SECRET_KEY=secrets.token_hex(),
         SESSION_COOKIE_SAMESITE="Lax",
         MYSQLPOOL_CURSORCLASS="RowCursor",
+        MYSQLPOOL_SETSESSION=["SET time_zone = '+00:00'"],
     )
     app.config.from_prefixed_env()
     app.config.from_mapping(config or {})
     db.init_app(app)
+    errors.init_app(app)
     app.register_blueprint(auth.blueprint)
     app.register_blueprint(blog.blueprint)
     return app

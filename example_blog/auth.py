@@ -19,7 +19,7 @@ from flask import (
 from flask.typing import ResponseReturnValue
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from flask_mysqlpool import get_db
+from .db import get_db
 
 blueprint = Blueprint("auth", __name__)
 

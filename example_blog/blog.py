@@ -7,9 +7,8 @@ from typing import Any
 from flask import Blueprint, abort, g, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 
-from flask_mysqlpool import get_db
-
 from .auth import login_required
+from .db import get_db
 
 blueprint = Blueprint("blog", __name__)
 

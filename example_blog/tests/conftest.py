@@ -12,8 +12,7 @@ from flask.testing import FlaskClient
 from werkzeug.security import generate_password_hash
 
 from example_blog import create_app
-from example_blog.db import db
-from flask_mysqlpool import get_db
+from example_blog.db import db, get_db
 from flask_mysqlpool.testing import LocalServer, ServerNotFound
 from flask_mysqlpool.testing.fixtures import mysql_rollback as mysql_rollback
 
@@ -36,6 +35,9 @@ def mysql_server(request: pytest.FixtureRequest) -> Iterator[LocalServer]:
             raise
         pytest.skip(str(error))
     with server:
+        # Posts have the time of UTC, wherever the server is.
+        with server.connect() as connection, connection.cursor() as cursor:
+            cursor.execute("SET GLOBAL time_zone = '+05:00'")
         yield server
 
 

@@ -6,33 +6,19 @@ import pytest
 from flask import session
 from flask.testing import FlaskClient
 
-from flask_mysqlpool import get_db
+from example_blog.db import get_db
 
 from .conftest import PASSWORD
 
 
-def test_who_registers_is_logged_in(client: FlaskClient) -> None:
+def test_who_registers_is_logged_in_and_can_log_in_again(client: FlaskClient) -> None:
     assert client.get("/register").status_code == 200
     joan = {"name": " Joan ", "password": "long enough"}
+    for path in "/register", "/login":
+        response = client.post(path, data=joan, follow_redirects=True)
 
-    response = client.post("/register", data=joan, follow_redirects=True)
-
-    assert "Log out Joan" in response.text
-
-
-def test_who_is_registered_can_log_in_again(client: FlaskClient) -> None:
-    joan = {"name": "Joan", "password": "long enough"}
-    client.post("/register", data=joan)
-    client.post("/logout")
-
-    assert (
-        "Log out Joan" in client.post("/login", data=joan, follow_redirects=True).text
-    )
-
-
-def test_passwords_are_stored_as_hashes(client: FlaskClient) -> None:
-    client.post("/register", data={"name": "Joan", "password": "long enough"})
-
+        assert "Log out Joan" in response.text
+        client.post("/logout")
     query = "SELECT password FROM author WHERE name = 'Joan'"
     stored: Any = get_db().execute(query).fetchone()
     assert stored["password"].startswith("scrypt:")
@@ -105,9 +91,8 @@ def test_who_logs_in_is_never_sent_elsewhere(client: FlaskClient) -> None:
     assert response.location == "/"
 
 
-def test_an_author_who_is_gone_is_logged_out(client: FlaskClient) -> None:
-    client.post("/register", data={"name": "Joan", "password": "long enough"})
-    get_db().execute("DELETE FROM author WHERE name = 'Joan'")
+def test_an_author_who_is_gone_is_logged_out(ada: FlaskClient) -> None:
+    get_db().execute("DELETE FROM author WHERE name = 'Ada'")
     get_db().commit()
 
-    assert client.get("/new").status_code == 401
+    assert ada.get("/new").status_code == 401

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from flask.testing import FlaskClient
@@ -29,8 +30,16 @@ def test_all_can_read_a_post(ada: FlaskClient) -> None:
 
     assert "<h2>Engines</h2>" in text
     assert "They weave\nalgebra." in text
-    assert re.search(r"Ada, \d{4}-\d\d-\d\d \d\d:\d\d", text)
     assert "Edit" not in text
+
+
+def test_a_post_has_the_time_of_utc(ada: FlaskClient) -> None:
+    write(ada, "Engines")
+
+    [shown] = re.findall(r"Ada, (\d{4}-\d\d-\d\d \d\d:\d\d)", ada.get("/").text)
+
+    passed = datetime.now(timezone.utc) - datetime.fromisoformat(f"{shown}+00:00")
+    assert timedelta(0) <= passed < timedelta(minutes=3)
 
 
 def test_the_newest_post_is_the_first(ada: FlaskClient, grace: FlaskClient) -> None:

@@ -1,4 +1,4 @@
-"""The command init-db, and what pages show before it."""
+"""The command init-db."""
 
 from __future__ import annotations
 
@@ -32,10 +32,3 @@ def test_init_db_again_deletes_authors_and_posts(bare_app: Flask) -> None:
 
     assert "There are no posts yet." in client.get("/").text
     assert client.get("/new").status_code == 401
-
-
-def test_without_tables_pages_name_the_command(bare_app: Flask) -> None:
-    response = bare_app.test_client().get("/")
-
-    assert response.status_code == 503
-    assert "Run: flask --app example_blog init-db" in response.text

@@ -1,8 +1,9 @@
-"""Texts that sqlite3 takes, and a column of MySQL does not."""
+"""What the server refuses, and how pages say so; on sqlite3 there was none of this."""
 
 from __future__ import annotations
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 
 
@@ -22,3 +23,10 @@ def test_a_text_that_is_too_long(ada: FlaskClient, field: str) -> None:
     assert response.status_code == 400
     assert f"too long for column &#39;{field}&#39;" in response.text
     assert "There are no posts yet." in ada.get("/").text
+
+
+def test_without_tables_pages_name_the_command(bare_app: Flask) -> None:
+    response = bare_app.test_client().get("/")
+
+    assert response.status_code == 503
+    assert "Run: flask --app example_blog init-db" in response.text
