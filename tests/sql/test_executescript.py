@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from clients import client
+from programs import client
 from conftest import MakePool, Sql
 from hypothesis import given, settings
 from hypothesis import strategies as st
