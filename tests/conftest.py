@@ -244,8 +244,10 @@ PAUSE = 0.005
 
 #: What takes longest comes first, so that all processes end at the same time.
 LONGEST = [
-    *("ledger", "servers", "galera", "session_audit", "replication", "cli", "faults"),
-    *("transactions", "monitor_browser", "foreign", "fleet", "pool_model", "pitfalls"),
+    *("ledger", "session_audit", "cli", "local_server", "docs", "servers", "results"),
+    *("interruptions", "galera", "faults", "transactions", "hosts", "monitor_browser"),
+    *("fleet", "foreign", "pitfalls", "benchmarks", "replication", "connects"),
+    *("contexts", "tls", "connect_setting", "settling", "host_limit", "pool_model"),
 ]
 
 

@@ -16,7 +16,7 @@ import flask_mysqlpool
 from flask_mysqlpool import Pool
 
 #: The modules whose every instruction is tried.
-OURS = tuple(
+OURS = frozenset(
     str(Path(flask_mysqlpool.__file__).with_name("pool") / f"{name}.py")
     for name in (
         *("pool", "state", "waiters", "connection", "transaction", "sql/cursors"),

@@ -37,8 +37,8 @@ WORKERS, THREADS = 2, 4
 CLIENTS = 8
 
 
-#: Requests of one load, at the least.
-REQUESTS = 400
+#: Requests of one load, at the least: each client connects anew in it.
+REQUESTS = 240
 
 
 #: Requests that a client sends over one connection, where the server allows that.

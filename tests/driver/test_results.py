@@ -124,6 +124,7 @@ KINDS: dict[int, tuple[int, list[bytes]]] = {
     FIELD_TYPE.JSON: (63, [b'{"a": 1}']),
     FIELD_TYPE.NULL: (63, []),
 }
+CELLS = {kind: st.sampled_from([None, *cells]) for kind, (_, cells) in KINDS.items()}
 
 
 def coded(text: bytes | None) -> bytes:
@@ -161,8 +162,8 @@ def response(
 def two_forms(draw: st.DrawFn) -> tuple[bytes, bytes]:
     """A result with an EOF after its definitions and rows, and as a tracked one."""
     kinds = draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=5))
-    row = st.tuples(*(st.sampled_from([None, *KINDS[kind][1]]) for kind in kinds))
-    rows = draw(st.lists(row.map(list), max_size=12))
+    row = st.tuples(*map(CELLS.__getitem__, kinds)).map(list)
+    rows: list[list[bytes | None]] = draw(st.lists(row, max_size=12))
     if rows and draw(st.integers(0, 9)) == 9:  # a row without the last column
         rows[-1].pop()
     end = draw(st.sampled_from((EOF_PACKET, MORE_RESULTS, ERROR)))

@@ -143,6 +143,7 @@ def workers(server: LocalServer, folder: Path, count: int) -> Iterator[list[Proc
             process.kill()
 
 
+@pytest.mark.one_engine
 def test_a_budget_holds_over_all_processes_and_goes_to_who_needs_it(
     server: LocalServer, tmp_path: Path
 ) -> None:
