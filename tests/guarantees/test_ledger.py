@@ -56,7 +56,6 @@ def test_the_books_balance_over_tls(
     assert figures.outcomes["acknowledged"] > figures.transfers * 0.8, figures
 
 
-@pytest.mark.one_engine
 @pytest.mark.timeout(120)
 def test_the_same_ledger_shows_the_halves_that_a_plain_pool_makes(
     make_server: MakeServer,
