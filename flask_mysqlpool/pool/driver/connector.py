@@ -32,7 +32,7 @@ ANOTHER_ROLE = 0.25
 #: Statements that were given up: how many a pool remembers, for how many seconds.
 MOST_ABANDONED, FORGOTTEN = 100, 60.0
 #: Seconds until it is tried again to kill at a server that does not list our ports.
-PORTS_HIDDEN = 600.0
+PORTS_HIDDEN = 60.0
 
 monotonic = time.monotonic
 
@@ -312,6 +312,8 @@ class Connector:
         self._pipelines = _PIPELINES if config.connect is None else {}
         #: Whether the last login at a host set nothing unusual; see :mod:`.login`.
         self._usual: dict[Place, bool] = {}
+        #: The servers that have refused to reset a session: until when not to ask them.
+        self._no_reset: dict[tuple[str, int], float] = {}
 
     def connect(self, deadline: float) -> Session:
         """Open a connection and set up its session, by the deadline.
@@ -440,6 +442,7 @@ class Connector:
             raise OperationalError(CR.CR_UNKNOWN_ERROR, text) from cause
         if self.config.kill_abandoned:
             connection.abandoned = self.abandoned
+        connection.no_reset = self._no_reset
         raw = connection.raw
         # Not among the arguments, which are variables of the driver's frames.
         raw.password = secret.value or raw.password
