@@ -38,6 +38,7 @@ WSGI = {
     "uWSGI": "pyuwsgi",
     "waitress": "waitress",
     "granian": "granian",
+    "mod_wsgi": "mod_wsgi",
 }
 
 NOTED = ("Python", *PACKAGES, *SERVERS, *WSGI, "commit")

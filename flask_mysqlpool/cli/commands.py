@@ -258,7 +258,10 @@ def _reset_at_server(site: Overview) -> None:
                 idle = [thread for thread in server.threads() if thread.sleeps]
                 ended = server.kill(idle)
         except Unanswered as error:
-            echo([f"{bind}: cannot connect to {config.server}: {error}"])
+            text = (
+                f"{bind}: cannot end the idle connections on {config.server}: {error}"
+            )
+            echo([text])
             sys.exit(DEGRADED)
         s = "" if ended == 1 else "s"
         echo([f"{bind}: ended {ended} idle connection{s} on {config.server}"])

@@ -783,7 +783,7 @@ def test_reset_at_a_server_that_is_down_gives_its_reason(make_app: MakeApp) -> N
     code, output = run(make_app(PORT=1), "reset", "--yes", "--server")
 
     assert code == 1
-    assert "cannot connect to 127.0.0.1:1/test: 2003" in output
+    assert "cannot end the idle connections on 127.0.0.1:1/test: 2003" in output
 
 
 @pytest.mark.one_engine(False)

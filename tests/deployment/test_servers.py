@@ -92,6 +92,32 @@ def granian() -> Kind:
     )
 
 
+def mod_wsgi() -> Kind:
+    # It names the port that it was given; the socket holds one for it. As root, Apache
+    # serves nothing; in a namespace of its own, root is another user of the same files.
+    start = (
+        "import os, socket, sys; held = socket.socket();"
+        " held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1);"
+        " held.bind(('127.0.0.1', 0)); held.set_inheritable(True);"
+        " sys.argv += ['--port', str(held.getsockname()[1])];"
+        " user = ['unshare', '--user', '--map-user=1000', '--map-group=1000'];"
+        " command = [*(() if os.getuid() else user), *sys.argv[1:]];"
+        " os.execvp(command[0], command)"
+    )
+    return Kind(
+        "mod_wsgi",
+        (
+            *("-c", start, str(Path(sys.executable).with_name("mod_wsgi-express"))),
+            *("start-server", "--application-type=module", "sites"),
+            *("--callable-object=app", "--host=127.0.0.1", "--log-to-terminal"),
+            *(f"--processes={WORKERS}", f"--threads={THREADS}", "--locale=C.UTF-8"),
+            "--server-root=apache",
+        ),
+        ("mod_wsgi",),
+        refuses_first=True,
+    )
+
+
 KINDS = [
     *(
         gunicorn(worker, *needs, preload=preload)
@@ -105,6 +131,7 @@ KINDS = [
     uwsgi(lazy=True),
     waitress(),
     granian(),
+    mod_wsgi(),
 ]
 RECYCLING = [
     gunicorn("gthread --max-requests=40", preload=preload) for preload in (False, True)

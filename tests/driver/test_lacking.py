@@ -19,6 +19,7 @@ from pymysql.err import MySQLError
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig, TransactionError, get_db
 from flask_mysqlpool.cli.check import examine
 from flask_mysqlpool.monitor.snapshot import Memory, read_site, status
+from flask_mysqlpool.pool.driver import session
 from flask_mysqlpool.pool.driver.session import COM_RESET_CONNECTION, COM_SET_OPTION
 from flask_mysqlpool.pool.driver.transport import packets
 from flask_mysqlpool.pool.transaction import transaction
@@ -44,6 +45,7 @@ class Lacking(FaultProxy):
         self.lacks = {key: _instead(value) for key, value in lacks.items()}
         self.flags = flags
         self.pieces: dict[Any, bytes] = {}
+        self.replaced = 0
 
     def _note_request(self, link: Any, data: bytes) -> bytes | None:
         noted = super()._note_request(link, data)
@@ -62,6 +64,7 @@ class Lacking(FaultProxy):
             for lacking, instead in self.lacks.items():
                 is_command = isinstance(lacking, int)
                 if lacking == packet[4] if is_command else lacking in packet:
+                    self.replaced += 1
                     return packets([(COM_QUERY, instead)])
         return packet
 
@@ -211,6 +214,32 @@ def test_a_server_without_traces_has_its_sessions_replaced(
     # The variable is MySQL's.
     assert len(numbers) == (1 if engine == "mariadb" else 3)
     assert len(said(caplog)) <= 1
+
+
+@pytest.mark.parametrize("pipelining", ["on", "off"])
+@pytest.mark.parametrize("seconds", [60.0, 0.0])
+def test_a_server_that_has_refused_a_reset_is_not_soon_asked_again(
+    make_pool: MakePool,
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+    pipelining: str,
+    seconds: float,
+) -> None:
+    monkeypatch.setattr(session, "NO_RESET", seconds)
+    proxy = Lacking(server, NO_RESET)
+    with proxy:
+        pool = make_pool(URL=url_of(server, proxy), MAX_SIZE=1, PIPELINING=pipelining)
+        for _ in range(4):
+            with pool.connection() as connection:
+                assert execute(connection, "SELECT @left") == ((None,),)
+                execute(connection, "SET @left = 1")
+        # The first return leaves a connection whose clean-up fails; the others, none.
+        assert pool.stats().idle == (0 if seconds else 1)
+        with pool.connection() as connection:
+            number = connection.thread_id()
+        with pool.connection() as connection:
+            assert connection.thread_id() == number  # a clean one is kept
+        assert proxy.replaced == (1 if seconds else 4)
 
 
 IS_REPLICA = "SELECT 'read_only' AS Variable_name, 'ON' AS Value"
@@ -395,4 +424,6 @@ def test_commands_tell_what_it_does_not_tell(mimic_app: Flask) -> None:
     code, output = run("status", "--server", "--json")
     assert '"connected": null' in output and '"threads": null' in output
     code, output = run("reset", "--server", "--yes")
-    assert code == 1 and "PROCESSLIST" in output
+    assert code == 1
+    assert output.startswith("default: cannot end the idle connections on 127.0.0.1:")
+    assert "PROCESSLIST" in output

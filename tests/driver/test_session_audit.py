@@ -281,9 +281,9 @@ CHANGES = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def audited(server: LocalServer) -> Iterator[LocalServer]:
-    """The server with a database to play in."""
+    """The server with a database to play in, and a role for its account."""
     root = server.connect()
     with root.cursor() as cursor:
         for statement in _furniture(server):

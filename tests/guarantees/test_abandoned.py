@@ -19,6 +19,7 @@ from pymysql.err import MySQLError, OperationalError
 
 from flask_mysqlpool import ConnectionShared
 from flask_mysqlpool.pool import Pool
+from flask_mysqlpool.pool.driver import connector
 from flask_mysqlpool.pool.driver.connector import _Abandoned
 from flask_mysqlpool.testing import FaultProxy
 
@@ -201,16 +202,26 @@ def test_without_kill_abandoned_it_goes_on(
 # Never another's
 
 
-def test_behind_a_proxy_nothing_is_killed(
-    make_pool: MakePool, proxy: FaultProxy, running: Callable[[], set[int]]
+@pytest.mark.parametrize("seconds", [60.0, 0.0])
+def test_behind_a_proxy_nothing_is_killed_and_soon_nothing_tried(
+    make_pool: MakePool,
+    proxy: FaultProxy,
+    running: Callable[[], set[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
 ) -> None:
     """The server lists the port of the proxy, not ours."""
+    monkeypatch.setattr(connector, "PORTS_HIDDEN", seconds)
     pool = make_pool(HOST=proxy.host, PORT=proxy.port, READ_TIMEOUT=0.1)
-    for _ in range(3):
+    abandoned = pool._connector.abandoned
+    for _ in range(4):
         with pool.connection() as con, pytest.raises(OperationalError):
             execute(con, LONG)
+        until(lambda: not abandoned and not pool.stats().connecting)
 
-    assert len(running()) == 3
+    # With the one that was opened to kill the first, and has executed the second.
+    assert proxy.connections == (4 if seconds else 5)
+    assert len(running()) == 4
     assert pool.stats().killed == 0
 
 

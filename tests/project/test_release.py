@@ -128,6 +128,19 @@ def test_what_is_supported_ran_and_nothing_failed(rows: dict[str, Any]) -> None:
         assert name == "py{}{}".format(*rows[name]["Python"].split("."))
 
 
+def test_the_page_names_the_environments_of_tox() -> None:
+    text = (ROOT / "tox.ini").read_text("utf-8")
+    page = (ROOT / "docs" / "compatibility.rst").read_text("utf-8")
+
+    with_gil, without = re.findall(r"^    py3\{([\d,]+)\}(?=t?$)", text, re.MULTILINE)
+
+    newest, *_, oldest = with_gil.split(",")
+    assert f"``py3{oldest}`` to ``py3{newest}``" in page
+    assert oldest == project(r'requires-python = ">=3\.(\d+)"')[0]
+    names = ", ".join(f"``py3{minor}t``" for minor in sorted(without.split(",")))
+    assert f"\n{names}\n" in page
+
+
 def test_a_python_without_a_gil_ran_without_one(rows: dict[str, Any]) -> None:
     free = [
         row["Python"] for name, row in rows.items() if re.fullmatch(r"py\d+t", name)

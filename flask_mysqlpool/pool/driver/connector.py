@@ -31,6 +31,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 ANOTHER_ROLE = 0.25
 #: Statements that were given up: how many a pool remembers, for how many seconds.
 MOST_ABANDONED, FORGOTTEN = 100, 60.0
+#: Seconds until it is tried again to kill at a server that does not list our ports.
+PORTS_HIDDEN = 60.0
 
 monotonic = time.monotonic
 
@@ -194,6 +196,8 @@ class Abandoned:
     def __init__(self, config: PoolConfig) -> None:
         self._name = config.name
         self._sessions: deque[_Abandoned] = deque(maxlen=MOST_ABANDONED)
+        #: The servers that do not list our ports: until when not to ask them.
+        self._hidden: dict[tuple[str, int], float] = {}
         self._throttle = Throttle()
         #: The number of statements that were killed.
         self.killed = 0
@@ -204,11 +208,13 @@ class Abandoned:
 
     def add(self, con: Session) -> None:
         """Record a session that is being closed."""
+        raw = con.raw
+        if monotonic() < self._hidden.get((raw.host, raw.port), 0.0):
+            return
         if con.interrupted:
             cause = "a close() by another thread"
         else:
             cause = "rows left unread" if con.lost is None else kind(con.lost)
-        raw = con.raw
         self._sessions.append(
             _Abandoned(
                 server=(raw.host, raw.port),
@@ -228,21 +234,25 @@ class Abandoned:
         that no proxy is between; and the other with the same account and host, its own
         port, and a statement. Raises PyMySQL's errors if the server does not answer.
         """
-        ours = self._take(con.raw.host, con.raw.port)
+        server = con.raw.host, con.raw.port
+        ours = self._take(server)
         if not ours:
             return
+        found: dict[int, str] | None = None
+        answers: list[Any] = []
         try:
             threads = {row["Id"]: row for row in con.ask("SHOW PROCESSLIST", deadline)}
             found = _found(threads, con, ours)
-            if not found:
-                return
-            con.write([(COMMAND.COM_QUERY, b"KILL %d" % n) for n in found])
-            answers = con.read_each(deadline)
+            if found:
+                con.write([(COMMAND.COM_QUERY, b"KILL %d" % n) for n in found])
+                answers = con.read_each(deadline)
         except MySQLError:
-            if con.lost is None:
-                return  # a server that has no such statement
-            self._sessions.extend(ours)
-            raise
+            if con.lost is not None:
+                self._sessions.extend(ours)
+                raise
+        if found is None:  # behind a proxy, or without such a statement
+            self._hidden[server] = monotonic() + PORTS_HIDDEN
+            return
         for (number, cause), answer in zip(found.items(), answers, strict=True):
             if isinstance(answer, MySQLError):
                 continue  # it has just ended
@@ -254,7 +264,7 @@ class Abandoned:
                 more = f"; and {held_back} more such" if held_back else ""
                 log(WARNING, text, self._name, number, cause, more)
 
-    def _take(self, host: str, port: int) -> list[_Abandoned]:
+    def _take(self, server: tuple[str, int]) -> list[_Abandoned]:
         """Take out those of this server; forget those of long ago."""
         ours = []
         for _ in range(len(self._sessions)):
@@ -262,7 +272,7 @@ class Abandoned:
                 one = self._sessions.popleft()
             except IndexError:
                 break  # another connect has taken them
-            if one.server != (host, port):
+            if one.server != server:
                 self._sessions.append(one)
             elif monotonic() < one.since + FORGOTTEN:
                 ours.append(one)
@@ -271,12 +281,15 @@ class Abandoned:
 
 def _found(
     threads: dict[Any, dict[str, Any]], con: Session, ours: list[_Abandoned]
-) -> dict[int, str]:
-    """Return the threads to kill, each with the reason for which it was given up."""
+) -> dict[int, str] | None:
+    """Return the threads to kill, each with the reason for which it was given up.
+
+    None if the server does not list this connection with our port.
+    """
     me = threads.get(str(con.raw.thread_id()), {})
     host, _, port = (me.get("Host") or "").rpartition(":")
     if port != str(con.port):
-        return {}
+        return None
     found = {}
     for one in ours:
         thread = threads.get(str(one.thread_id), {})
@@ -299,6 +312,8 @@ class Connector:
         self._pipelines = _PIPELINES if config.connect is None else {}
         #: Whether the last login at a host set nothing unusual; see :mod:`.login`.
         self._usual: dict[Place, bool] = {}
+        #: The servers that have refused to reset a session: until when not to ask them.
+        self._no_reset: dict[tuple[str, int], float] = {}
 
     def connect(self, deadline: float) -> Session:
         """Open a connection and set up its session, by the deadline.
@@ -427,6 +442,7 @@ class Connector:
             raise OperationalError(CR.CR_UNKNOWN_ERROR, text) from cause
         if self.config.kill_abandoned:
             connection.abandoned = self.abandoned
+        connection.no_reset = self._no_reset
         raw = connection.raw
         # Not among the arguments, which are variables of the driver's frames.
         raw.password = secret.value or raw.password

@@ -69,6 +69,10 @@ _NOTHING_FOUND = b"SELECT 1 FROM DUAL WHERE FALSE"
 _STATUS = b"SHOW GLOBAL STATUS WHERE Variable_name = 'wsrep_ready'"
 _ABOUT_ROLE = [(COMMAND.COM_QUERY, _VARIABLES), (COMMAND.COM_QUERY, _STATUS)]
 
+#: Seconds until a server that has refused to reset a session is asked for it again. A
+#: Galera node outside its cluster refuses it, too.
+NO_RESET = 60.0
+
 #: Seconds that a rollback waits for a server's answer about its role.
 ROLE_PATIENCE = 1.0
 
@@ -178,8 +182,13 @@ class Session(Transport):
     #: Where to record that it was closed before the server had answered.
     abandoned: Any = None
 
+    #: The position of a reset among the commands that were sent, until its answer.
+    _reset_at: int | None = None
+
     def __init__(self, config: PoolConfig, arguments: dict[str, Any]) -> None:
         self.config = config
+        #: For each server that has refused a reset: until when not to ask it.
+        self.no_reset: dict[tuple[str, int], float] = {}
         self.opened = self.since = time.monotonic()
         self.keepalive = config.keepalive
         #: What the login has set.
@@ -599,6 +608,10 @@ class Session(Transport):
         """Read the answers; raise if those to :meth:`ask_role` show a demotion."""
         answers = super().read_each(deadline)
         self.raw.told = NONE  # of the clean-up
+        position, self._reset_at = self._reset_at, None
+        if position is not None and isinstance(answers[position], MySQLError):
+            until = time.monotonic() + NO_RESET
+            self.no_reset[self.raw.host, self.raw.port] = until
         if self._role_asked:
             self.is_suspect = self._role_asked = False
             try:
@@ -726,6 +739,8 @@ class Session(Transport):
         A reset does not restore the database and the role, so these are set explicitly.
         """
         raw, login = self.raw, self.login
+        if time.monotonic() < self.no_reset.get((raw.host, raw.port), 0.0):
+            return False
         raw.charset, raw.encoding, raw.collation = self._charset
         raw.autocommit_mode = self.config.autocommit
         if left & DIRTY_SCHEMA and self.config.database is None:
@@ -752,6 +767,7 @@ class Session(Transport):
             where.append(_query(NO_PROFILES))
             # Fails after XA PREPARE, which a reset hides without undoing it.
             first.append(_query(ROLLBACK))
+        self._reset_at = len(first)
         return self.write([*first, (COM_RESET_CONNECTION, b""), *where, *self._setup])
 
 
