@@ -514,7 +514,11 @@ class PooledConnection(_Face):
 
     def escape(self, obj: Any, mapping: Any = None) -> str:
         """Return a value as an SQL literal."""
-        kind, raw = type(obj), self._attached().raw
+        kind, con = type(obj), self._attached()
+        raw = con.raw
+        if raw._result is not None and con.several:
+            # What is left of the answer may tell of another SQL mode.
+            self._do(methodcaller("read_leftovers"))
         if kind is str:
             return raw.escape(obj, mapping)  # type: ignore[no-any-return]
         if kind is Identifier:

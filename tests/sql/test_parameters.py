@@ -6,6 +6,7 @@ import codecs
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import product
@@ -17,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 from pymysql.charset import charset_by_name
+from pymysql.constants import CLIENT
+from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import ProgrammingError
 
 from flask_mysqlpool import PooledConnection, Row, identifier
@@ -206,6 +209,19 @@ def test_a_subclass_of_text_bytes_or_a_list_is_sent_as_that(
         for pairs in ([Pair(1, Hostile(text))], rows, {Pair(1, Markup(text))}):
             found = connection.execute("SELECT (1, %s) IN %s, 1", (text, pairs))
             assert found.fetchone() == (1, 1)
+
+
+@pytest.mark.parametrize("cls", [Cursor, SSCursor])
+def test_a_mode_in_the_unread_rest_of_an_answer_counts(
+    make_pool: MakePool, cls: type[Cursor]
+) -> None:
+    several = {"client_flag": CLIENT.MULTI_STATEMENTS}
+    pool = make_pool(CONNECT_ARGS=several, CURSORCLASS=cls)
+    with pool.connection() as connection, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a stream that is left incomplete
+        connection.execute("SELECT 1; SET sql_mode = 'NO_BACKSLASH_ESCAPES'")
+        text = "\\', 2 -- "
+        assert connection.execute("SELECT %s, 1", (text,)).fetchone() == (text, 1)
 
 
 # Names
