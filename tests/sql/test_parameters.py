@@ -24,6 +24,7 @@ from pymysql.err import ProgrammingError
 
 from flask_mysqlpool import PooledConnection, Row, identifier
 from flask_mysqlpool.pool.driver.results import _LOOKALIKES, _UNFAITHFUL, faithful
+from flask_mysqlpool.testing import assert_queries
 
 EXAMPLES = int(os.environ.get("PARAMETERS", "60"))
 MODES = ["", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "ANSI_QUOTES,NO_BACKSLASH_ESCAPES"]
@@ -282,6 +283,14 @@ def test_a_template_nests_and_has_lists(make_pool: MakePool) -> None:
         cursor.execute(template("SELECT ", Interpolation(5, conversion="r"), ""))
         assert cursor.fetchone() == ("5",)
         assert connection.execute(template("SELECT '%'")).fetchone() == ("%",)
+
+
+@pytest.mark.one_engine
+def test_a_template_is_recorded_as_text(make_pool: MakePool) -> None:
+    with make_pool().connection() as connection, assert_queries() as queries:
+        connection.cursor().execute(template("SELECT ", 5, ""))
+
+    assert [query.statement for query in queries] == ["SELECT %s"]
 
 
 @pytest.mark.parametrize(

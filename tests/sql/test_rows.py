@@ -125,6 +125,13 @@ def test_rows_are_what_was_asked_for(connection: PooledConnection, name: str) ->
         assert {type(row).__mro__[1] for row in run()} == {Row}
 
 
+@pytest.mark.one_engine
+def test_a_default_in_the_middle_moves_no_column(make_pool: MakePool) -> None:
+    with make_pool().connection() as connection:
+        query: Any = f"SELECT id, name FROM {PERSON} AS person LIMIT 1"
+        assert connection.execute(query, into=Frozen).one() == Frozen("Ada", None, 1)
+
+
 def test_without_into_rows_are_those_of_the_setting(
     make_pool: MakePool,
 ) -> None:
@@ -134,6 +141,15 @@ def test_without_into_rows_are_those_of_the_setting(
         assert isinstance(connection.execute(b"SELECT 1"), DictCursor)
         named = connection.execute("SELECT %(a)s AS b", {"a": 5}, into=dict)
         assert named.one() == {"b": 5}
+
+
+def test_the_number_of_rows_of_a_stream_is_not_known(
+    connection: PooledConnection,
+) -> None:
+    is_stream = issubclass(connection.cursorclass, SSCursor)
+    cursor = connection.execute(QUERY, into=Person)
+    assert cursor.rowcount == (-1 if is_stream else 3)
+    assert len(cursor.fetchall()) == 3
 
 
 def test_what_a_statement_without_rows_says(connection: PooledConnection) -> None:
@@ -187,9 +203,10 @@ def test_what_cannot_take_the_columns_is_told_before_a_row_is_read(
 ) -> None:
     into, message = MISFITS[query]
     query = query.replace("FROM person", f"FROM {PERSON} AS person")
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match=message) as caught:
         connection.execute(query, into=into)
 
+    assert caught.tb  # it refers to the cursor, whose other rows are not missed
     assert connection.execute("SELECT 7").fetchone() == (7,)
 
 
@@ -261,6 +278,15 @@ def test_an_alias_of_a_class_is_that_class(make_pool: MakePool, into: Any) -> No
                 connection.execute("SELECT 1 AS id", into=into)
 
 
+class Alike(type):
+    def __eq__(cls, other: object) -> bool:  # and so no hash
+        return type(other) is Alike
+
+
+class OfAlike(Person, metaclass=Alike):
+    pass
+
+
 def test_a_callable_that_cannot_be_remembered(connection: PooledConnection) -> None:
     @dataclass
     class Adder:  # has __eq__, and so no hash
@@ -270,6 +296,7 @@ def test_a_callable_that_cannot_be_remembered(connection: PooledConnection) -> N
             return id + self.number
 
     assert connection.execute("SELECT 5 AS id", into=Adder(2)).one() == 7
+    assert type(connection.execute(QUERY, into=OfAlike).fetchall()[0]) is OfAlike
 
 
 def test_each_result_of_a_procedure_has_rows_of_the_class(

@@ -30,6 +30,9 @@ from ..driver.results import REMEMBERED, make_dict_maker
 
 T = TypeVar("T")
 
+#: The number of rows of a stream, to PyMySQL.
+_NOT_KNOWN = (1 << 64) - 1
+
 #: Makes rows of tuples.
 Maker = Callable[[Sequence[Any]], list[Any]]
 
@@ -194,8 +197,9 @@ class TypedCursor(Generic[T]):
 
     @property
     def rowcount(self) -> int:
-        """The number of rows found or changed."""
-        return self._cursor.rowcount
+        """The number of rows found or changed; -1 for a stream, as in PEP 249."""
+        found = self._cursor.rowcount
+        return found if found < _NOT_KNOWN else -1
 
     @property
     def lastrowid(self) -> int:
