@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from pymysql.connections import Connection
+from pymysql.converters import escape_str
 from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import MySQLError
 
@@ -511,11 +512,32 @@ class PooledConnection(_Face):
         """Return the server's number for this connection, as in its process list."""
         return self._attached().raw.thread_id()  # type: ignore[no-any-return]
 
-    def escape(self, obj: object, mapping: Any = None) -> str:
+    def escape(self, obj: Any, mapping: Any = None) -> str:
         """Return a value as an SQL literal."""
-        if type(obj) is Identifier:
-            return obj.quoted()
-        return self._attached().raw.escape(obj, mapping)  # type: ignore[no-any-return]
+        kind, con = type(obj), self._attached()
+        raw = con.raw
+        if raw._result is not None and con.several:
+            # What is left of the answer may tell of another SQL mode.
+            self._do(methodcaller("read_leftovers"))
+        if kind is str:
+            return raw.escape(obj, mapping)  # type: ignore[no-any-return]
+        if kind is Identifier:
+            return obj.quoted()  # type: ignore[no-any-return]
+        encoders = raw.encoders if mapping is None else mapping
+        if isinstance(obj, str):
+            # Without the methods of its class: those of Markup escape for HTML.
+            obj = str.__str__(obj)
+        elif isinstance(obj, bytes | bytearray):
+            obj = bytes(memoryview(obj))
+        elif kind in _LISTS or isinstance(obj, _LISTS) and kind not in encoders:
+            return f"({','.join(self.escape(item, mapping) for item in obj)})"
+        elif kind not in encoders and encoders.get(str) is escape_str:
+            # PyMySQL would escape it by backslashes even where the server takes these
+            # for characters.
+            obj = str.__str__(str(obj))
+        return raw.escape(obj, mapping)  # type: ignore[no-any-return]
+
+    literal = escape
 
     @property
     def may_have_written(self) -> bool:
@@ -591,6 +613,10 @@ class PooledConnection(_Face):
             con.dropped_by = self.endpoint, self.stack
             self._pool.dropped(con)
             warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
+
+
+#: What becomes a list in brackets; also named tuples, and rows of the type ``Row``.
+_LISTS = tuple, list, set, frozenset
 
 
 def _is_unbuffered(cls: Any) -> bool:

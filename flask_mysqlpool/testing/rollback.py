@@ -159,7 +159,7 @@ class _SharedBlocks(Blocks):
     """The blocks of one checkout, within the transaction of all."""
 
     # All else is in the dictionary of the blocks that are shared.
-    __slots__ = ("number", "stack")
+    __slots__ = ("beginning", "number", "stack")
 
     def begin(self, session: Any) -> None:
         session.refuse_open_transaction()

@@ -298,7 +298,13 @@ def test_a_test_that_is_rolled_back_has_both(make_app: MakeApp, table: str) -> N
     with rolled_back(app), app.app_context():
         with db.transaction(isolation="SERIALIZABLE") as connection:
             connection.execute("INSERT INTO t (a) VALUES (1)")
-            db.after_commit(lambda: called.append(1))
+            with db.transaction(isolation="SERIALIZABLE"):
+                db.after_commit(lambda: called.append(1))
+            with (
+                pytest.raises(TransactionError, match="of the outermost"),
+                db.transaction(read_only=True),
+            ):
+                pytest.fail("it has begun")
         assert called == [1]
         with suppress(Oops), db.transaction():
             db.after_commit(lambda: called.append(2))

@@ -6,6 +6,7 @@ import codecs
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import product
@@ -15,11 +16,15 @@ import pytest
 from conftest import MakePool
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import Markup
 from pymysql.charset import charset_by_name
+from pymysql.constants import CLIENT
+from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import ProgrammingError
 
 from flask_mysqlpool import PooledConnection, Row, identifier
 from flask_mysqlpool.pool.driver.results import _LOOKALIKES, _UNFAITHFUL, faithful
+from flask_mysqlpool.testing import assert_queries
 
 EXAMPLES = int(os.environ.get("PARAMETERS", "60"))
 MODES = ["", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "ANSI_QUOTES,NO_BACKSLASH_ESCAPES"]
@@ -172,7 +177,64 @@ def test_an_object_is_sent_as_its_text(make_pool: MakePool, mode: str) -> None:
         assert found.fetchone() == (1, 1)
 
 
+class Hostile(str):
+    """A text whose methods do what another language needs, as those of Markup do."""
+
+    def replace(self, *args: Any) -> Any:
+        return self
+
+    translate = replace
+
+
+class Hexed(bytes):
+    def hex(self, *args: Any) -> str:
+        return "0x" + super().hex(*args)
+
+
+class Pair(NamedTuple):
+    left: object
+    right: object
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_subclass_of_text_bytes_or_a_list_is_sent_as_that(
+    make_pool: MakePool, mode: str
+) -> None:
+    text = "a' OR 1 = 1 -- \\"
+    with make_pool(SQL_MODE=mode).connection() as connection:
+        values = Hostile(text), Markup(text), Hexed(b"a'"), bytearray(b"a'")
+        row = connection.execute("SELECT %s, %s, %s, %s, 1", values, into=tuple).one()
+        assert row == (text, text, b"a'", b"a'", 1)
+        assert connection.literal(Hostile("a'")) == connection.escape("a'")
+        rows = connection.execute("SELECT 1 AS l, %s AS r", [text], into=Row).fetchall()
+        for pairs in ([Pair(1, Hostile(text))], rows, {Pair(1, Markup(text))}):
+            found = connection.execute("SELECT (1, %s) IN %s, 1", (text, pairs))
+            assert found.fetchone() == (1, 1)
+
+
+@pytest.mark.parametrize("cls", [Cursor, SSCursor])
+def test_a_mode_in_the_unread_rest_of_an_answer_counts(
+    make_pool: MakePool, cls: type[Cursor]
+) -> None:
+    several = {"client_flag": CLIENT.MULTI_STATEMENTS}
+    pool = make_pool(CONNECT_ARGS=several, CURSORCLASS=cls)
+    with pool.connection() as connection, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a stream that is left incomplete
+        connection.execute("SELECT 1; SET sql_mode = 'NO_BACKSLASH_ESCAPES'")
+        text = "\\', 2 -- "
+        assert connection.execute("SELECT %s, 1", (text,)).fetchone() == (text, 1)
+
+
 # Names
+
+
+def test_a_list_of_names_is_a_list_of_columns(make_pool: MakePool) -> None:
+    names = [identifier("b"), identifier("a")]
+    with make_pool().connection() as connection:
+        connection.execute("CREATE TEMPORARY TABLE named (a INT, b INT)")
+        connection.execute("INSERT INTO named %s VALUES %s", (names, [1, 2]))
+        assert connection.execute("SELECT a, b FROM named").fetchone() == (2, 1)
+        assert connection.literal(names[0]) == "`b`"
 
 
 @pytest.mark.parametrize(
@@ -221,6 +283,14 @@ def test_a_template_nests_and_has_lists(make_pool: MakePool) -> None:
         cursor.execute(template("SELECT ", Interpolation(5, conversion="r"), ""))
         assert cursor.fetchone() == ("5",)
         assert connection.execute(template("SELECT '%'")).fetchone() == ("%",)
+
+
+@pytest.mark.one_engine
+def test_a_template_is_recorded_as_text(make_pool: MakePool) -> None:
+    with make_pool().connection() as connection, assert_queries() as queries:
+        connection.cursor().execute(template("SELECT ", 5, ""))
+
+    assert [query.statement for query in queries] == ["SELECT %s"]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypedDict
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, get_origin
+from weakref import ref
 
 import pymysql
 import pytest
@@ -24,6 +27,9 @@ from flask_mysqlpool import (
     SSRowCursor,
     TypedCursor,
 )
+from flask_mysqlpool.pool.sql.rows import maker
+
+T = TypeVar("T")
 
 PEOPLE = [(1, "Ada", None), (2, "Grace", "navy"), (3, "Linus", "kernel")]
 PERSON = (
@@ -119,6 +125,13 @@ def test_rows_are_what_was_asked_for(connection: PooledConnection, name: str) ->
         assert {type(row).__mro__[1] for row in run()} == {Row}
 
 
+@pytest.mark.one_engine
+def test_a_default_in_the_middle_moves_no_column(make_pool: MakePool) -> None:
+    with make_pool().connection() as connection:
+        query: Any = f"SELECT id, name FROM {PERSON} AS person LIMIT 1"
+        assert connection.execute(query, into=Frozen).one() == Frozen("Ada", None, 1)
+
+
 def test_without_into_rows_are_those_of_the_setting(
     make_pool: MakePool,
 ) -> None:
@@ -128,6 +141,15 @@ def test_without_into_rows_are_those_of_the_setting(
         assert isinstance(connection.execute(b"SELECT 1"), DictCursor)
         named = connection.execute("SELECT %(a)s AS b", {"a": 5}, into=dict)
         assert named.one() == {"b": 5}
+
+
+def test_the_number_of_rows_of_a_stream_is_not_known(
+    connection: PooledConnection,
+) -> None:
+    is_stream = issubclass(connection.cursorclass, SSCursor)
+    cursor = connection.execute(QUERY, into=Person)
+    assert cursor.rowcount == (-1 if is_stream else 3)
+    assert len(cursor.fetchall()) == 3
 
 
 def test_what_a_statement_without_rows_says(connection: PooledConnection) -> None:
@@ -181,9 +203,10 @@ def test_what_cannot_take_the_columns_is_told_before_a_row_is_read(
 ) -> None:
     into, message = MISFITS[query]
     query = query.replace("FROM person", f"FROM {PERSON} AS person")
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match=message) as caught:
         connection.execute(query, into=into)
 
+    assert caught.tb  # it refers to the cursor, whose other rows are not missed
     assert connection.execute("SELECT 7").fetchone() == (7,)
 
 
@@ -204,6 +227,66 @@ def test_an_error_of_the_class_leaves_the_connection_alone(
     assert connection.execute("SELECT 7").fetchone() == (7,)
 
 
+@pytest.mark.one_engine
+def test_a_class_is_compiled_once(make_pool: MakePool) -> None:
+    with make_pool().connection() as connection:
+        for into in Person, Frozen, Named, shout:
+            before = maker.cache_info().hits
+            for _ in range(3):
+                connection.execute(QUERY, into=into).fetchall()
+            assert maker.cache_info().hits >= before + 2
+
+
+@pytest.mark.one_engine
+def test_what_a_view_makes_is_not_kept(make_pool: MakePool) -> None:
+    def view() -> list[ref[Any]]:
+        class Local:
+            def __init__(self, id: int) -> None:
+                self.id = id
+
+            def make(self, id: int) -> int:
+                return self.id + id
+
+        own = Local(1)
+        made: list[Any] = [Local, own, lambda id: own.id + id]
+        with make_pool().connection() as connection:
+            for into in made[0], own.make, made[2], partial(own.make):
+                connection.execute("SELECT 5 AS id", into=into).one()
+        return [*map(ref, made)]
+
+    left = view()
+    gc.collect()
+    assert [made() for made in left] == [None] * 3
+
+
+@dataclass
+class Box(Generic[T]):
+    id: T
+    name: str
+
+
+@pytest.mark.parametrize("into", [Box[int], dict[str, Any], tuple[int, str]])
+@pytest.mark.one_engine
+def test_an_alias_of_a_class_is_that_class(make_pool: MakePool, into: Any) -> None:
+    plain = get_origin(into)
+    with make_pool().connection() as connection:
+        query: Any = f"SELECT id, name FROM {PERSON} AS person LIMIT 1"
+        found = connection.execute(query, into=into).one()
+        assert found == connection.execute(query, into=plain).one()
+        if plain is Box:
+            with pytest.raises(TypeError, match="Box takes id, name, .*it needs name"):
+                connection.execute("SELECT 1 AS id", into=into)
+
+
+class Alike(type):
+    def __eq__(cls, other: object) -> bool:  # and so no hash
+        return type(other) is Alike
+
+
+class OfAlike(Person, metaclass=Alike):
+    pass
+
+
 def test_a_callable_that_cannot_be_remembered(connection: PooledConnection) -> None:
     @dataclass
     class Adder:  # has __eq__, and so no hash
@@ -213,6 +296,7 @@ def test_a_callable_that_cannot_be_remembered(connection: PooledConnection) -> N
             return id + self.number
 
     assert connection.execute("SELECT 5 AS id", into=Adder(2)).one() == 7
+    assert type(connection.execute(QUERY, into=OfAlike).fetchall()[0]) is OfAlike
 
 
 def test_each_result_of_a_procedure_has_rows_of_the_class(
@@ -339,6 +423,17 @@ def test_two_columns_of_one_name(connection: PooledConnection) -> None:
 
     assert (row["id"], row["b.id"], row[0], row[1]) == (1, 2, 1, 2)
     assert connection.execute(query, into=dict).one() == {"id": 1, "b.id": 2}
+
+
+@pytest.mark.one_engine
+def test_more_columns_of_one_name(make_pool: MakePool) -> None:
+    with make_pool().connection() as connection:
+        row = connection.execute("SELECT 1 a, 2 a, 3 a, 4 b", into=Row).one()
+
+    assert (row["a"], row[".a"], row["b"]) == (1, 2, 4)
+    for twin in copy.copy(row), pickle.loads(pickle.dumps(row)):
+        assert (dict(twin), twin) == (dict(row), row)
+    assert repr(row) == "Row(a=1, .a=2, .a=3, b=4)"
 
 
 def test_an_error_of_the_server_is_raised_as_ever(connection: PooledConnection) -> None:

@@ -167,17 +167,6 @@ class ReadingConnection(_Connection):  # type: ignore[misc]
         super().set_character_set(charset, collation)
         self.encoding = faithful(self.encoding)
 
-    def escape(self, obj: object, mapping: Any = None) -> str:
-        """Do what PyMySQL's does; it would escape objects of unknown classes, such as
-        paths, by backslashes even where the server takes these for characters.
-        """
-        if not isinstance(obj, str | bytes | bytearray):
-            encoders = self.encoders if mapping is None else mapping
-            known = type(obj) in encoders
-            if not known and encoders.get(str) is converters.escape_str:
-                obj = str(obj)
-        return super().escape(obj, mapping)  # type: ignore[no-any-return]
-
     def _request_authentication(self) -> None:
         if self.server_capabilities & TRACKING == TRACKING:
             self.client_flag |= TRACKING

@@ -159,6 +159,8 @@ class Session(Transport):
     lag_checked = float("inf")
     #: The kind of server, as :mod:`.statements` distinguishes them.
     _server = SEVERAL
+    #: Whether the client may send several statements at once.
+    several = False
 
     # The state of the session.
     #: What the statements of the current checkout may have left behind.
@@ -258,8 +260,8 @@ class Session(Transport):
     def _set_up(self, deadline: float, thorough: bool) -> None:
         """Ask what the login has set, and set up the session."""
         raw, config = self.raw, self.config
-        several = raw.client_flag & CLIENT.MULTI_STATEMENTS
-        self._server = server_of(raw.server_version) | (SEVERAL if several else 0)
+        self.several = bool(raw.client_flag & CLIENT.MULTI_STATEMENTS)
+        self._server = server_of(raw.server_version) | SEVERAL * self.several
         self._is_mariadb = "MariaDB" in raw.server_version
         setup = self._statements_for_setup()
         statements = [text.encode(raw.encoding) for _, text in setup]

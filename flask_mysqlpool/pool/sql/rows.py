@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import repeat
+from types import FunctionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -17,6 +18,7 @@ from typing import (
     NoReturn,
     SupportsIndex,
     TypeVar,
+    get_origin,
     is_typeddict,
     overload,
 )
@@ -27,6 +29,9 @@ from ...errors import NotOneRow
 from ..driver.results import REMEMBERED, make_dict_maker
 
 T = TypeVar("T")
+
+#: The number of rows of a stream, to PyMySQL.
+_NOT_KNOWN = (1 << 64) - 1
 
 #: Makes rows of tuples.
 Maker = Callable[[Sequence[Any]], list[Any]]
@@ -55,7 +60,9 @@ class Row(tuple[Any, ...]):
     """
 
     __slots__ = ()
-    _positions: dict[str, int] = {}  # noqa: RUF012  # of a subclass for each result
+    # Of a subclass for each result. A name that three columns have is there twice.
+    _columns: tuple[str, ...] = ()
+    _positions: dict[str, int] = {}  # noqa: RUF012
 
     if not TYPE_CHECKING:
         count = index = _Hidden()
@@ -79,11 +86,11 @@ class Row(tuple[Any, ...]):
         return list(self._positions)
 
     def __repr__(self) -> str:
-        cells = [f"{name}={cell!r}" for name, cell in zip(self.keys(), self)]  # noqa: B905
+        cells = [f"{name}={cell!r}" for name, cell in zip(self._columns, self)]  # noqa: B905
         return f"Row({', '.join(cells)})"
 
     def __reduce__(self) -> Any:
-        return _copy, (tuple(self._positions), tuple(self))
+        return _copy, (self._columns, tuple(self))
 
 
 def _copy(columns: tuple[str, ...], cells: tuple[Any, ...]) -> Row:
@@ -97,7 +104,8 @@ def make_row_maker(columns: tuple[str, ...]) -> Maker:
     positions: dict[str, int] = {}
     for at, name in enumerate(columns):
         positions.setdefault(name, at)
-    cls = type("Row", (Row,), {"__slots__": (), "_positions": positions})
+    names = {"__slots__": (), "_columns": columns, "_positions": positions}
+    cls = type("Row", (Row,), names)
     new = tuple.__new__
     return lambda rows: list(map(new, repeat(cls), rows))
 
@@ -189,8 +197,9 @@ class TypedCursor(Generic[T]):
 
     @property
     def rowcount(self) -> int:
-        """The number of rows found or changed."""
-        return self._cursor.rowcount
+        """The number of rows found or changed; -1 for a stream, as in PEP 249."""
+        found = self._cursor.rowcount
+        return found if found < _NOT_KNOWN else -1
 
     @property
     def lastrowid(self) -> int:
@@ -208,12 +217,24 @@ def _maker_for(cursor: Any, into: Callable[..., Any]) -> Maker:
     if cursor.description is None:
         return list
     keys = tuple(cursor._result.keys())
-    make = maker if getattr(into, "__hash__", None) else maker.__wrapped__
+    into = get_origin(into) or into  # of an alias, such as dict[str, int]
+    make = maker if _is_lasting(into) else maker.__wrapped__
     try:
         return make(into, keys)
     except TypeError:
         cursor.close()
         raise
+
+
+def _is_lasting(into: Any) -> bool:
+    """Return whether a class or a function lives as long as its module.
+
+    What is made inside a function is made anew by each call, and may refer to objects
+    that must not be kept, such as the connection.
+    """
+    if not isinstance(into, type | FunctionType) or type(into).__hash__ is None:
+        return False
+    return "<locals>" not in into.__qualname__
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -232,13 +253,20 @@ def maker(into: Callable[..., Any], columns: tuple[str, ...]) -> Maker:
             allowed = required | into.__optional_keys__  # type: ignore[attr-defined]
             _compare(into, columns, sorted(allowed), required, takes_more=False)
         return make_dict_maker(columns)  # type: ignore[no-any-return]
-    call, known = _call(into, columns), dict[str, Any](into=into)
-    known |= {f"k{at}": name for at, name in enumerate(columns)}
-    values = "".join(f"v{at}, " for at in range(len(columns)))
-    # Nothing that a server has sent is in the source: names of columns are numbers, and
-    # those of parameters are identifiers.
-    source = f"lambda rows: [into({call}) for {values}in rows]"
-    return eval(source, known)  # type: ignore[no-any-return]
+    return _compiled(_call(into, columns), len(columns))(into, *columns)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _compiled(call: str, count: int) -> Callable[..., Maker]:
+    """Compile what makes the maker for a callable and the names of the columns.
+
+    Nothing that a server has sent is in the source: names of columns are numbers, and
+    those of parameters are identifiers.
+    """
+    names = "".join(f", k{at}" for at in range(count))
+    values = "".join(f"v{at}, " for at in range(count))
+    source = f"lambda into{names}: lambda rows: [into({call}) for {values}in rows]"
+    return eval(source)  # type: ignore[no-any-return]
 
 
 def _call(into: Callable[..., Any], columns: tuple[str, ...]) -> str:
