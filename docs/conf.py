@@ -32,7 +32,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_preserve_defaults = True
 
-# The inventories have just the names that these pages refer to, so nothing is downloaded.
+# The inventories have just the names that these pages refer to; nothing is downloaded.
 intersphinx_mapping = {
     "flask": ("https://flask.palletsprojects.com/en/stable", "_inventories/flask.inv"),
     "pymysql": ("https://pymysql.readthedocs.io/en/latest", "_inventories/pymysql.inv"),

@@ -143,10 +143,9 @@ def examine_installation() -> Iterator[Finding]:
                 f"flask-mysqlpool {other.version}, an unrelated distribution, has its"
                 " file in this package: to update or uninstall it breaks this"
             )
-            fix = (
-                "pip uninstall flask-mysqlpool, and then pip install --force-reinstall"
-            )
-            yield Finding("installation", text, f"{fix} flask-pymysqlpool")
+            again = "pip install --force-reinstall flask-pymysqlpool"
+            fix = f"pip uninstall flask-mysqlpool, then {again}"
+            yield Finding("installation", text, fix)
 
 
 def examine_status_dir(
