@@ -22,6 +22,7 @@ from .pool import Pool
 from .pool.connection import PooledConnection
 from .pool.pool import NullPool
 from .pool.query_log import RecordedQuery
+from .pool.sql.cursors import PooledCursor
 from .pool.sql.rows import Row, RowCursor, SSRowCursor, TypedCursor
 from .pool.sql.templates import identifier
 from .pool.stats import Health, Observer, PoolStats
@@ -45,6 +46,7 @@ __all__ = [
     "PoolStats",
     "PoolTimeout",
     "PooledConnection",
+    "PooledCursor",
     "RecordedQuery",
     "Row",
     "RowCursor",

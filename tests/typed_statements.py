@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from pymysql.cursors import Cursor
 from typing_extensions import assert_type
 
-from flask_mysqlpool import Row, RowCursor, TypedCursor, get_db, identifier
+from flask_mysqlpool import PooledCursor, Row, RowCursor, TypedCursor, get_db, identifier
 
 
 @dataclass
@@ -37,8 +37,12 @@ if TYPE_CHECKING:
 
     def right(name: str, column: str) -> None:
         db = get_db()
-        assert_type(db.execute("SELECT 1"), Cursor)
-        assert_type(db.execute(b"SELECT 1", [name]), Cursor)
+        assert_type(db.execute("SELECT 1"), PooledCursor)
+        plain: Cursor = db.execute("SELECT 1")
+        plain.fetchall()
+        assert_type(db.execute("SELECT 1").fetchone()["name"], Any)
+        assert_type([row["name"] for row in db.execute("SELECT 1")], list[Any])
+        assert_type(db.execute(b"SELECT 1", [name]), PooledCursor)
         people = db.execute("… WHERE name = %s", (name,), into=Person)
         assert_type(people, TypedCursor[Person])
         assert_type(people.fetchone(), Person | None)

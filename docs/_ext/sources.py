@@ -163,7 +163,8 @@ def bill(extra: str = "") -> dict[str, tuple[str, list[str]]]:
         name = about["Name"]
         if name not in found:
             found[name] = (licence(about), [])
-            left += [(name, further) for further in needed(name)]
+            for each in ("", *wanted.extras):
+                left += [(name, further) for further in needed(name, each)]
         found[name][1].append(f"{parent} (``{wanted.specifier or 'any'}``)")
     return found
 

@@ -9,6 +9,8 @@ import errno
 import re
 import socket
 from collections.abc import Callable, Iterator
+from importlib.metadata import distributions
+from pathlib import Path
 from typing import NamedTuple
 
 from ..config import PoolConfig
@@ -57,6 +59,9 @@ _FIXES_BY_TEXT = {
     "does not speak": "correct HOST and PORT: something else listens there",
     "in clear text": "set SSL_MODE = 'VERIFY_IDENTITY' and SSL_CA, or CLEARTEXT_PLUGIN",
     "cryptography": "pip install cryptography, or use TLS (SSL_MODE = 'REQUIRED')",
+    "pynacl": "pip install PyNaCl, which the account's plug-in ed25519 needs",
+    "' not configured": "ALTER USER … IDENTIFIED by a plug-in that PyMySQL has, such as"
+    " ed25519 (MariaDB) or caching_sha2_password (MySQL)",
     "server doesn't support it": "enable TLS at the server, or lower SSL_MODE",
     "certificate": _FIXES[2026],
     "SSL": _FIXES[2026],
@@ -123,6 +128,24 @@ def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
     yield _read_only(facts)
     yield _idle_limit(config, facts)
     yield _capacity(config, facts, workers)
+
+
+def examine_installation() -> Iterator[Finding]:
+    """Examine whether another distribution has installed files over this package's.
+
+    That of the import's name consists of an ``__init__.py``: if it is installed last,
+    this package cannot be imported, and if it is uninstalled, this package has none.
+    """
+    package = Path(__file__).parents[1]
+    for other in distributions(name="flask-mysqlpool"):
+        if package.samefile(str(other.locate_file(package.name))):
+            text = (
+                f"flask-mysqlpool {other.version}, an unrelated distribution, has its"
+                " file in this package: to update or uninstall it breaks this"
+            )
+            again = "pip install --force-reinstall flask-pymysqlpool"
+            fix = f"pip uninstall flask-mysqlpool, then {again}"
+            yield Finding("installation", text, fix)
 
 
 def examine_status_dir(

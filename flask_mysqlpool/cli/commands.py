@@ -37,7 +37,14 @@ from ..workers.overview import (
 )
 from ..workers.status import WorkerStatus
 from . import render, scripts
-from .check import FAILURE, Finding, examine, examine_status_dir, fix_of
+from .check import (
+    FAILURE,
+    Finding,
+    examine,
+    examine_installation,
+    examine_status_dir,
+    fix_of,
+)
 
 #: Exit codes; 2 is click's, for a command that was typed wrong.
 HEALTHY, DEGRADED, NOTHING = 0, 1, 3
@@ -450,6 +457,7 @@ def check(bind: str | None) -> None:
             findings.append(finding)
             echo([render.finding(finding)])
 
+    show(examine_installation())
     show(examine_status_dir(site, _typed))
     for name, config in site.pools.items():
         echo(["", f"{name}: {config.server}"])

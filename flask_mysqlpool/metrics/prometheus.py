@@ -47,6 +47,7 @@ from ..workers.status import TIMES, Counts, WorkerStatus
 #: Maximum number of characters of a label.
 _LABEL = 100
 
+_FAILURE = "last_connect_failure_timestamp_seconds"
 _SUMS = "checkouts", "timeouts", "opened", "killed"
 _STATES = "idle", "in_use", "connecting"
 
@@ -60,6 +61,7 @@ _METRICS: tuple[tuple[type[Any], str, str, tuple[str, ...]], ...] = (
     (_GAUGE, "waiting", "Waiting checkouts.", ()),
     (_GAUGE, "workers", "Processes that use the pool.", ()),
     (_GAUGE, "paused", "Whether checkouts wait for the end of a pause.", ()),
+    (_GAUGE, _FAILURE, "When a connect last failed, since 1970; 0: never.", ()),
     (_COUNTER, "checkouts", "Connections checked out.", ()),
     (_COUNTER, "timeouts", "Checkouts that timed out.", ()),
     (_COUNTER, "opened", "Connections opened.", ()),
@@ -147,6 +149,9 @@ class _Pool:
             "waiting": sum(worker.waiting for worker in self.workers),
             "workers": len({(worker.site, worker.pid) for worker in self.workers}),
             "paused": self.paused,
+            _FAILURE: max(
+                (w.last_connect_failure or 0 for w in self.workers), default=0
+            ),
             **{n: self.counts.get(n, 0) for n in _SUMS},
         }
         return {

@@ -457,7 +457,9 @@ class PooledConnection(_Face):
         return bound(self)
 
     @overload
-    def execute(self, query: Statement, args: Parameters = None) -> Cursor: ...
+    def execute(
+        self, query: Statement, args: Parameters = None
+    ) -> cursors.PooledCursor: ...
     @overload
     def execute(
         self, query: Statement, args: Parameters = None, *, into: type[dict[Any, Any]]

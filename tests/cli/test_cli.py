@@ -1588,6 +1588,14 @@ def test_what_an_error_says_tells_more_than_its_number(
             RuntimeError("'cryptography' package is required for sha256_password"),
             "pip install cryptography, or use TLS",
         ),
+        (
+            OperationalError(2059, "'pynacl' package is required for ed25519_password"),
+            "pip install PyNaCl",
+        ),
+        (
+            OperationalError(2059, "Authentication plugin 'b'parsec'' not configured"),
+            "ALTER USER … IDENTIFIED by a plug-in that PyMySQL has",
+        ),
         (OperationalError(1815, "Internal error"), ""),
     ],
 )

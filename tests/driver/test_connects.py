@@ -5,10 +5,12 @@ The servers here are scripted: see ``liars.py``, which also searches for longer.
 
 from __future__ import annotations
 
+import base64
 import random
 import shutil
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,15 +170,48 @@ def test_a_statement_of_the_setup_that_is_refused_is_not_tried_elsewhere(
     assert other.connections == before
 
 
+@pytest.mark.parametrize("plugin", ["auth_gssapi_client", "parsec"])
 def test_a_plugin_that_this_side_does_not_have_is_not_tried_elsewhere(
-    other: Liar,
+    plugin: str, other: Liar
 ) -> None:
     before = other.connections
-    with Liar(asks_for(b"auth_gssapi_client")) as liar:
+    with Liar(asks_for(plugin.encode())) as liar:
         error = refused_by(liar.port, other.port)
     assert error.args[0] == 2059
-    assert "auth_gssapi_client" in error.args[1]
+    assert f"{plugin}'' not configured" in error.args[1]
     assert other.connections == before
+
+
+def test_a_password_of_ed25519_signs_what_the_server_sends() -> None:
+    pytest.importorskip("nacl")
+    keys = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    nonce, heard = bytes(range(32)), []
+
+    def script(talk: Talk) -> None:
+        talk.say(greeting())
+        talk.hear()
+        talk.say(liars.switch(b"client_ed25519", nonce))
+        heard.append(talk.hear())
+        talk.say(liars.OK)
+        talk.serve()
+
+    with Liar(script) as liar:
+        assert connect(config(liar.port, PASSWORD="secret")) is None
+
+    # What MariaDB keeps of this password: SHOW CREATE USER.
+    public = base64.b64decode("ZIgUREUg5PVgQ6LskhXmO+eZLS0nC8be6HPjYWR4YJY=")
+    keys.Ed25519PublicKey.from_public_bytes(public).verify(heard[0], nonce)
+
+
+def test_what_ed25519_needs_is_said_where_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "nacl", None)
+    monkeypatch.setattr("pymysql._auth._nacl_bindings", None)
+    with Liar(asks_for(b"client_ed25519", bytes(32))) as liar:
+        error = refused_by(liar.port)
+    assert error.args[0] == 2059
+    assert "'pynacl' package is required" in error.args[1]
 
 
 def test_a_name_that_does_not_resolve(

@@ -17,11 +17,13 @@ from flask import Flask
 from flask.testing import FlaskCliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from pymysql.err import OperationalError
 from records import heard_from
 from websites import BOARD, PATIENCE, Load, Site, good_site
 
 from flask_mysqlpool import PoolTimeout, get_db
 from flask_mysqlpool.metrics.prometheus import PoolCollector
+from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.workers.exited import total
 from flask_mysqlpool.workers.overview import totals
 from flask_mysqlpool.workers.records import TURN
@@ -82,6 +84,26 @@ def test_all_metrics_of_a_worker_are_there(make_app: MakeApp, published: bool) -
         0,
         None if not published else 0,
     )
+
+
+@pytest.mark.one_engine
+@pytest.mark.parametrize("published", [True, False])
+def test_it_is_told_when_a_connect_last_failed(
+    make_app: MakeApp, server: LocalServer, proxy: FaultProxy, published: bool
+) -> None:
+    settings = {} if published else {"STATUS_DIR": False}
+    app = make_app(URL=server.url_at(proxy.port), **settings)
+    db, began = extension(app), time.time()
+    name = "mysqlpool_last_connect_failure_timestamp_seconds", ("pool", "shop")
+    with app.app_context():
+        db.connection().close()
+        assert scrape(app)[name] == 0
+        proxy.refuse()
+        db.reset()
+        with pytest.raises(OperationalError, match="2003"):
+            db.connection()
+
+        until(lambda: scrape(app)[name] >= began)
 
 
 def test_to_be_registered_is_no_reason_to_look(make_app: MakeApp) -> None:

@@ -6,8 +6,9 @@ import importlib
 import json
 import os
 import re
+import subprocess
 from configparser import ConfigParser
-from importlib.metadata import requires, version
+from importlib.metadata import metadata, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 US = "flask-pymysqlpool"
+EXTRAS = metadata(US).get_all("Provides-Extra") or []
 PYPROJECT = ROOT / "pyproject.toml"
 
 pytestmark = pytest.mark.skipif(not PYPROJECT.exists(), reason="needs a clone")
@@ -53,6 +55,29 @@ def test_no_module_has_a_version_of_its_own() -> None:
     assert [p for p in package.rglob("*.py") if "__version__" in p.read_text()] == []
 
 
+# The addresses
+
+
+def urls() -> dict[str, str]:
+    found = metadata(US).get_all("Project-URL") or []
+    return dict(tuple(url.split(", ")) for url in found)
+
+
+def test_the_package_index_shows_where_everything_is() -> None:
+    names = "Homepage", "Documentation", "Source", "Issues", "Changelog"
+
+    assert tuple(urls()) == names
+    assert all(url.startswith("https://") for url in urls().values())
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a clone")
+def test_the_addresses_are_in_one_place() -> None:
+    command = ["git", "grep", "-lF", urls()["Homepage"]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert done.stdout.split() == ["pyproject.toml"]
+
+
 # Lower bounds
 
 
@@ -61,7 +86,7 @@ def test_the_lowest_environment_has_exactly_the_lower_bounds() -> None:
     lowest = {Requirement(p).name.lower(): p.partition("==")[2] for p in pins}
     ours = [Requirement(text) for text in requires(US) or []]
 
-    assert len(ours) == 5
+    assert len(ours) == 3 + len(EXTRAS)
     for wanted in ours:
         [bound] = [s.version for s in wanted.specifier if s.operator == ">="]
         assert lowest[wanted.name.lower()].startswith(f"{bound}."), wanted
@@ -119,7 +144,8 @@ def test_what_is_supported_ran_and_nothing_failed(rows: dict[str, Any]) -> None:
         for python in project(r'"Programming Language :: Python :: (3\.\d+)"')
     ]
 
-    assert len(supported) >= 4
+    ran = [name for name in rows if re.fullmatch(r"py3\d+", name)]
+    assert sorted(supported) == sorted(ran)
     assert {*supported, "flask30", "flask-dev", "lowest"} <= rows.keys()
     assert {name: row["failed"] for name, row in rows.items() if row["failed"]} == {}
     for name, row in rows.items():
@@ -149,10 +175,29 @@ def test_a_python_without_a_gil_ran_without_one(rows: dict[str, Any]) -> None:
     assert all(python.endswith("t") for python in free)
 
 
-# The bill
+def test_a_classifier_is_what_the_tests_ran_on() -> None:
+    classifiers = metadata(US).get_all("Classifier") or []
+    ran_on = [c for c in classifiers if c.startswith(("Framework", "Operating System"))]
+
+    assert ran_on == ["Framework :: Flask", "Operating System :: POSIX :: Linux"]
+    assert "Programming Language :: Python :: Implementation :: CPython" in classifiers
 
 
-@pytest.mark.parametrize("extra", ["", "otel", "prometheus"])
+# The extras
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_every_extra_is_documented_and_in_the_bill_of_a_release(extra: str) -> None:
+    quickstart = (ROOT / "docs" / "quickstart.rst").read_text("utf-8")
+    security = (ROOT / "docs" / "security.rst").read_text("utf-8")
+    release = (ROOT / "scripts" / "release").read_text("utf-8")
+
+    assert re.search(rf"^``{extra}``  +\w", quickstart, re.MULTILINE)
+    assert f".. bill:: {extra}\n" in security
+    assert f'"${{wheel}}[{",".join(EXTRAS)}]"' in release
+
+
+@pytest.mark.parametrize("extra", ["", *EXTRAS])
 def test_the_bill_has_a_licence_for_whatever_is_brought(
     extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,3 +212,29 @@ def test_the_bill_has_a_licence_for_whatever_is_brought(
 
     assert named and named <= {name.lower().replace("_", "-") for name in bill}
     assert [name for name, (licence, _) in bill.items() if licence == "–"] == []
+    brought = {"rsa": {"cryptography"}, "ed25519": {"PyNaCl"}}.get(extra, set())
+    assert brought <= bill.keys()
+
+
+# The files that a place for repositories looks for
+
+
+def test_the_template_for_bugs_asks_for_what_check_prints() -> None:
+    template = (ROOT / ".github/ISSUE_TEMPLATE/bug.md").read_text("utf-8")
+
+    assert re.match(r"---\nname: .+\nabout: .+\n---\n", template)
+    assert "$ flask mysqlpool check\n" in template
+    assert "$ flask mysqlpool status\n" in template
+
+
+def test_read_the_docs_builds_the_pages_as_the_tests_do() -> None:
+    read = pytest.importorskip("yaml").safe_load
+    about = read((ROOT / ".readthedocs.yaml").read_text("utf-8"))
+    [python] = about["build"]["tools"].values()
+
+    assert about["version"] == 2 and about["build"]["os"].startswith("ubuntu-")
+    assert project(rf'"Programming Language :: Python :: ({python})"')
+    assert (ROOT / about["sphinx"]["configuration"]).exists()
+    assert about["sphinx"]["fail_on_warning"]
+    assert "pip install . --group docs" in about["build"]["jobs"]["install"]
+    assert project(r"^docs = \[$")

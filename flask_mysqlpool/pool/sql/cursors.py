@@ -6,9 +6,9 @@ between ``_enter()`` and ``_leave()`` of the handle.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pymysql.cursors import RE_INSERT_VALUES, Cursor, DictCursor, SSCursor
 from pymysql.err import MySQLError, ProgrammingError
@@ -26,8 +26,19 @@ from .templates import is_template, plain
 TUPLES, MADE, OTHERS = range(3)
 
 
-class _BoundCursor(Cursor):
-    """A cursor that ends with the checkout of its connection."""
+class PooledCursor(Cursor):
+    """A cursor that ends with the checkout of its connection.
+
+    It is of ``CURSORCLASS`` or the class that was passed to ``cursor()``, and has
+    PyMySQL's methods. To type checkers, its rows are of any type.
+    """
+
+    if TYPE_CHECKING:
+
+        def fetchone(self) -> Any: ...
+        def fetchmany(self, size: int | None = None) -> Sequence[Any]: ...
+        def fetchall(self) -> Sequence[Any]: ...
+        def __iter__(self) -> Iterator[Any]: ...
 
     connection: Any
     _executed: Any
@@ -117,7 +128,7 @@ class _BoundCursor(Cursor):
         super().close()
 
 
-class _BoundSSCursor(_BoundCursor, SSCursor):
+class _BoundSSCursor(PooledCursor, SSCursor):
     """The same for unbuffered cursors, which read rows one by one."""
 
     _unbuffered = True
@@ -262,7 +273,7 @@ _OF_A_NEW_CURSOR = vars(Cursor(None))  # type: ignore[arg-type]
 #: The methods that use a session; see ``PooledConnection._is_in_use``.
 CALLS = frozenset(
     method.__code__
-    for method in (_BoundCursor._query, _BoundCursor._nextset, _BoundSSCursor.read_next)
+    for method in (PooledCursor._query, PooledCursor._nextset, _BoundSSCursor.read_next)
 )
 
 
@@ -317,7 +328,7 @@ RECORDING: dict[type[Cursor], type[Cursor]] = {}
 
 def bound_class(cls: type[Cursor]) -> type[Cursor]:
     """Derive a class, and add it to ``BOUND``, whose cursors end with the checkout."""
-    base = _BoundSSCursor if issubclass(cls, SSCursor) else _BoundCursor
+    base = _BoundSSCursor if issubclass(cls, SSCursor) else PooledCursor
     # The caller may pass type(cursor) of a cursor that the pool has made.
     bound = cls if issubclass(cls, base) else _combined(base, cls)
     # Where the user has not overridden a method, a shorter one has the same effect.
