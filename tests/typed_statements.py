@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from pymysql.cursors import Cursor
 from typing_extensions import assert_type
 
-from flask_mysqlpool import PooledCursor, Row, RowCursor, TypedCursor, get_db, identifier
+from flask_mysqlpool import (
+    PooledCursor,
+    Row,
+    RowCursor,
+    TypedCursor,
+    get_db,
+    identifier,
+)
 
 
 @dataclass

@@ -166,9 +166,9 @@ def test_nothing_is_logged_but_by_the_one_function_that_cannot_raise(
 PUBLIC = {
     "flask_mysqlpool": """CommitUnknown ConfigError ConnectionLost ConnectionReturned
         ConnectionShared Health MySQLPool NotOneRow NullPool Observer Pool PoolClosed
-        PoolConfig PoolError PoolFull PoolStats PoolTimeout PooledConnection PooledCursor
-        RecordedQuery Row RowCursor SSRowCursor ServerUnavailable TransactionError
-        TypedCursor close_db get_db get_recorded_queries identifier""",
+        PoolConfig PoolError PoolFull PoolStats PoolTimeout PooledConnection
+        PooledCursor RecordedQuery Row RowCursor SSRowCursor ServerUnavailable
+        TransactionError TypedCursor close_db get_db get_recorded_queries identifier""",
     "flask_mysqlpool.errors": """CommitUnknown ConfigError ConnectionLost
         ConnectionReturned ConnectionShared NotOneRow PoolClosed PoolError PoolFull
         PoolTimeout ServerUnavailable TransactionError""",

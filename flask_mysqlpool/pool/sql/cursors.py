@@ -6,7 +6,7 @@ between ``_enter()`` and ``_leave()`` of the handle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,8 @@ class PooledCursor(Cursor):
     if TYPE_CHECKING:
 
         def fetchone(self) -> Any: ...
-        def fetchmany(self, size: int | None = None) -> Sequence[Any]: ...
-        def fetchall(self) -> Sequence[Any]: ...
+        def fetchmany(self, size: int | None = None) -> tuple[Any, ...]: ...
+        def fetchall(self) -> tuple[Any, ...]: ...
         def __iter__(self) -> Iterator[Any]: ...
 
     connection: Any
@@ -128,7 +128,7 @@ class PooledCursor(Cursor):
         super().close()
 
 
-class _BoundSSCursor(PooledCursor, SSCursor):
+class _BoundSSCursor(PooledCursor, SSCursor):  # type: ignore[misc]
     """The same for unbuffered cursors, which read rows one by one."""
 
     _unbuffered = True
