@@ -40,6 +40,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         SESSION_COOKIE_NAME="people_session",
         SESSION_COOKIE_SAMESITE="Lax",
         MAX_CONTENT_LENGTH=16 * 1024,
+        # Rows whose cells have names and positions.
+        MYSQLPOOL_CURSORCLASS="RowCursor",
     )
     app.config.from_prefixed_env()
     app.config.from_mapping(config or {})

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from pymysql.cursors import DictCursor
-
-from flask_mysqlpool import MySQLPool
+from flask_mysqlpool import MySQLPool, PooledConnection, Row
 
 db = MySQLPool()
 
+#: As in the schema, which is text without values: type checkers want that.
 LONGEST_NAME = 50
 
-SCHEMA = f"""
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS person (
     id INT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY,
-    first_name VARCHAR({LONGEST_NAME}) NOT NULL,
-    last_name VARCHAR({LONGEST_NAME}) NOT NULL
+    first_name VARCHAR(50) NOT NULL,
+    last_name VARCHAR(50) NOT NULL
 ) DEFAULT CHARSET = utf8mb4
 """
 
@@ -44,59 +42,51 @@ def init_db() -> int:
 
     Existing rows are never changed.
     """
-    db.get_db().query(SCHEMA)
-    with db.transaction() as connection, connection.cursor(DictCursor) as cursor:
-        if count(cursor) == 0:
+    db.get_db().execute(SCHEMA)
+    with db.transaction() as connection:
+        if count(connection) == 0:
             # With ids, so that two processes that start at the same moment insert
             # each person once.
-            cursor.executemany(
+            connection.cursor().executemany(
                 "INSERT INTO person (id, first_name, last_name) VALUES (%s, %s, %s)"
                 " ON DUPLICATE KEY UPDATE id = id",
                 FIRST_PEOPLE,
             )
-        return count(cursor)
+        return count(connection)
 
 
-def count(cursor: DictCursor) -> int:
-    cursor.execute("SELECT COUNT(*) AS people FROM person")
-    row: dict[str, Any] | None = cursor.fetchone()
-    return row["people"] if row else 0
+def count(connection: PooledConnection) -> int:
+    row = connection.execute("SELECT COUNT(*) AS people FROM person", into=Row).one()
+    people: int = row["people"]
+    return people
 
 
 def all_people() -> list[Person]:
-    with db.get_db().cursor(DictCursor) as cursor:
-        cursor.execute("SELECT id, first_name, last_name FROM person ORDER BY id")
-        return [Person(**row) for row in cursor]
+    query = "SELECT id, first_name, last_name FROM person ORDER BY id"
+    return db.get_db().execute(query, into=Person).fetchall()
 
 
 def first_person() -> Person | None:
-    with db.get_db().cursor(DictCursor) as cursor:
-        cursor.execute(
-            "SELECT id, first_name, last_name FROM person ORDER BY id LIMIT 1"
-        )
-        row = cursor.fetchone()
-    return Person(**row) if row else None
+    query = "SELECT id, first_name, last_name FROM person ORDER BY id LIMIT 1"
+    return db.get_db().execute(query, into=Person).fetchone()
 
 
 def add_person(first_name: str, last_name: str) -> Person:
-    with db.transaction() as connection, connection.cursor(DictCursor) as cursor:
-        cursor.execute(
+    with db.transaction() as connection:
+        cursor = connection.execute(
             "INSERT INTO person (first_name, last_name) VALUES (%s, %s)",
-            (first_name, last_name),
+            [first_name, last_name],
         )
         return Person(cursor.lastrowid, first_name, last_name)
 
 
 def remove_person(person_id: int) -> Person | None:
     """Delete a person and return it, or None if no person has this id."""
-    with db.transaction() as connection, connection.cursor(DictCursor) as cursor:
-        cursor.execute(
-            "SELECT id, first_name, last_name FROM person WHERE id = %s FOR UPDATE",
-            (person_id,),
-        )
-        row = cursor.fetchone()
-        cursor.execute("DELETE FROM person WHERE id = %s", (person_id,))
-    return Person(**row) if row else None
+    query = "SELECT id, first_name, last_name FROM person WHERE id = %s FOR UPDATE"
+    with db.transaction() as connection:
+        person = connection.execute(query, [person_id], into=Person).fetchone()
+        connection.execute("DELETE FROM person WHERE id = %s", [person_id])
+    return person
 
 
 def describe(error: BaseException) -> str:

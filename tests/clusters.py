@@ -342,6 +342,8 @@ class Replication(_Several):
                 "--log-bin=log",
                 "--gtid-mode=ON",
                 "--enforce-gtid-consistency=ON",
+                # As for what InnoDB writes: it survives a kill -9.
+                "--sync-binlog=0",
             )
             server.start()
             # The accounts are everywhere by now, and not to be replicated.

@@ -47,8 +47,7 @@ def end_connections_from_outside() -> int:
 
 def sleep(seconds: float) -> float:
     """Keep the request's connection busy."""
-    with db.get_db().cursor() as cursor:
-        cursor.execute("SELECT SLEEP(%s)", (seconds,))
+    db.get_db().execute("SELECT SLEEP(%s)", [seconds])
     return seconds
 
 

@@ -52,7 +52,8 @@ class Source(io.RawIOBase):
     """What a server sends, in pieces, and how that ends."""
 
     def __init__(self, data: bytes, piece: int, end: BaseException | None) -> None:
-        self._data, self._piece, self._end = data, piece, end
+        # A view, because parts of it are not copied.
+        self._data, self._piece, self._end = memoryview(data), piece, end
 
     def readable(self) -> bool:
         return True
