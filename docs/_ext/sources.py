@@ -15,7 +15,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from importlib.metadata import PackageMetadata, metadata, requires
+from importlib.metadata import (
+    PackageMetadata,
+    PackageNotFoundError,
+    metadata,
+    requires,
+)
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +164,10 @@ def bill(extra: str = "") -> dict[str, tuple[str, list[str]]]:
     left = [(US, wanted) for wanted in needed(US, extra)]
     while left:
         parent, wanted = left.pop(0)
-        about = metadata(wanted.name)
+        try:
+            about = metadata(wanted.name)
+        except PackageNotFoundError:  # what may not exist for a Python without a GIL
+            continue
         name = about["Name"]
         if name not in found:
             found[name] = (licence(about), [])
