@@ -95,6 +95,20 @@ def test_debug_mode_switches_it_on_until_the_first_request(
 
 
 @pytest.mark.one_engine
+def test_switched_on_late_it_counts_what_the_app_does_last(make_app: MakeApp) -> None:
+    app = make_app()
+
+    @app.after_request
+    def own(response: Response) -> Response:
+        execute(get_db(), "SELECT 1")
+        return response
+
+    app.debug = True
+
+    assert '"1 statement"' in serve(app, lambda: None).headers["Server-Timing"]
+
+
+@pytest.mark.one_engine
 def test_debug_mode_at_init_app_is_enough(make_app: MakeApp) -> None:
     app = Flask("shop")
     app.config.from_mapping(make_app().config)
@@ -336,6 +350,17 @@ def test_a_table_that_is_read_whole_on_purpose_is_not_logged(
     serve(make_app(RADAR=True), work)
 
     assert caplog.messages == []
+
+
+@pytest.mark.one_engine
+def test_what_has_several_readings_is_logged(
+    make_app: MakeApp, posts: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    query = r"SELECT a FROM posts WHERE a = '\'' OR a = '3'"
+    serve(make_app(RADAR=True), lambda: execute(get_db(), query))
+
+    [message] = caplog.messages
+    assert f"no index used by {query}" in message.replace("\\\\", "\\")
 
 
 def test_executemany_and_blocks_know_it(make_app: MakeApp, posts: None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pymysql
 import pytest
@@ -275,6 +275,8 @@ def test_an_app_has_both(app: Flask, table: str, sql: Sql) -> None:
     seen: list[Any] = []
     with app.app_context():
         db.after_commit(lambda: seen.append("at once, without a connection"))
+        with pytest.raises(TypeError, match="takes a function, not 5"):
+            db.after_commit(cast(Any, 5))
         assert db.stats().in_use == 0
         with db.transaction(isolation="READ COMMITTED", read_only=False) as connection:
             connection.execute("INSERT INTO t (a) VALUES (1)")
