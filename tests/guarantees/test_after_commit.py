@@ -133,9 +133,21 @@ def test_a_savepoint_has_no_level_of_its_own(connection: PooledConnection) -> No
             transaction(connection, isolation="SERIALIZABLE"),
         ):
             pytest.fail("it has begun")
+        with pytest.raises(TransactionError, match="of the outermost"):
+            run_in_transaction(connection, list, retries=0, read_only=True)
         connection.execute("INSERT INTO t (a) VALUES (2)")
 
     assert connection.execute("SELECT a FROM t").fetchall() == ((1,), (2,))
+
+
+def test_a_decorated_function_has_the_level_at_each_call(
+    connection: PooledConnection, kind_of: Callable[[], tuple[str, bool]]
+) -> None:
+    decorated = transaction(connection, isolation="SERIALIZABLE", read_only=True)(
+        kind_of
+    )
+
+    assert [decorated(), decorated()] == [("SERIALIZABLE", True)] * 2
 
 
 def test_a_level_is_sent_with_the_first_statement(
