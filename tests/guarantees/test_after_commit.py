@@ -13,7 +13,12 @@ from conftest import MakeApp, MakePool, Sql, extension
 from flask import Flask
 
 from flask_mysqlpool import CommitUnknown, MySQLPool, PooledConnection, TransactionError
-from flask_mysqlpool.pool.transaction import run_in_transaction, transaction
+from flask_mysqlpool.pool.transaction import (
+    TransactionBlock,
+    beginning_of,
+    run_in_transaction,
+    transaction,
+)
 from flask_mysqlpool.testing import FaultProxy, rolled_back
 
 
@@ -162,6 +167,25 @@ def test_a_level_is_sent_with_the_first_statement(
         with transaction(connection, isolation="SERIALIZABLE"):
             connection.execute("INSERT INTO t (a) VALUES (1)")
         assert proxy.round_trips == before + 2  # and the COMMIT
+
+
+@pytest.mark.parametrize("pipelining", ["on", "off"])
+def test_a_statement_after_a_beginning_that_fails_may_have_committed(
+    make_pool: MakePool, table: str, sql: Sql, pipelining: str
+) -> None:
+    together = pipelining == "on"
+    expected = TransactionError if together else pymysql.err.ProgrammingError
+    *first, _ = beginning_of("SERIALIZABLE", read_only=False)
+    beginning = *first, b"START NOTHING"
+    pool = make_pool(PIPELINING=pipelining, AUTOCOMMIT=True)
+    with pool.connection() as connection:
+        with (
+            pytest.raises(expected),
+            TransactionBlock(lambda: connection, beginning=beginning),
+        ):
+            connection.execute("INSERT INTO t (a) VALUES (1)")
+
+    assert sql("SELECT a FROM t") == ((1,),) * together
 
 
 # After the COMMIT
