@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import pytest
 from conftest import MakeApp, Sql, execute, extension
@@ -14,6 +15,7 @@ from pymysql.cursors import Cursor, DictCursor, SSCursor
 from werkzeug.test import TestResponse
 
 from flask_mysqlpool import MySQLPool, RecordedQuery, get_db, get_recorded_queries
+from flask_mysqlpool.extension.radar import Seen
 from flask_mysqlpool.pool.sql.cursors import _RecordingCursor
 from flask_mysqlpool.testing import rolled_back
 
@@ -239,6 +241,24 @@ def test_a_line_lists_five_and_tells_that_there_are_more(
     [message] = caplog.messages
     assert message.count("no index used by SELECT a FROM posts") == 5
     assert message.endswith("; …")
+
+
+def test_a_request_of_very_many_statements_keeps_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Text(str):  # to which a weak reference can be made
+        pass
+
+    monkeypatch.setattr("flask_mysqlpool.extension.radar.RECORDED", 5)
+    found, texts = Seen(), list[ref[Text]]()
+    for number in range(12):
+        text = Text(f"SELECT {number}")
+        texts.append(ref(text))
+        found.keep(RecordedQuery(text, None, 0.0, None, 1, "a.py:1", number < 9))
+    del text
+
+    assert found.statements == 12
+    assert [n for n, kept in enumerate(texts) if kept()] == [*range(5), *range(7, 12)]
 
 
 @pytest.mark.one_engine
