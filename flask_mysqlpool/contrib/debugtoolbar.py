@@ -27,8 +27,8 @@ waited {{ ms(seen.waited) }} ms for connections.
 {%- endif %}</td>
 <td>{{ query.location }}</td>
 <td>{% if query.no_index %}no index {% endif %}
-{%- if seen.counts[query.statement] > often %}
-{{- seen.counts[query.statement] }} times{% endif %}</td>
+{%- if seen.times(query.statement) > often %}
+{{- seen.times(query.statement) }} times{% endif %}</td>
 </tr>
 {%- endfor %}
 </tbody>

@@ -23,7 +23,7 @@ from ..pool.connection import PooledConnection
 from ..pool.pool import make_pool
 from ..pool.query_log import Keep
 from ..pool.stats import Observer
-from ..pool.transaction import call_after_commit
+from ..pool.transaction import after_commit_of
 from ..workers.agent import WorkerAgent
 from ..workers.status_dir import StatusDir
 from . import radar
@@ -192,7 +192,7 @@ class State:
         connection = requests_in_g(self.key_in_g).held(request_context()).get(bind)
         if connection is None or connection.returned:
             self.pool(bind)  # which raises if there is no such bind
-            call_after_commit(function)
+            after_commit_of(None, function)
         else:
             connection.after_commit(function)
 

@@ -43,8 +43,8 @@ class Seen:
         self.seconds = self.waited = 0.0
         #: The last of its statements.
         self.queries: deque[RecordedQuery] = deque(maxlen=RECORDED)
-        #: How often each was executed.
-        self.counts: Counter[str] = Counter()
+        #: How often each was executed, by its hash: a text may be long.
+        self._counts: Counter[int] = Counter()
         #: Those that used no index, or were repeated: where each was executed last.
         self.without_index: dict[str, str] = {}
         self.repeated: dict[str, str] = {}
@@ -52,22 +52,26 @@ class Seen:
     @property
     def statements(self) -> int:
         """The number of statements."""
-        return self.counts.total()
+        return self._counts.total()
+
+    def times(self, statement: str) -> int:
+        """Return how often a statement was executed."""
+        return self._counts[hash(statement)]
 
     def keep(self, query: RecordedQuery) -> None:
         text = query.statement
         self.seconds += query.duration
         self.queries.append(query)
-        self.counts[text] += 1
-        if self.counts[text] > OFTEN:
+        self._counts[hash(text)] += 1
+        if self.times(text) > OFTEN:
             self.repeated[text] = query.location
-        if query.no_index:
+        if query.no_index and len(self.without_index) < RECORDED:
             self.without_index[text] = query.location
 
     def faults(self) -> Iterator[str]:
         """Describe what is worth a look."""
         for text, location in self.repeated.items():
-            yield f"{self.counts[text]} times {_shown(text, location)}"
+            yield f"{self.times(text)} times {_shown(text, location)}"
         for text, location in self.without_index.items():
             if _could_use_an_index(text):
                 yield f"no index used by {_shown(text, location)}"

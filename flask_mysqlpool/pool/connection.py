@@ -36,7 +36,7 @@ from .sql import cursors
 from .sql.rows import TypedCursor
 from .sql.scripts import Script
 from .sql.templates import Identifier, plain
-from .transaction import OWN, Blocks, Progress, TransactionBlock, call_after_commit
+from .transaction import OWN, Blocks, Progress, TransactionBlock, after_commit_of
 
 C = TypeVar("C", bound=Cursor)
 T = TypeVar("T")
@@ -354,13 +354,7 @@ class PooledConnection(_Face):
         not called if this block, or one around it, is rolled back. Outside of blocks,
         it is called at once. What it raises is logged.
         """
-        if not callable(function):
-            raise TypeError(f"after_commit() takes a function, not {function!r:.60}")
-        block = self.block
-        if block is None:
-            call_after_commit(function)
-        else:
-            block.after_commit.append(function)
+        after_commit_of(self.block, function)
 
     @property
     def changed(self) -> int:

@@ -688,6 +688,18 @@ def beginning_of(isolation: str | None, read_only: bool) -> tuple[bytes, ...]:
     return COMMIT, f"SET TRANSACTION ISOLATION LEVEL {level}".encode(), begin
 
 
+def after_commit_of(
+    block: TransactionBlock | None, function: Callable[[], object]
+) -> None:
+    """Have a function called after the COMMIT of a block, or without one at once."""
+    if not callable(function):
+        raise TypeError(f"after_commit() takes a function, not {function!r:.60}")
+    if block is None:
+        call_after_commit(function)
+    else:
+        block.after_commit.append(function)
+
+
 def call_after_commit(function: Callable[[], object]) -> None:
     """Call a function that is to follow a COMMIT; log what it raises."""
     try:

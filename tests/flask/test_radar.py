@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import pytest
 from conftest import MakeApp, Sql, execute, extension
@@ -14,6 +15,7 @@ from pymysql.cursors import Cursor, DictCursor, SSCursor
 from werkzeug.test import TestResponse
 
 from flask_mysqlpool import MySQLPool, RecordedQuery, get_db, get_recorded_queries
+from flask_mysqlpool.extension.radar import Seen
 from flask_mysqlpool.pool.sql.cursors import _RecordingCursor
 from flask_mysqlpool.testing import rolled_back
 
@@ -92,6 +94,20 @@ def test_debug_mode_switches_it_on_until_the_first_request(
     serve(other, by_number(1))
     other.debug = True
     assert "Server-Timing" not in other.test_client().get("/").headers
+
+
+@pytest.mark.one_engine
+def test_switched_on_late_it_counts_what_the_app_does_last(make_app: MakeApp) -> None:
+    app = make_app()
+
+    @app.after_request
+    def own(response: Response) -> Response:
+        execute(get_db(), "SELECT 1")
+        return response
+
+    app.debug = True
+
+    assert '"1 statement"' in serve(app, lambda: None).headers["Server-Timing"]
 
 
 @pytest.mark.one_engine
@@ -227,6 +243,24 @@ def test_a_line_lists_five_and_tells_that_there_are_more(
     assert message.endswith("; …")
 
 
+def test_a_request_of_very_many_statements_keeps_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Text(str):  # to which a weak reference can be made
+        pass
+
+    monkeypatch.setattr("flask_mysqlpool.extension.radar.RECORDED", 5)
+    found, texts = Seen(), list[ref[Text]]()
+    for number in range(12):
+        text = Text(f"SELECT {number}")
+        texts.append(ref(text))
+        found.keep(RecordedQuery(text, None, 0.0, None, 1, "a.py:1", number < 9))
+    del text
+
+    assert found.statements == 12
+    assert [n for n, kept in enumerate(texts) if kept()] == [*range(5), *range(7, 12)]
+
+
 @pytest.mark.one_engine
 def test_a_request_that_fails_is_logged_too(
     make_app: MakeApp, posts: None, caplog: pytest.LogCaptureFixture
@@ -336,6 +370,17 @@ def test_a_table_that_is_read_whole_on_purpose_is_not_logged(
     serve(make_app(RADAR=True), work)
 
     assert caplog.messages == []
+
+
+@pytest.mark.one_engine
+def test_what_has_several_readings_is_logged(
+    make_app: MakeApp, posts: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    query = r"SELECT a FROM posts WHERE a = '\'' OR a = '3'"
+    serve(make_app(RADAR=True), lambda: execute(get_db(), query))
+
+    [message] = caplog.messages
+    assert f"no index used by {query}" in message.replace("\\\\", "\\")
 
 
 def test_executemany_and_blocks_know_it(make_app: MakeApp, posts: None) -> None:

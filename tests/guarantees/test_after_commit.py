@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pymysql
 import pytest
@@ -13,7 +13,12 @@ from conftest import MakeApp, MakePool, Sql, extension
 from flask import Flask
 
 from flask_mysqlpool import CommitUnknown, MySQLPool, PooledConnection, TransactionError
-from flask_mysqlpool.pool.transaction import run_in_transaction, transaction
+from flask_mysqlpool.pool.transaction import (
+    TransactionBlock,
+    beginning_of,
+    run_in_transaction,
+    transaction,
+)
 from flask_mysqlpool.testing import FaultProxy, rolled_back
 
 
@@ -133,9 +138,21 @@ def test_a_savepoint_has_no_level_of_its_own(connection: PooledConnection) -> No
             transaction(connection, isolation="SERIALIZABLE"),
         ):
             pytest.fail("it has begun")
+        with pytest.raises(TransactionError, match="of the outermost"):
+            run_in_transaction(connection, list, retries=0, read_only=True)
         connection.execute("INSERT INTO t (a) VALUES (2)")
 
     assert connection.execute("SELECT a FROM t").fetchall() == ((1,), (2,))
+
+
+def test_a_decorated_function_has_the_level_at_each_call(
+    connection: PooledConnection, kind_of: Callable[[], tuple[str, bool]]
+) -> None:
+    decorated = transaction(connection, isolation="SERIALIZABLE", read_only=True)(
+        kind_of
+    )
+
+    assert [decorated(), decorated()] == [("SERIALIZABLE", True)] * 2
 
 
 def test_a_level_is_sent_with_the_first_statement(
@@ -150,6 +167,25 @@ def test_a_level_is_sent_with_the_first_statement(
         with transaction(connection, isolation="SERIALIZABLE"):
             connection.execute("INSERT INTO t (a) VALUES (1)")
         assert proxy.round_trips == before + 2  # and the COMMIT
+
+
+@pytest.mark.parametrize("pipelining", ["on", "off"])
+def test_a_statement_after_a_beginning_that_fails_may_have_committed(
+    make_pool: MakePool, table: str, sql: Sql, pipelining: str
+) -> None:
+    together = pipelining == "on"
+    expected = TransactionError if together else pymysql.err.ProgrammingError
+    *first, _ = beginning_of("SERIALIZABLE", read_only=False)
+    beginning = *first, b"START NOTHING"
+    pool = make_pool(PIPELINING=pipelining, AUTOCOMMIT=True)
+    with pool.connection() as connection:
+        with (
+            pytest.raises(expected),
+            TransactionBlock(lambda: connection, beginning=beginning),
+        ):
+            connection.execute("INSERT INTO t (a) VALUES (1)")
+
+    assert sql("SELECT a FROM t") == ((1,),) * together
 
 
 # After the COMMIT
@@ -275,6 +311,8 @@ def test_an_app_has_both(app: Flask, table: str, sql: Sql) -> None:
     seen: list[Any] = []
     with app.app_context():
         db.after_commit(lambda: seen.append("at once, without a connection"))
+        with pytest.raises(TypeError, match="takes a function, not 5"):
+            db.after_commit(cast(Any, 5))
         assert db.stats().in_use == 0
         with db.transaction(isolation="READ COMMITTED", read_only=False) as connection:
             connection.execute("INSERT INTO t (a) VALUES (1)")

@@ -35,6 +35,14 @@ def test_connections_in_use_count(make_pool: MakePool) -> None:
         pool.warm_up(timeout=0)
 
 
+def test_no_more_are_opened_than_the_limit_allows(make_pool: MakePool) -> None:
+    pool = make_pool(MIN_SIZE=3, MAX_SIZE=3)
+    pool.limit(1)
+    pool.warm_up(timeout=0)
+
+    assert pool.stats().size == 1
+
+
 def test_a_server_that_is_not_there_yet_is_tried_again(
     make_pool: MakePool, proxy: FaultProxy
 ) -> None:

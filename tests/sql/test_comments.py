@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import MakeApp, MakePool, Sql
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flask_mysqlpool import get_db
@@ -150,6 +150,13 @@ def test_statements_with_other_traces_are_judged_once() -> None:
         )
     )
 )
+# What hides the beginning of the comment from the server: a string, a name, a comment.
+@example([b";", b"'", b"/*", b"'", b";", b"drop table t", b";"])
+@example([b"'", b"\\", b"'", b"/*", b"'", b";", b"drop table t", b";"])
+@example([b";", b'"', b"/*", b'"', b";", b"drop table t", b";"])
+@example([b";", b"`", b"/*", b"`", b";", b"drop table t", b";"])
+@example([b"#", b"/*", b"\n", b";", b"drop table t", b"#"])
+@example([b"--", b" ", b"/*", b"\n", b";", b"drop table t", b"--", b" "])
 def test_a_comment_at_the_end_hides_nothing(parts: list[bytes]) -> None:
     statement = b"".join([b"select a ", *parts, b"*/"])
     missed = find_side_effects(statement, ANY | SEVERAL) & ~side_effects(statement)

@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import MakePool
+from conftest import MakePool, Sql
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
@@ -175,6 +175,26 @@ def test_an_object_is_sent_as_its_text(make_pool: MakePool, mode: str) -> None:
         assert row == (str(Sly()), str(path), "1/3", 1)
         found = connection.execute("SELECT %s IN %s, 1", (str(path), [path, Sly()]))
         assert found.fetchone() == (1, 1)
+
+
+@pytest.mark.one_engine
+def test_an_encoder_of_text_that_the_caller_has_given_gets_the_object(
+    make_pool: MakePool,
+) -> None:
+    own = {str: lambda value, mapping=None: f"({type(value).__name__})"}
+    with make_pool().connection() as connection:
+        assert connection.escape(Fraction(1, 3), own) == "(Fraction)"
+        assert connection.escape([Fraction(1, 3)], own) == "((Fraction))"
+
+
+@pytest.mark.one_engine
+def test_to_escape_a_value_loses_no_result(make_pool: MakePool, sql: Sql) -> None:
+    sql("DROP PROCEDURE IF EXISTS both_of_them")
+    sql("CREATE PROCEDURE both_of_them() BEGIN SELECT 1; SELECT 2; END")
+    with make_pool().connection() as connection:
+        cursor = connection.execute("CALL both_of_them()", into=tuple)
+        assert connection.escape("a'") == r"'a\''"
+        assert cursor.nextset() and cursor.one() == (2,)
 
 
 class Hostile(str):
