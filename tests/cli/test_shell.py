@@ -134,7 +134,8 @@ def test_no_other_process_can_read_the_password(
     until(lambda: b"--defaults-file=" in about.joinpath("cmdline").read_bytes())
     arguments = about.joinpath("cmdline").read_bytes()
     variables = about.joinpath("environ").read_bytes()
-    files = [path for path in tmp_path.rglob("*") if path.name != "shop.py"]
+    # The app has the URL, and so has what Python compiles of it.
+    files = [path for path in tmp_path.rglob("*") if not path.name.startswith("shop.")]
     kept = [path for path in files if path.is_file() and _has(path, server.password)]
     printed, _ = shell.communicate(b"SELECT 6 * 7;\n")
 

@@ -104,6 +104,14 @@ def receiver_that_raises(make_app: MakeApp) -> None:
         get_db().close()
 
 
+def function_after_commit_that_raises(make_app: MakeApp) -> None:
+    def fail() -> None:
+        raise ValueError
+
+    with make_app().app_context():
+        get_db().after_commit(fail)
+
+
 def slow_statement(make_app: MakeApp) -> None:
     with make_app(SLOW_QUERY=1e-9).app_context():
         assert get_db().cursor().execute("SELECT 1") == 1
@@ -232,6 +240,7 @@ PROVOKED_BY: dict[str, Callable[[MakeApp], None]] = {
     "pool._report_discard": session_that_cannot_be_cleaned,
     "pool._report_leak": connection_that_is_dropped,
     "signals.send": receiver_that_raises,
+    "transaction.call_after_commit": function_after_commit_that_raises,
     "query_log._log": slow_statement,
     "query_log.note": statement_that_cannot_be_recorded,
     "radar.log_faults": statement_in_a_loop,
