@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from clients import client
 from conftest import MakePool, Sql
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import client
 from pymysql.constants import SERVER_STATUS
 from pymysql.err import MySQLError, OperationalError, ProgrammingError
 
