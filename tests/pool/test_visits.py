@@ -54,7 +54,7 @@ def visited(
 
 @pytest.mark.skipif(
     sys.implementation.name != "cpython",
-    reason="PyPy waits for a socket in another way",
+    reason="PyPy polls in another way",
 )
 @pytest.mark.one_engine
 def test_a_checkout_visits_few_modules(make_pool: MakePool, visited: Any) -> None:
