@@ -52,6 +52,8 @@ def until(condition: Callable[[], bool], or_say: Signals | None = None) -> None:
     """Wait for what other threads do at once; say after which signal they did not."""
     end = time.monotonic() + 10
     while not condition():
+        if sys.implementation.name != "cpython":
+            gc.collect()  # what was dropped is freed at some time only
         after = f" after a signal in {or_say.where}" if or_say else ""
         assert time.monotonic() < end, f"waited in vain{after}"
         time.sleep(0.0005)

@@ -12,7 +12,7 @@ from flask_mysqlpool.testing import LocalServer
 
 #: PyPy has no PyDLL; a Python built without libffi has no ctypes at all.
 WITHOUT = {
-    "PyDLL": "import ctypes; del ctypes.PyDLL",
+    "PyDLL": "import ctypes; vars(ctypes).pop('PyDLL', None)",
     "ctypes": "import sys; sys.modules['ctypes'] = None",
 }
 

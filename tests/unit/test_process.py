@@ -60,8 +60,9 @@ def test_a_fork_that_python_did_not_see_is_noticed(
 ) -> None:
     monkeypatch.setattr(flask_mysqlpool.pool.driver.process, "_page", page)
     before = process()
+    library = getattr(ctypes, "PyDLL", ctypes.CDLL)(None)  # PyPy lacks the first
 
-    assert in_a_child(lambda: process() != before, fork=ctypes.PyDLL(None).fork)
+    assert in_a_child(lambda: process() != before, fork=library.fork)
     assert process() == before
 
 
