@@ -277,12 +277,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     The mark ``one_engine`` is for the tests to set; ``server``, ``slow``, ``cluster``,
     ``browser`` and ``docs`` follow from where a test is, and from its fixtures.
     """
+    for item in items:
+        _refuse_another_engine(item)
     items[:] = [item for item in items if not _says_the_same_again(item)]
     for item in items:
         for mark in _marks(item):
             item.add_marker(mark)
     yield
     items.sort(key=lambda item: _rank(item.path.stem.removeprefix("test_")))
+
+
+def _refuse_another_engine(item: pytest.Item) -> None:
+    """Refuse a module's own fixture ``engine``.
+
+    After it, pytest would give tests the server of the wrong engine.
+    """
+    known = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009
+    if len(known.get("engine", ())) > 1:
+        text = "has a fixture 'engine' of its own: use the mark one_engine"
+        raise pytest.UsageError(f"{item.path} {text}")
 
 
 def _marks(item: pytest.Item) -> set[str]:

@@ -434,7 +434,7 @@ def test_the_page_about_statements_runs(
         get_db().cursorclass = flask_mysqlpool.RowCursor
 
         assert does.greet(1) == "Hello Ada"
-        assert does.greet(9) == "Nobody has this number"
+        assert does.greet(9) == "No person has this number"
         assert does.find("Jo", [1, 2]) == ([("Joan",)], [("Ada",), ("Joan",)])
         assert does.people_by("name")[0]["name"] == "Ada"
         assert does.person(2) == does.Person(2, "Joan")

@@ -55,10 +55,14 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 PICTURES = os.environ.get("MONITOR_PICTURES")
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="no browser: looked for chromium and chromedriver in PATH",
-)
+pytestmark = [
+    # The server is not what is tested here.
+    pytest.mark.one_engine,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None,
+        reason="no browser: looked for chromium and chromedriver in PATH",
+    ),
+]
 
 TOKEN = "a-token-that-nobody-guesses"
 
@@ -70,12 +74,6 @@ _ARGUMENTS = (
     # Chromium's own services are asked for nothing: no other name is resolved.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-
-
-@pytest.fixture(scope="session")
-def engine() -> str:
-    """One will do: the server is not what is tested here."""
-    return "mariadb"
 
 
 @pytest.fixture(scope="module")
