@@ -393,6 +393,8 @@ def test_the_quickstart_runs(
     monkeypatch.setenv("FLASK_MYSQLPOOL_URL", database.url)
     app = page.names["app"] = page.names["create_app"]()
     page.run()
+    with app.app_context():
+        get_db()  # starts the threads of the pool
     # The thread of a connect may end meanwhile; those of the pool stay.
     lasting = {t for t in threading.enumerate() if t.name.startswith("mysqlpool-")}
     page.run(1)

@@ -338,6 +338,31 @@ def test_a_value_that_cannot_be_put_in_is_refused(
         assert connection.execute("SELECT 7").fetchone() == (7,)
 
 
+@pytest.mark.parametrize(
+    ("query", "args"),
+    [
+        ("SELECT ?", [1]),
+        ("SELECT %s", [1, 2]),
+        ("SELECT %s, %s", [1]),
+        ("SELECT 'a' LIKE '%a%', %s", [1]),
+        ("SELECT 'a' LIKE 'a%', %s", [1]),
+        ("SELECT %d", ["1"]),
+    ],
+)
+def test_places_that_do_not_fit_their_values_are_an_error_that_says_how_to_write_them(
+    make_pool: MakePool, query: str, args: list[object]
+) -> None:
+    with make_pool().connection() as connection:
+        with pytest.raises(
+            (ProgrammingError, ValueError),
+            match=r"write %s or .*, and %% for a percent sign$",
+        ):
+            connection.execute(query, args)
+        with pytest.raises(ProgrammingError, match=r"^nan can not be used with MySQL$"):
+            connection.execute("SELECT %s", [float("nan")])
+        assert connection.execute("SELECT %s", [7]).fetchone() == (7,)
+
+
 def test_text_with_braces_is_text(make_pool: MakePool) -> None:
     with make_pool().connection() as connection:
         assert connection.execute("SELECT '{name}'").fetchone() == ("{name}",)

@@ -108,6 +108,7 @@ NAMES = (("John",), ("Jane",))
 
 #: What to do with each snippet, and what comes of it.
 RESULTS: dict[str, tuple[Callable[[Snippet], Any], Any]] = {
+    "from-pymysql": (posted("/person/Joan"), {"id": 3}),
     "from-flask-mysql": (posted("/person/Joan"), {"id": 3}),
     "from-flask-mysqldb": (got("/person/all"), [JOHN, JANE]),
     "from-flask-mysqlpool": (got("/person/2"), JANE),
@@ -137,6 +138,7 @@ def test_a_snippet_does_what_it_says_and_returns_what_it_took(
 @pytest.mark.parametrize(
     ("name", "left"),
     [
+        ("from-pymysql", [*NAMES, ("Joan",)]),
         ("from-flask-mysql", [*NAMES, ("Joan",)]),
         ("from-django-mysqlpool", [("Jane",)]),
     ],
