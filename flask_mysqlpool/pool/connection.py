@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 from pymysql.connections import Connection
 from pymysql.converters import escape_str
 from pymysql.cursors import Cursor, SSCursor
-from pymysql.err import MySQLError
+from pymysql.err import MySQLError, ProgrammingError
 
 from ..errors import (
     ConnectionLost,
@@ -478,12 +478,18 @@ class PooledConnection(_Face):
         if that does not take these columns.
         """
         query, args = plain(query, args)
-        if into is not None:
-            base = SSCursor if _is_unbuffered(self.cursorclass) else Cursor
-            return TypedCursor(self.cursor(base), into, query, args)
-        cursor: Any = self.cursor()
-        cursor.execute(query, args)
-        return cursor
+        try:
+            if into is not None:
+                base = SSCursor if _is_unbuffered(self.cursorclass) else Cursor
+                return TypedCursor(self.cursor(base), into, query, args)
+            cursor: Any = self.cursor()
+            cursor.execute(query, args)
+            return cursor
+        except (ProgrammingError, ValueError) as error:
+            # Python's own text about a place for a value; the server's has a number.
+            if len(error.args) != 1 or args is None or "format" not in str(error):
+                raise
+            raise type(error)(f"{error}{_HOW_TO_WRITE_PLACES}") from None
 
     def _made_by(self, factory: Callable[[PooledConnection], Any]) -> Any:
         """Call a factory that was given as the class of a cursor."""
@@ -613,6 +619,11 @@ class PooledConnection(_Face):
 
 #: What becomes a list in brackets; also named tuples, and rows of the type ``Row``.
 _LISTS = tuple, list, set, frozenset
+
+
+_HOW_TO_WRITE_PLACES = (
+    "; with parameters, write %s or %(name)s for a value, and %% for a percent sign"
+)
 
 
 def _is_unbuffered(cls: Any) -> bool:

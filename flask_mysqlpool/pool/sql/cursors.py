@@ -173,20 +173,6 @@ class _BoundSSCursor(PooledCursor, SSCursor):  # type: ignore[misc]
 #: PyMySQL's method that puts the arguments into the statement.
 _FILL_IN = "_mogrify" if hasattr(Cursor, "_mogrify") else "mogrify"
 
-_HOW_TO_WRITE_PLACES = (
-    "; with parameters, write %s or %(name)s for a value, and %% for a percent sign"
-)
-
-
-def _fill_in(cursor: Any, query: Any, args: Any) -> Any:
-    """Put the arguments into the statement, or say how their places are written."""
-    try:
-        return getattr(cursor, _FILL_IN)(query, args)
-    except (ProgrammingError, ValueError) as error:
-        if "format" not in str(error):  # a value's error, not that of a place
-            raise
-        raise type(error)(f"{error}{_HOW_TO_WRITE_PLACES}") from None
-
 
 def _execute(cursor: Any, query: str | bytes, args: Any = None) -> int:
     """Execute a statement as PyMySQL does, without the calls that have no effect."""
@@ -197,7 +183,7 @@ def _execute(cursor: Any, query: str | bytes, args: Any = None) -> int:
     if type(query) is not str and is_template(query):
         query, args = plain(query, args)
     if args is not None:
-        query = _fill_in(cursor, query, args)
+        query = getattr(cursor, _FILL_IN)(query, args)
     found: int = cursor._query(query)
     cursor._executed = query
     return found
