@@ -11,6 +11,8 @@ from pymysql.err import MySQLError
 
 from flask_mysqlpool import PoolConfig, PooledConnection, TransactionError
 from flask_mysqlpool.cli.check import examine
+from flask_mysqlpool.config.addresses import Place
+from flask_mysqlpool.pool.driver import connector
 from flask_mysqlpool.pool.transaction import transaction
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.testing.fault_proxy import SECOND_COMMANDS
@@ -19,6 +21,8 @@ from flask_mysqlpool.testing.fault_proxy import SECOND_COMMANDS
 @pytest.fixture(params=SECOND_COMMANDS)
 def one_by_one(proxy: FaultProxy, request: pytest.FixtureRequest) -> FaultProxy:
     """What it does with the second of two commands."""
+    # An earlier test may have had a proxy at this port.
+    connector._PIPELINES.pop(Place(proxy.host, proxy.port), None)
     proxy.second_command = request.param
     return proxy
 
@@ -137,6 +141,22 @@ def test_one_connect_fails_in_the_whole_process(
     assert one_by_one.connections == 5
     told = [r for r in caplog.records if "several commands at once" in r.getMessage()]
     assert len(told) == 1
+
+
+def test_a_proxy_that_comes_later_costs_one_connect(
+    make_pool: MakePool, url: str, one_by_one: FaultProxy
+) -> None:
+    how, one_by_one.second_command = one_by_one.second_command, None
+    pool = make_pool(URL=url, CONNECT_TIMEOUT=2)
+    with pool.connection() as connection:
+        assert execute(connection, "SELECT 1") == ((1,),)
+    pool.reset()
+    one_by_one.second_command = how
+
+    with pytest.raises(MySQLError):
+        pool.connection()
+    with pool.connection() as connection:
+        assert execute(connection, "SELECT 1") == ((1,),)
 
 
 def test_it_can_be_told(make_pool: MakePool, url: str, one_by_one: FaultProxy) -> None:

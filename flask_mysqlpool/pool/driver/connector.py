@@ -382,6 +382,9 @@ class Connector:
                 log(WARNING, text, self.config.name, address)
         elif pipelines is None and isinstance(found, Session):
             self._pipelines[address] = True
+        elif pipelines and _may_be_by_pipelining(found):
+            # There may be a proxy by now: the next connect finds out.
+            self._pipelines.pop(address, None)
         if isinstance(found, Session):
             self._usual[place] = found.login.is_usual
             self.hosts.works(place)
