@@ -96,6 +96,11 @@ class Finding(NamedTuple):
     def level(self) -> str:
         return FAILURE if self.is_failure else WARNING if self.fix else OK
 
+    @property
+    def advice(self) -> str:
+        """The text and, if there is something to do, that."""
+        return f"{self.text} -> {self.fix}" if self.fix else self.text
+
 
 def examine(config: PoolConfig, workers: int | None) -> Iterator[Finding]:
     """Examine one pool's settings and its server.

@@ -83,8 +83,7 @@ def status(report: Mapping[str, Any], terminal: bool) -> Iterator[Line]:
 
 def finding(finding: Finding) -> Line:
     """Render one finding of ``check``."""
-    fix = f" -> {finding.fix}" if finding.fix else ""
-    text = f" {finding.subject}: {finding.text}{fix}"
+    text = f" {finding.subject}: {finding.advice}"
     return Styled(_COLOURS[finding.level], f"{finding.level:<8}", text)
 
 

@@ -56,9 +56,7 @@ def shell(bind: str | None) -> None:
         with connect_to(config) as server:
             login = server.login()
     except Unanswered as error:
-        finding = no_connection(error)
-        fix = f" -> {finding.fix}" if finding.fix else ""
-        raise click.ClickException(f"{finding.text}{fix}") from None
+        raise click.ClickException(no_connection(error).advice) from None
     program, is_mariadb = _client(login.is_mariadb)
     _replace_process(program, option_file(config, login, is_mariadb))
 

@@ -76,5 +76,4 @@ def _why_not(config: PoolConfig, left: float) -> str | None:
         with connect_to(replace(config, connect_timeout=seconds)):
             return None
     except Unanswered as error:
-        finding = no_connection(error)
-        return f"{finding.text}{' -> ' * bool(finding.fix)}{finding.fix}"
+        return no_connection(error).advice

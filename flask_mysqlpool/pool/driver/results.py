@@ -45,6 +45,9 @@ MOST_SENT = MAX_PACKET_LEN - 1
 #: definitions have.
 REMEMBERED, LONGEST = 500, 4000
 
+#: The number of rows of a stream, to PyMySQL.
+NOT_KNOWN = (1 << 64) - 1
+
 #: Columns for which a function is made; PyMySQL reads wider results.
 MOST_COLUMNS = 200
 
@@ -307,7 +310,7 @@ class Result(_Result):  # type: ignore[misc]
             con.take(after, number)
             self.connection, self.unbuffered_active = con, True
             self._decode = decode
-            self.affected_rows = (1 << 64) - 1  # not known yet, to PyMySQL
+            self.affected_rows = NOT_KNOWN
             return True
         rows: list[Any] = []
         at, number = decode(buffer, after, number, rows)

@@ -26,12 +26,9 @@ from typing import (
 from pymysql.cursors import Cursor, DictCursorMixin, SSCursor
 
 from ...errors import NotOneRow
-from ..driver.results import REMEMBERED, make_dict_maker
+from ..driver.results import NOT_KNOWN, REMEMBERED, make_dict_maker
 
 T = TypeVar("T")
-
-#: The number of rows of a stream, to PyMySQL.
-_NOT_KNOWN = (1 << 64) - 1
 
 #: Makes rows of tuples.
 Maker = Callable[[Sequence[Any]], list[Any]]
@@ -199,7 +196,7 @@ class TypedCursor(Generic[T]):
     def rowcount(self) -> int:
         """The number of rows found or changed; -1 for a stream, as in PEP 249."""
         found = self._cursor.rowcount
-        return found if found < _NOT_KNOWN else -1
+        return found if found < NOT_KNOWN else -1
 
     @property
     def lastrowid(self) -> int:
