@@ -181,6 +181,18 @@ def make_pool(server: LocalServer) -> Iterator[MakePool]:
         pool.close()
 
 
+@pytest.fixture(params=[False, True], ids=["manual", "autocommit"])
+def autocommit(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def connection(make_pool: MakePool, autocommit: bool) -> Iterator[PooledConnection]:
+    """A connection of a pool, with and without AUTOCOMMIT."""
+    with make_pool(AUTOCOMMIT=autocommit).connection() as connection:
+        yield connection
+
+
 @pytest.fixture
 def proxy(server: LocalServer) -> Iterator[FaultProxy]:
     with FaultProxy(server.host, server.port) as proxy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -21,17 +21,11 @@ from flask_mysqlpool.pool.transaction import (
 )
 from flask_mysqlpool.testing import FaultProxy, rolled_back
 
+pytestmark = pytest.mark.usefixtures("table")
+
 
 class Oops(Exception):
     """What only the test raises."""
-
-
-@pytest.fixture(params=[False, True], ids=["manual", "autocommit"])
-def connection(
-    make_pool: MakePool, request: pytest.FixtureRequest, table: str
-) -> Iterator[PooledConnection]:
-    with make_pool(AUTOCOMMIT=request.param).connection() as connection:
-        yield connection
 
 
 # Isolation

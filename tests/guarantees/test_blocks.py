@@ -57,17 +57,6 @@ def stored(sql: Sql, table: str) -> Stored:
     return lambda: tuple(a for (a,) in sql("SELECT a FROM t ORDER BY id"))
 
 
-@pytest.fixture(params=[False, True], ids=["manual", "autocommit"])
-def autocommit(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
-@pytest.fixture
-def connection(make_pool: MakePool, autocommit: bool) -> Iterator[PooledConnection]:
-    with make_pool(AUTOCOMMIT=autocommit).connection() as connection:
-        yield connection
-
-
 # Interrupts
 
 PACKAGE = Path(flask_mysqlpool.__file__).parent

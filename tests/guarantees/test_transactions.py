@@ -45,14 +45,6 @@ def stored(sql: Sql, table: str) -> Callable[[], list[int]]:
     return lambda: [a for (a,) in sql("SELECT a FROM t ORDER BY id")]
 
 
-@pytest.fixture(params=[False, True], ids=["manual", "autocommit"])
-def connection(
-    make_pool: MakePool, request: pytest.FixtureRequest
-) -> Iterator[PooledConnection]:
-    with make_pool(AUTOCOMMIT=request.param).connection() as connection:
-        yield connection
-
-
 Stored = Callable[[], list[int]]
 
 
