@@ -499,6 +499,26 @@ def a_stream(bench: Bench) -> None:
 
 
 @row
+def a_context_that_ends_inside_of_a_stream(bench: Bench) -> None:
+    site = bench.site()
+
+    def chunks() -> Iterator[str]:
+        for _ in range(2):
+            yield f"{site.use()} "
+            with site.app.app_context():
+                site.use()
+            assert site.in_use == 1
+
+    site.add(lambda: stream_with_context(chunks()))
+    with site.get() as response:
+        ids = response.get_data(as_text=True).split()
+
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
+    assert site.handles == 3
+
+
+@row
 def a_stream_with_what_the_view_has_taken(bench: Bench) -> None:
     site = bench.site(MAX_SIZE=1)
 

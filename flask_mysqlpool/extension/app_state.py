@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import flask.signals
 from flask import Flask
-from flask.globals import app_ctx
+from flask.ctx import AppContext, has_app_context
 
 from .. import signals
 from ..config import PoolConfig
@@ -29,10 +30,12 @@ from ..workers.status_dir import StatusDir
 from . import radar
 from .contexts import (
     Held,
+    app_context,
     endpoint,
     keep_query,
     release,
     request_context,
+    requests_in,
     requests_in_g,
 )
 
@@ -53,8 +56,9 @@ class State:
         self._pools: dict[str, Pool] = {}
         self._given: Mapping[str, Pool] = {}
         self._observers: list[Observer] = []
-        #: By thread, connections that were checked out after all teardown functions.
-        self._late: dict[int, list[PooledConnection]] = {}
+        #: By thread, contexts for which a connection was checked out after all their
+        #: teardown functions.
+        self._late: dict[int, list[ref[AppContext]]] = {}
         #: Whether the statements of requests are counted, and judged.
         self.has_radar = False
 
@@ -154,8 +158,10 @@ class State:
             if connection is None or connection.returned:
                 held[bind] = connection = taken
         if requests.ended:
-            # A receiver of a teardown signal has taken it.
-            self._late.setdefault(threading.get_ident(), []).append(connection)
+            # A receiver of a teardown signal has taken it, or a stream, for which Flask
+            # 3.1 pushes the context again.
+            late = self._late.setdefault(threading.get_ident(), [])
+            late.append(ref(app_context()))
             flask.signals.appcontext_popped.connect(self.release_late, self._app)
         if connection is not taken:
             # A thread with a copy of this context has checked out one meanwhile.
@@ -178,7 +184,7 @@ class State:
         finally:
             if started is not None:
                 radar.keep_wait(time.perf_counter() - started)
-        taken.note_writes_in(held.writes[bind])
+        taken.note_writes_in(held.writes.setdefault(bind, taken.writes))
         return taken
 
     def close_db(self, bind: str | None) -> None:
@@ -203,25 +209,33 @@ class State:
 
     def release_all(self, error: BaseException | None = None) -> None:
         """Return all connections of the application context. Never raises."""
-        if not app_ctx:
-            return  # of a stream that was dropped on an unrelated thread
-        requests = requests_in_g(self.key_in_g)
+        # There is none for a stream that was dropped on an unrelated thread.
+        if has_app_context():
+            self._release_all_of(app_context(), error)
+
+    def _release_all_of(
+        self, context: AppContext, error: BaseException | None = None
+    ) -> None:
+        requests = requests_in(context, self.key_in_g)
         while requests:
             release(requests.popitem()[1].values(), error)
 
     def release_last(self, error: BaseException | None = None) -> None:
         """Return them again, after all teardown functions. Never raises."""
         self.release_all(error)
-        if app_ctx:
+        if has_app_context():
             requests_in_g(self.key_in_g).ended = True
 
-    def begin_again(self, app: Flask, **_: object) -> None:
-        """Clear the mark of the end; Flask 3.1 pushes the context of a stream twice."""
-        requests_in_g(self.key_in_g).ended = False
-
     def release_late(self, app: Flask, **_: object) -> None:
-        """Return what this thread has checked out after the end. Never raises."""
-        release(self._late.pop(threading.get_ident(), ()))
+        """Return what was checked out after the end of a context. Never raises."""
+        thread = threading.get_ident()
+        current = app_context() if has_app_context() else None
+        for late in self._late.pop(thread, ()):
+            context = late()
+            if context is not None and context is current:
+                self._late.setdefault(thread, []).append(late)
+            elif context is not None:
+                self._release_all_of(context)
 
 
 def _is_own_command(group: str | None) -> bool:

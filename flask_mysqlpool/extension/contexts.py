@@ -8,14 +8,14 @@ on the same thread. Each must check out, and return, a separate connection.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from logging import WARNING
 from typing import Any
 
 import flask.globals
-from flask.ctx import AppContext
+from flask.ctx import AppContext, has_app_context, has_request_context
 from flask.globals import app_ctx
 
 from ..pool.connection import PooledConnection
@@ -36,12 +36,12 @@ class Held(dict[str, PooledConnection]):
         super().__init__()
         self.lock = threading.Lock()
         #: Whether the request has written, by bind, on connections old and new.
-        self.writes: defaultdict[str, Writes] = defaultdict(Writes)
+        self.writes: dict[str, Writes] = {}
 
     def has_written(self, bind: str) -> bool:
-        connection = self.get(bind)
+        connection, writes = self.get(bind), self.writes.get(bind)
         may_have_written = connection is not None and connection.may_have_written
-        return may_have_written or self.writes[bind].sent
+        return may_have_written or (writes is not None and writes.sent)
 
 
 class Requests(dict[Any, Held]):
@@ -75,16 +75,21 @@ class Requests(dict[Any, Held]):
 
 def requests_in_g(key: str) -> Requests:
     """Return the requests that ``g`` has under this key."""
-    values: dict[str, Any] = app_context().g.__dict__
+    return requests_in(app_context(), key)
+
+
+def requests_in(context: AppContext, key: str) -> Requests:
+    """Return the requests that the ``g`` of this context has under this key."""
+    values: dict[str, Any] = context.g.__dict__
     requests: Requests | None = values.get(key)
     # Threads may share a context.
     return values.setdefault(key, Requests()) if requests is None else requests
 
 
 def keep_query(query: RecordedQuery) -> None:
-    if app_ctx:
-        queries = app_ctx.g.__dict__.setdefault(QUERIES_IN_G, deque(maxlen=RECORDED))
-        queries.append(query)
+    if has_app_context():
+        values = app_context().g.__dict__
+        values.setdefault(QUERIES_IN_G, deque(maxlen=RECORDED)).append(query)
 
 
 def release(
@@ -107,7 +112,7 @@ def release(
 
 
 def _warn_of_rollback(endpoint: str | None, rows: int) -> None:
-    if app_ctx and app_ctx.app.debug:
+    if has_app_context() and app_ctx.app.debug:
         log(
             WARNING,
             "%s %s and did not commit: they are rolled back; call commit(), or use"
@@ -139,7 +144,9 @@ def request_context() -> Any:
     Since Flask 3.2 every request has its own application context and ``g``.
     """
     context = vars(flask.globals).get("request_ctx")
-    return context._get_current_object() if context else None
+    if context is None or not has_request_context():
+        return None
+    return context._get_current_object()
 
 
 def endpoint(request: Any) -> str | None:

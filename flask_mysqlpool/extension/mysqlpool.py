@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from flask import Flask, current_app
 from flask.globals import app_ctx
-from flask.signals import appcontext_pushed, request_started
+from flask.signals import request_started
 from werkzeug.exceptions import ServiceUnavailable
 
 from ..cli import group
@@ -70,13 +70,15 @@ class MySQLPool:
             raise ConfigError([f"{text}; choose another name, or False for none"])
         states[self] = state = State(config, app, len(states))
         self._apps.add(app)
-        app.teardown_request(state.release_request)
-        app.teardown_appcontext(state.release_all)
-        # Flask calls the last function first. Those at the front release what earlier
-        # functions have taken; those above are called also if one of them fails.
-        app.teardown_request_funcs.setdefault(None, []).insert(0, state.release_request)
+        # Flask calls the last function first. Those at the front release what others
+        # have taken; those above are called also if one that is there by now fails.
+        requests = app.teardown_request_funcs.setdefault(None, [])
+        if requests:
+            requests.append(state.release_request)
+        requests.insert(0, state.release_request)
+        if app.teardown_appcontext_funcs:
+            app.teardown_appcontext(state.release_all)
         app.teardown_appcontext_funcs.insert(0, state.release_last)
-        appcontext_pushed.connect(state.begin_again, app)
         if config.radar:
             state.switch_on_radar()
         elif config.radar is None:
