@@ -453,6 +453,8 @@ class Saboteur:
         self._plan: list[str] = []
         self._spacing = 1.0
         self._root: pymysql.Connection[Any] | None = None
+        #: The statements that a broken trigger has refused.
+        self._refused = 0
 
     #: How often each is done, out of a hundred and some; the dear ones seldom.
     FREQUENT = {
@@ -496,11 +498,23 @@ class Saboteur:
                     return
                 getattr(self, f"_{kind}")()
                 self.faults[kind] += 1
+                self._mend_triggers()
         except BaseException as error:
             self._failure = error
         finally:
             if self._root is not None:
                 self._root.close()
+
+    def _mend_triggers(self) -> None:
+        """Have MariaDB load the triggers again, if it has failed to.
+
+        If KILL QUERY hits a session that is loading them, the table has a broken
+        trigger until it is opened again, and refuses every INSERT by a 1064.
+        """
+        refused = self.bank.errors["ProgrammingError 1064"]
+        if refused > self._refused:
+            self._refused = refused
+            self._sql("FLUSH TABLES")
 
     def _wait_for(self, transfers: int) -> None:
         """Let some work be done in between, or a moment pass in which none is."""

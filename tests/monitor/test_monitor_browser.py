@@ -338,23 +338,39 @@ def test_nothing_jumps_while_it_updates(shop: Flask, serve: Serve) -> None:
     assert window.run("return window.shift") < 0.01
 
 
+#: Counts the holders that are shown whenever the page asks again.
+COUNT_HOLDERS = """{
+    const fetch = window.fetch;
+    window.shown = [];
+    window.fetch = (...request) => {
+        window.shown.push(document.querySelector("[data-rows=holders]").rows.length);
+        return fetch(...request);
+    };
+}"""
+
+
 def test_who_holds_an_exhausted_pool_is_shown_with_the_next_answer(
     shop: Flask, serve: Serve
 ) -> None:
     """The page asks once a second; one question may be under way already."""
     window, _ = serve(shop)
+    script = window.tell("Page.addScriptToEvaluateOnNewDocument", source=COUNT_HOLDERS)
     window.look()
     window.wait_for_data()
+
+    def shown(question: int) -> int:
+        window.wait(lambda: window.run("return window.shown.length") > question)
+        return int(window.run("return window.shown[arguments[0]]", question))
+
     with exhausted(shop):
-        before = window.answers()
-        window.wait(lambda: len(window.rows("holders")) == 3)
-        assert window.answers() <= before + 2
+        asked = window.run("return window.shown.length")
+        assert shown(asked + 1) == 3
         assert {row[1] for row in window.rows("holders")} == {"report"}
         assert window.text("[data-state-of]") == "all in use"
 
         window.look()
-        window.wait(lambda: len(window.rows("holders")) == 3)
-        assert window.answers() == 1
+        assert [shown(0), shown(1)] == [0, 3]
+    window.tell("Page.removeScriptToEvaluateOnNewDocument", **script)
     window.wait(lambda: window.rows("holders") == [])
     assert window.text("[data-empty=holders]") == "None."
 
