@@ -26,6 +26,7 @@ from conftest import until
 from interrupts import Signals, at_rest
 
 from flask_mysqlpool import Pool, PoolClosed, PooledConnection, PoolError, PoolTimeout
+from flask_mysqlpool.pool import state
 from flask_mysqlpool.pool.maintenance import MaintenanceThread
 from flask_mysqlpool.pool.stats import Observer
 from flask_mysqlpool.testing.fake_driver import FakePool
@@ -117,6 +118,9 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[Foreign]:
     monkeypatch.setattr(_thread, "start_new_thread", start_or_fail)
     monkeypatch.setattr(MaintenanceThread, "watch", watch_or_fail)
     monkeypatch.setattr(logging, "raiseExceptions", False)
+    # What has failed is tried again soon.
+    for pause in ("FIRST_PAUSE", "LONGEST_PAUSE", "POSTPONEMENT"):
+        monkeypatch.setattr(state, pause, 0.001)
     logger = logging.getLogger("flask_mysqlpool")
     logger.addHandler(foreign)
     yield foreign
