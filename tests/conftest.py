@@ -244,15 +244,16 @@ def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     Counted are the pauses and the time that this thread computes. What it waits for a
     processor is not: on a busy machine, that for which it waits is as late.
     """
-    pauses, begun = 0.0, time.thread_time()
+    pause, pauses, begun = SHORTEST, 0.0, time.thread_time()
     while not condition():
         assert pauses + time.thread_time() - begun < seconds, "waited in vain"
-        time.sleep(PAUSE)
-        pauses += PAUSE
+        time.sleep(pause)
+        pauses += pause
+        pause = min(pause * 2, LONGEST_PAUSE)
 
 
 #: Seconds between two looks.
-PAUSE = 0.005
+SHORTEST, LONGEST_PAUSE = 0.0005, 0.005
 
 #: What takes longest comes first, so that all processes end at the same time.
 LONGEST = [
