@@ -127,7 +127,7 @@ def test_results_that_nobody_read_are_cleaned(
         assert execute(connection, "SELECT 5") == ((5,),)
 
 
-def test_one_connect_fails_in_the_whole_process(
+def test_two_connects_fail_in_the_whole_process(
     make_pool: MakePool,
     url: str,
     one_by_one: FaultProxy,
@@ -138,9 +138,25 @@ def test_one_connect_fails_in_the_whole_process(
         pool = make_pool(URL=url, CONNECT_TIMEOUT=4)
         with pool.connection() as one, pool.connection() as other:
             assert execute(one, "SELECT 1") == execute(other, "SELECT 1") == ((1,),)
-    assert one_by_one.connections == 5
+    assert one_by_one.connections == 6
     told = [r for r in caplog.records if "several commands at once" in r.getMessage()]
     assert len(told) == 1
+
+
+def test_one_connect_that_is_cut_off_proves_nothing(
+    make_pool: MakePool,
+    url: str,
+    one_by_one: FaultProxy,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place = Place(one_by_one.host, one_by_one.port)
+    pool = make_pool(URL=url, CONNECT_TIMEOUT=4)
+    with pool.connection() as one:
+        one_by_one.second_command = None
+        with pool.connection() as other:
+            assert execute(one, "SELECT 1") == execute(other, "SELECT 1") == ((1,),)
+    assert connector._PIPELINES[place] is True
+    assert not caplog.records
 
 
 def test_a_proxy_that_comes_later_costs_one_connect(

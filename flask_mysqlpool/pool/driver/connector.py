@@ -37,8 +37,9 @@ PORTS_HIDDEN = 60.0
 monotonic = time.monotonic
 
 #: Whether several commands may be sent at once, by the address of the server, or of the
-#: proxy before it; not known before the first connect.
-_PIPELINES: dict[Place | str, bool] = {}
+#: proxy before it; not known before the first connect. None: one connect failed as if
+#: they may not, which may be chance.
+_PIPELINES: dict[Place | str, bool | None] = {}
 
 
 class Secret:
@@ -372,14 +373,17 @@ class Connector:
         pipelines = {"on": True, "off": False}.get(
             self.config.pipelining, self._pipelines.get(address)
         )
+        is_in_doubt = address in self._pipelines
         found = self._open(place, secret, deadline, pipelines)
         if pipelines is None and _may_be_by_pipelining(found):
             again = self._open(place, secret, deadline, False)
             if isinstance(again, Session):
-                found, self._pipelines[address] = again, False
-                text = "%s: %s does not take several commands at once; they are sent"
-                text += " one at a time from now on (PIPELINING = 'off')"
-                log(WARNING, text, self.config.name, address)
+                found = again
+                self._pipelines[address] = False if is_in_doubt else None
+                if is_in_doubt:
+                    text = "%s: %s does not take several commands at once; they are"
+                    text += " sent one at a time from now on (PIPELINING = 'off')"
+                    log(WARNING, text, self.config.name, address)
         elif pipelines is None and isinstance(found, Session):
             self._pipelines[address] = True
         elif pipelines and _may_be_by_pipelining(found):
