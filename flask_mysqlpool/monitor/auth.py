@@ -36,9 +36,6 @@ LIFETIME = 12 * 3600
 #: Minimum number of characters of a token: attempts to sign in are not limited.
 SHORTEST = 16
 
-#: The key of the desired state whose generation counts how often visitors signed out.
-_SIGNED_OUT = "the monitor"
-
 _FORWARDED = "Forwarded", "X-Forwarded-For", "X-Real-IP"
 
 _NOT_IN_DEVELOPMENT = (
@@ -68,7 +65,7 @@ class Visit(NamedTuple):
     """The content of a cookie: a random id, which is the CSRF token, too."""
 
     id: str
-    #: The count of sign-outs when this visitor signed in; None before.
+    #: The number that was in valid cookies when this visitor signed in; None before.
     signed_in: int | None = None
 
     @classmethod
@@ -79,10 +76,10 @@ class Visit(NamedTuple):
 def is_local() -> bool:
     """Tell whether the current request comes directly from this host.
 
-    Always False unless Flask's development server, or a test, has received it: other
-    servers may be behind a proxy on this host, and some proxies remove the headers that
-    would tell. Also False with such a header, and for any other Host header, which
-    defeats DNS rebinding.
+    Always False unless Flask's development server, or with ``TESTING`` the test client,
+    has received it: other servers may be behind a proxy on this host, and some proxies
+    remove the headers that would tell. Also False with such a header, and for any other
+    Host header, which defeats DNS rebinding.
     """
     if not _is_in_development() or any(name in request.headers for name in _FORWARDED):
         return False
@@ -96,10 +93,26 @@ def is_local() -> bool:
 
 def _is_in_development() -> bool:
     environ = request.environ
-    is_test = type(environ["wsgi.input"]) is BytesIO and not environ.get(
-        "SERVER_SOFTWARE"
+    # Some servers make an environment that is just like that of the test client.
+    is_test = current_app.testing and type(environ["wsgi.input"]) is BytesIO
+    return "werkzeug.socket" in environ or (
+        is_test and not environ.get("SERVER_SOFTWARE")
     )
-    return is_test or "werkzeug.socket" in environ
+
+
+def _epoch_key() -> str:
+    """Return the key of the desired state whose generation is in valid cookies."""
+    return f"the monitor of {current_app.name}"
+
+
+def _new_epoch() -> DesiredState:
+    """Return a number that no cookie has, not even if the file was removed."""
+    return DesiredState(secrets.randbits(60) + 1)
+
+
+def _begin_epoch(known: DesiredState) -> DesiredState:
+    """Keep the number of a visitor who has signed in meanwhile."""
+    return known if known.generation else _new_epoch()
 
 
 def _status_dir() -> StatusDir | None:
@@ -138,6 +151,8 @@ class Gate:
             raise ValueError("create_monitor takes authorize or token, not both")
         if authorize is not None and not callable(authorize):
             raise TypeError("authorize must be a callable that returns True or False")
+        if not isinstance(token, str | None):
+            raise TypeError(f"token must be a str, not a {kind(token)}")
         if token is not None and len(token) < SHORTEST:
             raise ValueError(
                 f"token must have {SHORTEST} characters or more; make one with"
@@ -173,29 +188,58 @@ class Gate:
             raise Refused(403, "You may not see the monitor.")
 
     def _has_token(self) -> bool:
-        sent = request.authorization
-        return sent is not None and sent.type == "bearer" and self.is_token(sent.token)
+        # Not request.authorization, which takes a token with "=" for something else.
+        scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+        # WSGI passes the bytes of a header on as Latin-1.
+        return scheme.lower() == "bearer" and self._is_token(sent.encode("latin-1"))
 
     def is_token(self, text: str | None) -> bool:
-        return hmac.compare_digest((text or "").encode(), (self._token or "").encode())
+        return self._is_token((text or "").encode("utf-8", "replace"))
+
+    def _is_token(self, sent: bytes) -> bool:
+        return hmac.compare_digest(sent, (self._token or "").encode())
 
     def has_signed_in(self) -> bool:
         visit = self.visit()
-        return visit is not None and visit.signed_in == self.signed_out()
+        if visit is None or visit.signed_in is None:
+            return False
+        try:
+            return visit.signed_in == self._epoch()
+        except ValueError:  # damaged
+            return False
 
-    def signed_out(self) -> int:
-        """Return how often visitors of this app have signed out, in all workers."""
+    def _epoch(self) -> int | None:
+        """Return the number that is in valid cookies of all workers.
+
+        None before the first visitor signs in, and 0 while there is no directory in
+        which to keep a number. Raises :exc:`ValueError` if the file is damaged.
+        """
         status_dir = _status_dir()
-        with suppress(OSError, ValueError):
-            return status_dir.desired(_SIGNED_OUT).generation if status_dir else 0
+        if status_dir is not None:
+            with suppress(OSError):
+                return status_dir.desired(_epoch_key()).generation or None
         return 0
+
+    def sign_in(self) -> int:
+        """Return the number for a new cookie; raise :exc:`Refused` if it is damaged."""
+        status_dir = _status_dir()
+        try:
+            epoch = self._epoch()
+        except ValueError as error:
+            # Not replaced, which would end a pause that nobody can read.
+            text = "Nobody can sign in: STATUS_DIR has a damaged file; run flask"
+            raise Refused(503, f"{text} mysqlpool check.") from error
+        if not epoch and status_dir is not None:
+            with suppress(OSError):
+                return status_dir.update_desired(_epoch_key(), _begin_epoch).generation
+        return epoch or 0
 
     def sign_out(self) -> None:
         """Invalidate all copies of the cookie; :exc:`OSError` if that fails."""
         status_dir = _status_dir()
         if status_dir is None:
             raise OSError("STATUS_DIR is False")
-        status_dir.update_desired(_SIGNED_OUT, lambda o: DesiredState(o.generation + 1))
+        status_dir.update_desired(_epoch_key(), lambda _: _new_epoch())
 
     # The cookie
 

@@ -75,7 +75,7 @@ class Memory:
 
     def server_cache(self, config: PoolConfig) -> ServerCache:
         """Return the cache of a server and account, which binds may share."""
-        key = config.server, config.user
+        key = *_server(config), config.user, config.password
         with self._lock:
             if key not in self._caches:
                 self._caches[key] = ServerCache(config)
@@ -180,13 +180,18 @@ def _query(site: Overview, memory: Memory) -> dict[str, Answer]:
     }
 
 
+def _server(config: PoolConfig) -> tuple[object, ...]:
+    """Return what identifies a server: CONNECT may lead elsewhere by one address."""
+    return config.server, config.connect
+
+
 def _claimed(site: Overview, bind: str) -> set[int]:
     """Return the thread ids that all workers have at this bind's server."""
-    place = site.pools[bind].server
+    place = _server(site.pools[bind])
     return {
         number
         for other, config in site.pools.items()
-        if config.server == place
+        if _server(config) == place
         for worker in site.workers[other]
         for number in worker.all_thread_ids
     }

@@ -31,6 +31,9 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
+#: Bytes of the form with a token, at most: strangers send it.
+LONGEST_LOGIN = 4096
+
 #: Endpoints without authorization.
 _OPEN = "static", "login"
 
@@ -59,9 +62,9 @@ def create_monitor(
     host are answered. With ``control``, the page also resets, pauses and resumes.
 
     Raises :exc:`ValueError` for both at once and for a token that is too short, and
-    :exc:`TypeError` if ``authorize`` is not callable. Registering it raises
-    :exc:`RuntimeError` if both are missing and the app is not in debug mode, and if
-    ``token`` or ``control`` is set without ``SECRET_KEY``.
+    :exc:`TypeError` if ``authorize`` is not callable or ``token`` is no text.
+    Registering it raises :exc:`RuntimeError` if both are missing and the app is not in
+    debug mode, and if ``token`` or ``control`` is set without ``SECRET_KEY``.
     """
     gate = Gate(authorize, token, control)
     monitor = _Monitor(gate, control=control, login=token is not None)
@@ -141,10 +144,13 @@ class _Monitor:
 
     def login(self) -> Response:
         self._gate.check_origin()
+        size = request.content_length
+        if size is None or size > LONGEST_LOGIN:
+            raise Refused(413, "This is too long for a token.")
         if not self._gate.is_token(request.form.get("token")):
             raise Refused(401, "This is not the token.")
         response = _to_page()
-        self._gate.remember(Visit.begin(self._gate.signed_out()), response)
+        self._gate.remember(Visit.begin(self._gate.sign_in()), response)
         return response
 
     def logout(self) -> Response:

@@ -8,7 +8,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 #: The exceptions that parsing a record of any shape may raise.
-_DAMAGES = AttributeError, KeyError, TypeError, ValueError, OverflowError
+_DAMAGES = AttributeError, KeyError, TypeError, ValueError, OverflowError, OSError
+#: Generations are less than this.
+_MOST = 1 << 63
 
 
 class DesiredState(NamedTuple):
@@ -27,6 +29,8 @@ class DesiredState(NamedTuple):
         """Parse a record, perhaps of another version; :exc:`ValueError` if damaged."""
         try:
             generation, paused = int(record["generation"]), bool(record["paused"])
+            if not 0 <= generation < _MOST:
+                raise ValueError("a generation that nobody has counted to")
             if not paused:
                 return cls(generation)
             by, since, until = map(record.get, ("by", "since", "until"))

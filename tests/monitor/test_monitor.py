@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -35,6 +36,7 @@ from flask_mysqlpool.monitor import create_monitor, is_local
 from flask_mysqlpool.monitor.auth import Gate
 from flask_mysqlpool.monitor.percentiles import EMPTY, percentile, summary
 from flask_mysqlpool.monitor.server_cache import ServerCache, without_values
+from flask_mysqlpool.monitor.snapshot import Memory
 from flask_mysqlpool.pool.stats import BOUNDS
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.workers.exited import total
@@ -748,7 +750,7 @@ def test_without_a_secret_key_nothing_is_registered_that_signs(
 def test_without_a_guard_this_host_alone_is_answered(
     offline: Flask, environ: dict[str, str], headers: dict[str, str], status: int
 ) -> None:
-    offline.debug = True
+    offline.debug = offline.testing = True
     client = monitored(offline, authorize=None)
 
     assert answers(client, headers, **environ) == {status}
@@ -851,6 +853,119 @@ def test_the_form_signs_in_and_the_button_out(offline: Flask) -> None:
     assert answers(client) == {401}  # nor is a copy of it good any more
     sign_in(client)
     assert answers(client) == {200}
+
+
+def damage_orders(path: Path, app: Flask) -> None:
+    path.write_bytes(b"damage")
+
+
+def damage_and_replace_orders(path: Path, app: Flask) -> None:
+    path.write_bytes(b"damage")
+    with app.app_context():
+        assert app.test_cli_runner().invoke(args=["mysqlpool", "pause"]).exit_code == 0
+
+
+def remove_orders(path: Path, app: Flask) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "harm", [damage_orders, damage_and_replace_orders, remove_orders]
+)
+@pytest.mark.parametrize("signed_out_before", [False, True])
+def test_a_cookie_that_was_signed_out_stays_so(
+    offline: Flask, harm: Callable[[Path, Flask], None], signed_out_before: bool
+) -> None:
+    client = monitored(offline, authorize=None, token=TOKEN)
+    for _ in range(1 + signed_out_before):
+        sign_in(client)
+        copied = client.get_cookie("mysqlpool_monitor", path="/mysqlpool")
+        headers = OURS | {"X-CSRF-Token": csrf(client)}
+        assert client.post("/mysqlpool/logout", headers=headers).status_code == 303
+    assert copied is not None
+    client.set_cookie("mysqlpool_monitor", copied.value, path="/mysqlpool")
+    with offline.app_context():
+        status_dir = extension(offline)._state().status_dir
+    assert status_dir is not None
+
+    harm(Path(status_dir.path, "orders"), offline)
+
+    assert answers(client) == {401}
+
+
+def test_nobody_signs_in_while_the_orders_are_damaged(offline: Flask) -> None:
+    """A new file would end a pause that nobody can read."""
+    client = monitored(offline, authorize=None, token=TOKEN)
+    sign_in(client)
+    with offline.app_context():
+        status_dir = extension(offline)._state().status_dir
+    assert status_dir is not None
+    orders = Path(status_dir.path, "orders")
+    orders.write_bytes(b"damage")
+
+    response = sign_in(client)
+
+    assert response.status_code == 503 and "flask mysqlpool check" in response.text
+    assert orders.read_bytes() == b"damage" and answers(client) == {401}
+
+
+def test_who_signs_out_of_one_app_stays_signed_in_to_another(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    apps = [make_app(STATUS_DIR=str(tmp_path / "status")) for _ in range(2)]
+    apps[1].name = "blog"
+    shop, blog = (monitored(app, authorize=None, token=TOKEN) for app in apps)
+    sign_in(shop), sign_in(blog)
+    assert answers(shop) == answers(blog) == {200}
+
+    headers = OURS | {"X-CSRF-Token": csrf(shop)}
+    assert shop.post("/mysqlpool/logout", headers=headers).status_code == 303
+
+    assert answers(shop) == {401} and answers(blog) == {200}
+
+
+@pytest.mark.parametrize("token", ["0123456789abcdef=token", "für-alle-die-es-wollen"])
+def test_every_token_works_as_a_bearer(offline: Flask, token: str) -> None:
+    client = monitored(offline, authorize=None, token=token)
+    sent = token.encode().decode("latin-1")
+
+    assert answers(client, {"Authorization": f"Bearer {sent}"}) == {200}
+    assert answers(client, {"Authorization": "Bearer \xff"}) == {401}
+    assert answers(client, {"Authorization": "Basic \xff"}) == {401}
+
+
+@pytest.mark.parametrize("token", [b"x" * 40, ["x"] * 40, 10**40])
+def test_a_token_is_a_text(token: Any) -> None:
+    with pytest.raises(TypeError, match="token must be a str"):
+        create_monitor(token=token)
+
+
+def test_a_form_that_is_longer_than_a_token_is_not_read(offline: Flask) -> None:
+    client = monitored(offline, authorize=None, token=TOKEN)
+
+    assert sign_in(client, "x" * 5000).status_code == 413
+    headers = OURS | {"Transfer-Encoding": "chunked"}
+    response = client.post(
+        "/mysqlpool/login",
+        input_stream=BytesIO(f"token={TOKEN}".encode()),
+        headers=headers,
+        content_type="application/x-www-form-urlencoded",
+    )
+    assert response.status_code == 413
+
+
+def test_binds_whose_connect_leads_elsewhere_have_an_answer_each() -> None:
+    def connect(host: str, port: int, timeout: float) -> socket.socket:
+        raise OSError
+
+    one, other = PoolConfig(host="db", user="app"), PoolConfig(host="db", user="app")
+    memory = Memory()
+    assert memory.server_cache(one) is memory.server_cache(other)
+    for different in (
+        replace(one, connect=connect),
+        replace(one, password="another"),
+    ):
+        assert memory.server_cache(one) is not memory.server_cache(different)
 
 
 def test_signing_out_says_if_a_copy_of_the_cookie_stays_good(make_app: MakeApp) -> None:
@@ -1189,10 +1304,13 @@ def test_two_apps_may_have_one_monitor(offline: Flask, make_app: MakeApp) -> Non
 
 def test_is_local_is_for_other_pages_too() -> None:
     app = Flask("shop")
+    app.testing = True
     with app.test_request_context():
         assert not is_local()  # from nobody knows where
     with app.test_request_context(environ_base={"REMOTE_ADDR": "127.0.0.1"}):
         assert is_local()
+        app.testing = False  # some servers make an environment like that of a test
+        assert not is_local()
 
 
 @pytest.mark.parametrize("debug", [False, True])
@@ -1214,7 +1332,7 @@ def test_a_server_that_may_stand_behind_a_proxy_receives_nothing_local(
     sent_by: dict[str, Any],
     status: int,
 ) -> None:
-    offline.debug = debug or guard is None
+    offline.debug, offline.testing = debug or guard is None, True
     client = monitored(offline, authorize=guard)
 
     response = client.get("/mysqlpool/", environ_overrides=sent_by)

@@ -610,7 +610,16 @@ def test_damaged_orders_are_an_error_until_the_next_are_given(
 
 
 @pytest.mark.parametrize(
-    "orders", [5, {}, {"generation": "soon", "paused": False}, {"generation": 1}]
+    "orders",
+    [
+        *(5, {}, {"generation": "soon", "paused": False}, {"generation": 1}),
+        *(
+            {"generation": -1, "paused": False},
+            {"generation": 1 << 64, "paused": False},
+        ),
+        *({"generation": 1, "paused": True, "since": at} for at in (1e17, -1e18, 1e19)),
+        {"generation": 1, "paused": True, "since": 0, "until": 1e17},
+    ],
 )
 def test_orders_that_say_something_else_are_damaged_as_well(
     folder: StatusDir, orders: object
