@@ -41,6 +41,8 @@ STALE = 2.0
 #: Where the demands begin in the file, and the layout of each: when it was published,
 #: since when its first waiter waits, its size, and whether it met the host's limit.
 _DEMANDS, _DEMAND = 1 << 20, struct.Struct("<ddII")
+#: The number of demands that are read, at most: the file may be sparse, and huge.
+_MOST = 1 << 15
 #: Where in a demand is the byte that tells that it met the limit.
 _SHORT = 20
 
@@ -168,7 +170,7 @@ class _File:
         """Read the demand in each place; nothing while no process is short."""
         fd = self._fds[-1]
         count, _ = divmod(os.fstat(fd).st_size - _DEMANDS, _DEMAND.size)
-        data = os.pread(fd, max(count, 0) * _DEMAND.size, _DEMANDS)
+        data = os.pread(fd, min(max(count, 0), _MOST) * _DEMAND.size, _DEMANDS)
         if not any(data[_SHORT :: _DEMAND.size]):
             return {}
         places = range(_DEMANDS, _DEMANDS + len(data), _DEMAND.size)

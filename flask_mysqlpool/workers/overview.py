@@ -21,6 +21,9 @@ COUNTS = (
 #: Seconds for which a pool is degraded after a timeout or a failed connect.
 RECENT = 60.0
 
+#: Seconds by which the clocks of two processes may seem to differ.
+_TICK = 1.0
+
 
 class Overview:
     """The pools of an app and their workers or, if these cannot be seen, why.
@@ -145,11 +148,16 @@ def last_failure(workers: Collection[WorkerStatus]) -> dict[str, Any] | None:
 def _last(
     workers: Iterable[WorkerStatus], field: str, **more: str
 ) -> dict[str, Any] | None:
-    with_one = [worker for worker in workers if getattr(worker, field)]
+    now = time.time()
+    # One of the future was before the clock was set back, nobody knows when.
+    soon = now + _TICK
+    with_one = [
+        worker for worker in workers if 0 < (getattr(worker, field) or 0) < soon
+    ]
     if not with_one:
         return None
     last = max(with_one, key=attrgetter(field))
-    ago = max(time.time() - getattr(last, field), 0.0)
+    ago = max(now - getattr(last, field), 0.0)
     about = {name: getattr(last, of) or "unknown" for name, of in more.items()}
     return {**_worker_ids(last), "ago": round(ago, 1), **about}
 

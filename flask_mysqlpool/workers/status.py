@@ -187,8 +187,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) < 1 << 64
 
 
+def _is_amount(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and _is_number(value)
+    return isinstance(value, int) and _is_amount(value)
 
 
 def _is(kind: type) -> _Check:
@@ -200,11 +204,12 @@ def _list_of(check: _Check) -> _Check:
 
 
 def _is_histogram(value: Any) -> bool:
-    return _list_of(_is_number)(value) and len(value) == len(BOUNDS) + 2
+    buckets = _list_of(_is_amount)(value) and len(value) == len(BOUNDS) + 2
+    return buckets and all(float(count).is_integer() for count in value[:-1])
 
 
 def _are_reasons(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_number, value.values()))
+    return isinstance(value, dict) and all(map(_is_integer, value.values()))
 
 
 #: The check of each field of a connection, and those that it may lack.

@@ -270,13 +270,17 @@ def _is_ours(folder: int, name: str) -> bool:
     if _OTHER_NAME.fullmatch(name) is None and _STATUS_NAME.fullmatch(name) is None:
         return False
     try:
+        if name.startswith(LIMIT):
+            # Not opened: to close it would end the locks that this process has.
+            about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            return stat.S_ISREG(about.st_mode)
         fd = open_file(folder, name)
     except FileNotFoundError:
         return True
     except ValueError:
         return False
     try:
-        return name.startswith(LIMIT) or is_ours(fd)
+        return is_ours(fd)
     finally:
         os.close(fd)
 
@@ -288,8 +292,9 @@ def _read(folder: int) -> Reading:
     for name in sorted(os.listdir(folder)):
         try:
             if _STATUS_NAME.fullmatch(name) is None:
-                if not name.startswith(".") and not _OTHER_NAME.fullmatch(name):
-                    raise ValueError("not ours")
+                # Whoever reads the desired state tells what is wrong with that.
+                if not name.startswith(".") and name != DESIRED:
+                    _check_shared(folder, name, owner)
             elif name.endswith(STATUS):
                 _add_worker(reading, folder, name, owner, inodes)
             else:
@@ -301,6 +306,16 @@ def _read(folder: int) -> Reading:
             if isinstance(error, _Hidden):
                 reading.hidden.append(reading.problems[-1])
     return reading
+
+
+def _check_shared(folder: int, name: str, owner: os.stat_result) -> None:
+    """Raise :exc:`ValueError` unless it is a file that all processes share."""
+    about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if not _OTHER_NAME.fullmatch(name):
+        raise ValueError("not ours")
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("not a file")
+    check_owner(about, owner)
 
 
 def _add_worker(

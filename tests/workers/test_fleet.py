@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,12 +239,10 @@ def test_totals_of_nobody_are_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("moment", "is_recent"),
-    [(None, False), (0.0, False), (1.0, False), (float("inf"), True)],
+    ("ago", "is_recent"), [(None, False), (1e9, False), (61.0, False), (0.0, True)]
 )
-def test_a_timeout_is_recent_for_a_minute(
-    moment: float | None, is_recent: bool
-) -> None:
+def test_a_timeout_is_recent_for_a_minute(ago: float | None, is_recent: bool) -> None:
+    moment = None if ago is None else time.time() - ago
     found = last_timeout([worker(), worker(last_timeout=moment, pid=7, name="7-a")])
 
     assert (found is None) is (not moment)
@@ -287,6 +286,8 @@ def test_who_waits_for_all_workers_waits_longer_than_a_round() -> None:
         {"outdated": None},
         {"generation": 0.5},
         {"checkouts": 10**400},
+        {"checkouts": -1},
+        {"in_use": -1},
     ],
 )
 def test_a_worker_of_another_version_is_named_and_the_others_are_read(
@@ -319,6 +320,29 @@ def make_dir(path: Path) -> None:
 def make_link(path: Path) -> None:
     path.unlink()
     path.symlink_to("/dev/null")
+
+
+@pytest.mark.parametrize("name", ["orders.lock", "past", "past.lock", "budget-shop"])
+def test_a_shared_file_that_cannot_be_used_is_a_problem(
+    tmp_path: Path, name: str
+) -> None:
+    folder = StatusDir(tmp_path / "status")
+    StatusFile(folder).write(complete())
+    assert folder.read().problems == []
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder.path, name))
+    os.mkdir(os.path.join(folder.path, name))
+
+    assert folder.read().problems == [f"{name}: not a file"]
+
+
+def test_what_was_before_the_clock_was_set_back_is_of_no_certain_age() -> None:
+    now = time.time()
+    ahead, known = worker(last_timeout=now + 3600), worker(last_timeout=now - 5)
+
+    assert last_timeout([ahead]) is None
+    found = last_timeout([ahead, known])
+    assert found is not None and 5 <= found["ago"] < 60
 
 
 def test_sums_are_as_old_as_the_oldest_worker_that_may_have_changed() -> None:

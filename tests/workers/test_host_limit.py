@@ -20,7 +20,7 @@ from workers import Worker, forked, started
 
 from flask_mysqlpool import PoolError
 from flask_mysqlpool.workers.host_limit import Demand, HostLimit, fair_shares
-from flask_mysqlpool.workers.status_dir import StatusDir
+from flask_mysqlpool.workers.status_dir import MARK, StatusDir
 
 NAME = "budget-shop"
 
@@ -74,6 +74,27 @@ def test_what_root_makes_is_for_the_owner_of_the_folder_to_use(
 
     assert slot is not None
     assert os.stat(os.path.join(folder.path, NAME)).st_uid == 65534
+
+
+def test_slots_stay_taken_when_the_mark_of_the_folder_is_removed(
+    folder: StatusDir, start: Callable[[int], Worker]
+) -> None:
+    holder, other = start(1), start(1)
+    assert holder.ask("take()") == "True"
+    os.unlink(os.path.join(folder.path, MARK))
+
+    assert holder.ask("budget._status_dir.read() and None") == "None"
+
+    assert other.ask("take()") == "False"
+
+
+def test_a_huge_file_is_read_in_part(folder: StatusDir) -> None:
+    limit = HostLimit(folder, NAME, 2)
+    assert limit.share(0.0, 1, short=True) is None
+    os.truncate(os.path.join(folder.path, NAME), 1 << 36)
+
+    assert len(limit._file().demands()) <= 1 << 15
+    assert limit.share(0.0, 1, short=True) is None
 
 
 # Shares

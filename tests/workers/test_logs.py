@@ -217,8 +217,9 @@ def proxy_that_takes_one_command(make_app: MakeApp) -> None:
     with FaultProxy(config.host, config.port) as proxy:
         proxy.second_command = "close"
         given = {"PORT": proxy.port, "SSL_MODE": "DISABLED", "CLEARTEXT_PLUGIN": True}
-        with make_app(**given).app_context():
-            get_db().ping()
+        for _ in range(2):  # one may be chance
+            with make_app(**given).app_context():
+                get_db().ping()
 
 
 def url_with_a_parameter_that_has_no_effect(make_app: MakeApp) -> None:
