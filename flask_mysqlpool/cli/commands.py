@@ -105,8 +105,18 @@ def duration_option(
 
 bind_option = click.option("--bind", metavar="NAME", help="This pool only.")
 
+
+class _Group(AppGroup):
+    def invoke(self, ctx: click.Context) -> Any:
+        # A daemon may have closed them; Python has None in their places.
+        for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        return super().invoke(ctx)
+
+
 #: The command group, to be added to ``app.cli`` under the name that ``CLI`` sets.
-group = AppGroup("mysqlpool", help="Show and control the connections of all workers.")
+group = _Group("mysqlpool", help="Show and control the connections of all workers.")
 
 
 @group.command()

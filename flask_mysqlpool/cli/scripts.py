@@ -14,6 +14,7 @@ from pymysql.err import MySQLError
 from ..config import PoolConfig
 from ..pool import Pool
 from ..pool.connection import PooledConnection
+from ..pool.driver.logs import plain
 from ..pool.sql.scripts import Script
 from ..workers.mysql_server import Unanswered
 
@@ -45,7 +46,7 @@ def execute(config: PoolConfig, files: Iterable[str]) -> Iterator[str]:
 
 def _execute(connection: PooledConnection, file: str) -> str:
     """Execute a script, and return the line about it."""
-    name = click.format_filename(file)
+    name = plain(click.format_filename(file))
     with click.open_file(file, "rb") as opened:
         script = Script(connection, opened.read())
     try:

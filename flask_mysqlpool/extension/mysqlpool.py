@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from flask import Flask, current_app
 from flask.globals import app_ctx
-from flask.signals import request_started
+from flask.signals import appcontext_pushed, request_started
 from werkzeug.exceptions import ServiceUnavailable
 
 from ..cli import group
@@ -68,7 +68,12 @@ class MySQLPool:
         if not states and config.cli in (*app.cli.commands, "run", "shell", "routes"):
             text = f"MYSQLPOOL_CLI names an existing command: {config.cli}"
             raise ConfigError([f"{text}; choose another name, or False for none"])
-        states[self] = state = State(config, app, len(states))
+        state = State(config, app, len(states))
+        names = {name for other in states.values() for name in other.published()}
+        if clash := names.intersection(state.published()):
+            text = f"commands would know two pools as {min(clash)!r}, of two MySQLPool"
+            raise ConfigError([f"{text} objects; give the bind another name"])
+        states[self] = state
         self._apps.add(app)
         # Flask calls the last function first. Those at the front release what others
         # have taken; those above are called also if one that is there by now fails.
@@ -79,6 +84,7 @@ class MySQLPool:
         if app.teardown_appcontext_funcs:
             app.teardown_appcontext(state.release_all)
         app.teardown_appcontext_funcs.insert(0, state.release_last)
+        appcontext_pushed.connect(state.begin_again, app)
         if config.radar:
             state.switch_on_radar()
         elif config.radar is None:

@@ -115,3 +115,21 @@ def test_the_shell_of_flask_knows_the_first_pool_unless_the_app_has_other_names(
     other.shell_context_processor(lambda: {"db": "mine"})
     MySQLPool(other)
     assert other.make_shell_context()["db"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [("status", 3), ("reset", 3), ("reset --yes", 3), ("pause", 0), ("check", 1)],
+)
+def test_commands_work_without_standard_streams(
+    tmp_path: Path, arguments: str, code: int
+) -> None:
+    settings = {"MYSQLPOOL_PORT": 1, "MYSQLPOOL_STATUS_DIR": str(tmp_path / "status")}
+    site = tmp_path / "shop.py"
+    site.write_text(AT_IMPORT.format(settings=settings))
+    flask = f"{sys.executable} -m flask --app {site} mysqlpool {arguments}"
+
+    done = subprocess.run(["sh", "-c", f"{flask} <&- >&-"], capture_output=True)
+
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == code, done.stderr

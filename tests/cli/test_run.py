@@ -136,3 +136,15 @@ def test_at_a_terminal_a_line_shows_the_progress(
     assert ended.value.code == 0
     assert shown.count(b"\n") == 1 and shown.count(b"\r") > 2
     assert b"schema.sql" in shown and b"100%" in shown
+
+
+def test_the_name_of_a_file_is_shown_without_control_characters(
+    make_app: MakeApp, script: Path
+) -> None:
+    name = "\x1b]0;owned\x07.sql"
+    Path(name).write_text("SELECT * FROM nowhere")
+
+    code, output = run(make_app(), name)
+
+    assert code == 1 and "owned" in output
+    assert "\x1b" not in output and "\x07" not in output

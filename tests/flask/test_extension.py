@@ -289,6 +289,15 @@ def test_one_extension_object_serves_several_apps(server: LocalServer) -> None:
             db.close_pool()
 
 
+def test_a_name_that_commands_would_have_for_two_pools_is_refused(
+    make_app: MakeApp,
+) -> None:
+    app = make_app(BINDS={"default-2": {}})
+    with pytest.raises(ConfigError, match=r"two pools as 'default-2'.* another name"):
+        MySQLPool(app)
+    assert len(app.extensions["mysqlpool"]) == 1
+
+
 def test_two_extension_objects_on_one_app_must_be_called_by_name(
     make_app: MakeApp,
 ) -> None:
