@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from weakref import ref
+from weakref import WeakSet
 
 import flask.signals
 from flask import Flask
-from flask.ctx import AppContext, has_app_context
+from flask.ctx import has_app_context
 
 from .. import signals
 from ..config import PoolConfig
@@ -30,12 +30,10 @@ from ..workers.status_dir import StatusDir
 from . import radar
 from .contexts import (
     Held,
-    app_context,
     endpoint,
     keep_query,
     release,
     request_context,
-    requests_in,
     requests_in_g,
 )
 
@@ -56,9 +54,8 @@ class State:
         self._pools: dict[str, Pool] = {}
         self._given: Mapping[str, Pool] = {}
         self._observers: list[Observer] = []
-        #: By thread, contexts for which a connection was checked out after all their
-        #: teardown functions.
-        self._late: dict[int, list[ref[AppContext]]] = {}
+        #: By thread, connections that were checked out after all teardown functions.
+        self._late: dict[int, WeakSet[PooledConnection]] = {}
         #: Whether the statements of requests are counted, and judged.
         self.has_radar = False
 
@@ -158,10 +155,9 @@ class State:
             if connection is None or connection.returned:
                 held[bind] = connection = taken
         if requests.ended:
-            # A receiver of a teardown signal has taken it, or a stream, for which Flask
-            # 3.1 pushes the context again.
-            late = self._late.setdefault(threading.get_ident(), [])
-            late.append(ref(app_context()))
+            # A receiver of a teardown signal has taken it.
+            late = self._late.setdefault(threading.get_ident(), WeakSet())
+            late.add(connection)
             flask.signals.appcontext_popped.connect(self.release_late, self._app)
         if connection is not taken:
             # A thread with a copy of this context has checked out one meanwhile.
@@ -191,12 +187,14 @@ class State:
         held = requests_in_g(self.key_in_g).held(request_context())
         for name in list(held) if bind is None else [bind]:
             if name in held:
-                held.pop(name).close()
+                held[name].close()
 
     def after_commit(self, function: Callable[[], object], bind: str) -> None:
         """Call a function at once, or after the COMMIT of the open block."""
         connection = requests_in_g(self.key_in_g).held(request_context()).get(bind)
-        if connection is None or connection.returned:
+        if connection is None or (
+            connection.returned and not connection.in_returned_block
+        ):
             self.pool(bind)  # which raises if there is no such bind
             after_commit_of(None, function)
         else:
@@ -209,14 +207,9 @@ class State:
 
     def release_all(self, error: BaseException | None = None) -> None:
         """Return all connections of the application context. Never raises."""
-        # There is none for a stream that was dropped on an unrelated thread.
-        if has_app_context():
-            self._release_all_of(app_context(), error)
-
-    def _release_all_of(
-        self, context: AppContext, error: BaseException | None = None
-    ) -> None:
-        requests = requests_in(context, self.key_in_g)
+        if not has_app_context():
+            return  # of a stream that was dropped on an unrelated thread
+        requests = requests_in_g(self.key_in_g)
         while requests:
             release(requests.popitem()[1].values(), error)
 
@@ -226,16 +219,13 @@ class State:
         if has_app_context():
             requests_in_g(self.key_in_g).ended = True
 
+    def begin_again(self, app: Flask, **_: object) -> None:
+        """Clear the mark of the end; Flask 3.1 pushes the context of a stream twice."""
+        requests_in_g(self.key_in_g).ended = False
+
     def release_late(self, app: Flask, **_: object) -> None:
-        """Return what was checked out after the end of a context. Never raises."""
-        thread = threading.get_ident()
-        current = app_context() if has_app_context() else None
-        for late in self._late.pop(thread, ()):
-            context = late()
-            if context is not None and context is current:
-                self._late.setdefault(thread, []).append(late)
-            elif context is not None:
-                self._release_all_of(context)
+        """Return what this thread has checked out after the end. Never raises."""
+        release(list(self._late.pop(threading.get_ident(), ())))
 
 
 def _is_own_command(group: str | None) -> bool:

@@ -75,12 +75,7 @@ class Requests(dict[Any, Held]):
 
 def requests_in_g(key: str) -> Requests:
     """Return the requests that ``g`` has under this key."""
-    return requests_in(app_context(), key)
-
-
-def requests_in(context: AppContext, key: str) -> Requests:
-    """Return the requests that the ``g`` of this context has under this key."""
-    values: dict[str, Any] = context.g.__dict__
+    values: dict[str, Any] = app_context().g.__dict__
     requests: Requests | None = values.get(key)
     # Threads may share a context.
     return values.setdefault(key, Requests()) if requests is None else requests

@@ -100,6 +100,8 @@ class PooledConnection(_Face):
     stack: Stack = ()
     #: The open blocks; None outside blocks.
     blocks: Blocks | None = None
+    #: Those that were open at the checkin.
+    _rolled_back: Blocks | None = None
     #: Makes them; and the format of the names of savepoints.
     make_blocks: type[Blocks] = Blocks
     savepoint = OWN + "_{}"
@@ -235,7 +237,8 @@ class PooledConnection(_Face):
         """Check the session in, once; False while a thread is using it."""
         if not self._guard.acquire(False):
             return False
-        con, self._con, self.blocks = self._con, None, None
+        con, self._con = self._con, None
+        self.blocks, self._rolled_back = None, self.blocks
         if con is not None:
             if lost and con.lost is None:
                 con.lost = ConnectionShared("returned in the middle of its use")
@@ -353,8 +356,18 @@ class PooledConnection(_Face):
         In a block, that is after the COMMIT of the outermost one was answered; it is
         not called if this block, or one around it, is rolled back. Outside of blocks,
         it is called at once. What it raises is logged.
+
+        Raises :exc:`~flask_mysqlpool.errors.ConnectionReturned` after the checkin: the
+        block may have been rolled back.
         """
+        if self._returned:
+            raise self._refusal()
         after_commit_of(self.block, function)
+
+    @property
+    def in_returned_block(self) -> bool:
+        """Whether a block goes on that the checkin has rolled back."""
+        return self._rolled_back is not None and self._rolled_back.go_on()
 
     @property
     def changed(self) -> int:

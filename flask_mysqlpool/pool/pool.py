@@ -27,6 +27,7 @@ import _thread
 import atexit
 import os
 import random
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,7 +38,7 @@ from typing import Any, Protocol
 from weakref import WeakSet, ref
 
 from dbutils.pooled_db import PooledDB
-from pymysql.err import OperationalError
+from pymysql.err import MySQLError, OperationalError
 
 from ..config import PoolConfig
 from ..errors import PoolError, PoolTimeout, ServerUnavailable
@@ -55,6 +56,13 @@ from .query_log import OF_ALL_POOLS, Keep, Recorder, make_recorder
 from .state import ConnectAttempt, Discards, PoolState
 from .stats import ConnectionStats, Observer, PoolStats, Times
 from .waiters import Waiter
+
+#: What a server can cause, by answers of any kind. All else interrupts: the time limit
+#: of a job is an Exception, too.
+OF_A_SERVER = (
+    *(MySQLError, OSError, EOFError, ValueError, LookupError, ArithmeticError),
+    *(TypeError, AttributeError, AssertionError, struct.error),
+)
 
 #: Minimum seconds to wait for an answer of the server, even past the deadline.
 GRACE = 0.005
@@ -393,7 +401,7 @@ class Pool(PooledDB):  # type: ignore[misc]
         except NotAnswered as error:
             self._put_back(con, con.since)
             raise self._timed_out(started) from error
-        except Exception as error:
+        except OF_A_SERVER as error:
             if con.is_disconnected:
                 return "dead"
             if isinstance(error, AnotherRole) or con.is_demoted:
@@ -588,7 +596,7 @@ class Pool(PooledDB):  # type: ignore[misc]
             if con.login.obstacle:
                 self._note_cleanup_error(con.login.obstacle)
             return "reset_failed"
-        except Exception:
+        except OF_A_SERVER:
             return "reset_failed"
         except BaseException:
             self._discard(con, "reset_failed")

@@ -42,6 +42,7 @@ from .driver.statements import (
     SESSION,
     TRANSACTION,
     WRITES,
+    bare,
     side_effects,
 )
 from .driver.transport import without_traceback
@@ -145,6 +146,10 @@ class Blocks:
     def has_left(self) -> bool:
         """Return whether the ``with`` statement of one of the blocks was left."""
         return any(map(_is_left, self.stack))
+
+    def go_on(self) -> bool:
+        """Return whether the ``with`` statement of one of the blocks was not left."""
+        return not all(map(_is_left, self.stack))
 
     def settle(self, session: Session) -> bool:
         """Roll back all if an interrupt has left one of the blocks before its end.
@@ -431,13 +436,14 @@ def _pieces(
 ) -> Iterator[tuple[int, list[bytes]]]:
     """Divide statements into pieces to be sent at once, with their side effects.
 
-    One that may end the transaction is alone.
+    One that may end the transaction is alone, and so is LOAD DATA: the server may ask
+    for a file, and would take the next statements for its content.
     """
     piece: list[bytes] = []
     size = effects = 0
     for statement in statements:
         left = side_effects(statement, server)
-        alone = left & (MAY_END | ENDS)
+        alone = left & (MAY_END | ENDS) or bare(statement).startswith(b"load")
         size += len(statement)
         if piece and (alone or size > BYTES_AT_ONCE or len(piece) == most):
             yield effects, piece

@@ -533,3 +533,23 @@ def test_liars_are_found_out(encrypted: bool, tls: ssl.SSLContext, other: Liar) 
         if fault is not None:
             faults.append(f"seed {seed}: {fault}")
     assert not faults
+
+
+@pytest.mark.parametrize("may_send_files", [False, True])
+def test_no_file_is_sent_in_the_set_up(tmp_path: Path, may_send_files: bool) -> None:
+    file = tmp_path / "private"
+    file.write_text("what nobody has asked for")
+
+    def script(talk: Talk) -> None:
+        talk.say(greeting())
+        talk.hear()
+        talk.say(liars.OK)
+        while talk.hear():
+            talk.say(b"\xfb" + str(file).encode())
+
+    with Liar(script) as liar:
+        arguments = {"local_infile": may_send_files}
+        error = refused_by(liar.port, CONNECT_ARGS=arguments)
+
+    assert error.args[0] == 2027
+    assert b"nobody has asked" not in liar.seen

@@ -12,7 +12,13 @@ import pytest
 from conftest import MakeApp, MakePool, Sql, extension
 from flask import Flask
 
-from flask_mysqlpool import CommitUnknown, MySQLPool, PooledConnection, TransactionError
+from flask_mysqlpool import (
+    CommitUnknown,
+    ConnectionReturned,
+    MySQLPool,
+    PooledConnection,
+    TransactionError,
+)
 from flask_mysqlpool.pool.transaction import (
     TransactionBlock,
     beginning_of,
@@ -342,3 +348,25 @@ def test_a_test_that_is_rolled_back_has_both(make_app: MakeApp, table: str) -> N
             db.after_commit(lambda: called.append(2))
             raise Oops
         assert called == [1]
+
+
+def test_it_is_refused_in_a_block_whose_connection_was_returned(
+    app: Flask, table: str, sql: Sql
+) -> None:
+    db, called = extension(app), list[str]()
+    ends: list[Callable[[PooledConnection], None]] = [
+        lambda _: db.close_db(),
+        lambda connection: connection.close(),
+    ]
+    with app.app_context():
+        for end in ends:
+            with pytest.raises(ConnectionReturned), db.transaction() as connection:
+                connection.execute("INSERT INTO t (a) VALUES (1)")
+                end(connection)
+                with pytest.raises(ConnectionReturned):
+                    connection.after_commit(lambda: called.append("of the connection"))
+                db.after_commit(lambda: called.append("in the block"))
+            db.after_commit(lambda: called.append("outside"))
+
+    assert called == ["outside"] * 2
+    assert sql("SELECT a FROM t") == ()

@@ -9,9 +9,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
+from weakref import ref
 
 import pytest
 from conftest import MakeApp, MakePool, extension, until
+from pymysql.cursors import Cursor
 
 from flask_mysqlpool import Pool, PooledConnection, PoolTimeout, get_db
 
@@ -157,3 +159,25 @@ def test_a_thread_that_waits_for_others_too_is_told_how_many_are_its_own(
     others.pop().close()
 
     assert str(info.value).endswith("; this thread itself holds 1")
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_a_class_of_cursors_that_a_view_defines_goes_with_it(
+    make_pool: MakePool, records: bool
+) -> None:
+    pool = make_pool(SLOW_QUERY=10.0 * records)
+
+    def view() -> ref[type[Cursor]]:
+        class Own(Cursor):
+            pass
+
+        with pool.connection() as connection:
+            made = [type(connection.cursor(Own)) for _ in range(2)]
+            assert made[0] is made[1]
+            assert issubclass(made[0], Own)
+        return ref(Own)
+
+    seen = [view() for _ in range(3)]
+    gc.collect()
+
+    assert [reference() for reference in seen] == [None] * 3

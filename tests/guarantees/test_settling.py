@@ -440,3 +440,30 @@ def test_whatever_fails_while_a_slot_is_taken_or_given_back_none_is_lost(
             break
 
     assert moment > 10
+
+
+class LimitOfAJob(Exception):
+    """What the signal handlers of job queues raise."""
+
+
+@pytest.mark.parametrize("question", ["read_answers", "ping"])
+def test_the_limit_of_a_job_is_no_fault_of_the_server(question: str) -> None:
+    pool = FakePool(MAX_SIZE=1)
+    [con] = idle(pool)
+    if question == "read_answers":
+        con.unanswered = 1
+    else:
+        con.fresh_until, con.since, con.asked = 0.0, -1e9, -1e9
+
+    def interrupt(*_: object) -> None:
+        raise LimitOfAJob
+
+    setattr(con, question, interrupt)
+
+    with pytest.raises(LimitOfAJob):
+        pool.connection()
+
+    until(lambda: at_rest(pool))
+    assert pool.stats().size == 0
+    use(pool)
+    pool.close()

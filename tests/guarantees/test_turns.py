@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pymysql
@@ -12,7 +13,7 @@ import pytest
 from conftest import MakePool, Sql, execute, until
 from pymysql.cursors import Cursor, DictCursor, SSCursor, SSDictCursor
 
-from flask_mysqlpool import PooledConnection, TransactionError
+from flask_mysqlpool import PooledConnection, SSRowCursor, TransactionError
 from flask_mysqlpool.pool.transaction import transaction
 
 ROWS = 300
@@ -265,6 +266,37 @@ def test_calls_of_procedures_are_executed_one_by_one(
         assert cursor.executemany("CALL negate(%s)", [(1,), (2,), (3,)]) == 3
 
     assert changed(sql) == 3
+
+
+def test_files_are_loaded_one_by_one(
+    make_pool: MakePool, sql: Sql, root: pymysql.Connection[Any], tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{number}.csv" for number in range(3)]
+    for number, file in enumerate(files):
+        ids = range(ROWS + 2 * number + 1, ROWS + 2 * number + 3)
+        file.write_text("".join(f"{id}\t{id}\n" for id in ids))
+    root.cursor().execute("SET GLOBAL local_infile = 1")
+    pool = make_pool(CONNECT_ARGS={"local_infile": True}, MAX_SIZE=1)
+    with pool.connection() as connection, transaction(connection):
+        loaded = connection.cursor().executemany(
+            "LOAD DATA LOCAL INFILE %s INTO TABLE t (id, a)", [[str(f)] for f in files]
+        )
+
+    root.cursor().execute("SET GLOBAL local_infile = DEFAULT")
+    assert loaded == 6
+    assert sql("SELECT COUNT(*) FROM t") == ((ROWS + 6,),)
+
+
+@pytest.mark.filterwarnings("ignore:Previous unbuffered result")
+@pytest.mark.parametrize(
+    ("cls", "row"), [(SSCursor, (2,)), (SSDictCursor, {"n": 2}), (SSRowCursor, (2,))]
+)
+def test_an_unbuffered_cursor_has_the_rows_of_the_last_statement(
+    connection: PooledConnection, cls: type[Cursor], row: object
+) -> None:
+    with transaction(connection), connection.cursor(cls) as cursor:
+        cursor.executemany("SELECT %s AS n", [(1,), (2,)])
+        assert [*cursor] == [row]
 
 
 def test_after_a_call_that_fails_among_many_the_block_goes_on(

@@ -210,6 +210,8 @@ def _connected(address: _Address, source: Any, timeout: float) -> socket.socket:
 def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[None]:
     """Have PyMySQL read and write by the deadline, without the user's conversions.
 
+    No file is sent, which no answer to a statement of ours asks for.
+
     A packet that claims to be larger than ``largest`` bytes is an error.
 
     PyMySQL's timeouts apply to single reads, so a server that sends single bytes could
@@ -235,6 +237,7 @@ def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[Non
     write_timeout = raw._write_timeout
     before = raw.use_unicode, raw.decoders, getattr(raw, "conversions", None)
     raw.use_unicode, raw.decoders, raw.conversions = False, {}, None
+    local_infile, raw._local_infile = raw._local_infile, False
     raw._read_bytes = read_bytes
     raw._read_packet = partial(Connection._read_packet, raw)
     try:
@@ -254,6 +257,7 @@ def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[Non
     finally:
         del raw._read_bytes, raw._read_packet
         raw.use_unicode, raw.decoders, raw.conversions = before
+        raw._local_infile = local_infile
         raw._write_timeout = write_timeout
         raw._current_timeout = -1.0
 

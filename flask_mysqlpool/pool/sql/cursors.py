@@ -7,6 +7,7 @@ between ``_enter()`` and ``_leave()`` of the handle.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +197,8 @@ def _executemany(cursor: Any, query: Any, args: Any) -> Any:
     all of them are undone if one fails.
     """
     handle = cursor.connection
-    if not args or handle is None or not handle.blocks or RE_INSERT_VALUES.match(query):
+    in_block = handle is not None and handle.blocks and not cursor._unbuffered
+    if not args or not in_block or RE_INSERT_VALUES.match(query):
         return Cursor.executemany(cursor, query, args)
     fill_in, encoding = getattr(cursor, _FILL_IN), handle.encoding
     # Before the first is sent: a generator may use this connection, too.
@@ -326,8 +328,29 @@ BOUND: dict[type[Cursor], type[Cursor]] = {}
 RECORDING: dict[type[Cursor], type[Cursor]] = {}
 
 
+def _derived_once(derived: dict[Any, Any], derive: Callable[..., Any]) -> Any:
+    """Keep what ``derive`` makes of a class; the class itself keeps it if it may go.
+
+    A class that a view defines is a new one in each call.
+    """
+    name = f"_mysqlpool{derive.__name__}"
+
+    @wraps(derive)
+    def find(cls: Any) -> Any:
+        found = vars(cls).get(name)
+        if found is None:
+            found = derive(cls)
+            if "<locals>" not in cls.__qualname__:
+                return derived.setdefault(cls, found)
+            setattr(cls, name, found)
+        return found
+
+    return find
+
+
+@partial(_derived_once, BOUND)
 def bound_class(cls: type[Cursor]) -> type[Cursor]:
-    """Derive a class, and add it to ``BOUND``, whose cursors end with the checkout."""
+    """Derive a class whose cursors end with the checkout."""
     base = _BoundSSCursor if issubclass(cls, SSCursor) else PooledCursor
     # The caller may pass type(cursor) of a cursor that the pool has made.
     bound = cls if issubclass(cls, base) else _combined(base, cls)
@@ -349,16 +372,20 @@ def bound_class(cls: type[Cursor]) -> type[Cursor]:
     made._kind, make_maker = _maker_of(cls)
     made._make_maker = staticmethod(make_maker)
     made._is_ready = made._kind == TUPLES
-    return BOUND.setdefault(cls, bound)
+    return bound
 
 
+@partial(_derived_once, RECORDING)
 def recording_class(bound: type[Cursor]) -> type[Cursor]:
-    """Derive a class, and add it to ``RECORDING``, whose cursors record statements."""
+    """Derive a class whose cursors record statements."""
     own = issubclass(bound, _RecordingCursor)
-    recording = bound if own else _combined(_RecordingCursor, bound)
-    return RECORDING.setdefault(bound, recording)
+    return bound if own else _combined(_RecordingCursor, bound)
 
 
 def _combined(first: type[Cursor], cls: type[Cursor]) -> type[Cursor]:
-    names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    names = {
+        "__module__": cls.__module__,
+        "__doc__": cls.__doc__,
+        "__qualname__": cls.__qualname__,
+    }
     return type(cls.__name__, (first, cls), names)
