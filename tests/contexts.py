@@ -519,6 +519,26 @@ def a_context_that_ends_inside_of_a_stream(bench: Bench) -> None:
 
 
 @row
+def contexts_in_contexts_inside_of_a_stream(bench: Bench) -> None:
+    site = bench.site()
+
+    def chunks() -> Iterator[str]:
+        yield f"{site.use()} "
+        with site.app.app_context(), site.app.app_context():
+            pass
+        with Flask("other").app_context(), site.app.app_context():
+            pass
+        yield f"{site.use()} "
+
+    site.add(lambda: stream_with_context(chunks()))
+    with site.get() as response:
+        ids = response.get_data(as_text=True).split()
+
+    assert len(ids) == 2
+    assert len(set(ids)) == site.handles == 1
+
+
+@row
 def a_stream_with_what_the_view_has_taken(bench: Bench) -> None:
     site = bench.site(MAX_SIZE=1)
 
