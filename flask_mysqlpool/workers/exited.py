@@ -21,20 +21,21 @@ class ExitedCounters:
 
     def __init__(self, content: Mapping[str, Any] | None = None) -> None:
         content = content or {}
-        self._reaped: list[str] = list(content.get("buried", ()))
+        #: In their order, as keys.
+        self._reaped = dict.fromkeys(content.get("buried", ()))
         self._groups: dict[str, dict[str, Counts]] = {
             group: {pool: counts(counted) for pool, counted in pools.items()}
             for group, pools in content.get("sites", {}).items()
         }
 
     def content(self) -> dict[str, Any]:
-        return {"buried": self._reaped, "sites": self._groups}
+        return {"buried": list(self._reaped), "sites": self._groups}
 
     def reap(self, id: str, record: Mapping[str, Any]) -> None:
         """Add the counters of an exited worker; idempotent."""
         if id in self._reaped:
             return
-        self._reaped.append(id)
+        self._reaped[id] = None
         pools = self._groups.setdefault(str(record.get("site", "")), {})
         key = key_of(record)
         pools[key] = total([pools.get(key, {}), counts(record)])
@@ -42,7 +43,8 @@ class ExitedCounters:
     def forget(self, groups: Collection[str], ids: Collection[str]) -> None:
         """Drop all groups but these, and reaped ids whose files have been removed."""
         self._groups = {g: pools for g, pools in self._groups.items() if g in groups}
-        self._reaped = [id for id in self._reaped if id in ids]
+        there = set(ids)
+        self._reaped = dict.fromkeys(id for id in self._reaped if id in there)
 
     def counts(self, pool: str, groups: Iterable[str]) -> Counts:
         """Add up the counters of this pool over these groups."""
