@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -417,7 +418,8 @@ def provoke(folder: StatusDir, call: str) -> None:
     """Have done again what else is done once."""
     with suppress(OSError):
         if call == "mkdir":
-            shutil.rmtree(folder.path)
+            # At once: while it were emptied, a worker could make another file in it.
+            os.rename(folder.path, f"{mkdtemp(dir=Path(folder.path).parent)}/gone")
         elif call in ("rename", "posix_fallocate"):
             for path in Path(folder.path).glob("*.worker"):
                 path.unlink()
