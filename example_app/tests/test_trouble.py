@@ -125,7 +125,7 @@ def test_the_navigation_leads_there(app: Flask, browser: Browser) -> None:
 
 
 def test_the_monitor_shows_no_secret(mysql_server: LocalServer) -> None:
-    app = create_app({"MYSQLPOOL_URL": mysql_server.url})
+    app = create_app({"MYSQLPOOL_URL": mysql_server.url, "TESTING": True})
     client = app.test_client()
     for path in ("/mysqlpool/", "/mysqlpool/status.json"):
         response = client.get(path)

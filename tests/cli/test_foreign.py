@@ -685,7 +685,8 @@ def test_what_a_terminal_has_no_character_for_is_escaped(
     make_app: MakeApp, charset: str
 ) -> None:
     app = make_app()
-    sheet = heard_from(app, 0, connect_error="naïf \x7f", last_connect_failure=1e10)
+    about = {"connect_error": "naïf \x7f", "last_connect_failure": time.time()}
+    sheet = heard_from(app, 0, **about)
     run = FlaskCliRunner(app, charset=charset).invoke
     lines = run(args=["mysqlpool", "status"]).output
     data = run(args=["mysqlpool", "status", "--json"]).output
