@@ -21,6 +21,9 @@ from .commands import (
 
 #: Seconds between two tries.
 PAUSE = 0.5
+#: Seconds that a try has at least, even past the timeout: with fewer, its error would
+#: say that the time was too short, and not what is wrong.
+LEAST = 1.0
 
 
 @group.command()
@@ -71,7 +74,7 @@ def _wait(pools: dict[str, PoolConfig], deadline: float) -> dict[str, str]:
 
 def _why_not(config: PoolConfig, left: float) -> str | None:
     """Connect once; return the error with what to do, None if there is none."""
-    seconds = min(config.connect_timeout, max(left, 0.05))
+    seconds = min(config.connect_timeout, max(left, LEAST))
     try:
         with connect_to(replace(config, connect_timeout=seconds)):
             return None
