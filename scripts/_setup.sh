@@ -229,3 +229,7 @@ ensure_flasks() {
         mv ".venv/flasks/$name.new" ".venv/flasks/$name"
     done < <("$venv_python" tests/contexts.py --versions)
 }
+
+# Options of pytest. More processes than a small machine has cores: tests wait as much as
+# they compute.
+side_by_side=(--numprocesses=4 --dist=loadfile --no-loadscope-reorder)
