@@ -481,6 +481,13 @@ def failing_teardowns_of_both_kinds(bench: Bench) -> None:
 # Streams
 
 
+def words_of_stream(site: Site, chunks: Callable[[], Iterator[str]]) -> list[str]:
+    """Read a stream to its end."""
+    site.add(lambda: stream_with_context(chunks()))
+    with site.get() as response:
+        return response.get_data(as_text=True).split()
+
+
 @row
 def a_stream(bench: Bench) -> None:
     site = bench.site()
@@ -490,9 +497,7 @@ def a_stream(bench: Bench) -> None:
             yield f"{site.use()} "
             assert site.in_use == 1
 
-    site.add(lambda: stream_with_context(chunks()))
-    with site.get() as response:
-        ids = response.get_data(as_text=True).split()
+    ids = words_of_stream(site, chunks)
 
     assert len(ids) == 3
     assert site.handles == len(set(ids)) == 1
@@ -509,9 +514,7 @@ def a_context_that_ends_inside_of_a_stream(bench: Bench) -> None:
                 site.use()
             assert site.in_use == 1
 
-    site.add(lambda: stream_with_context(chunks()))
-    with site.get() as response:
-        ids = response.get_data(as_text=True).split()
+    ids = words_of_stream(site, chunks)
 
     assert len(ids) == 2
     assert len(set(ids)) == 1
@@ -530,9 +533,7 @@ def contexts_in_contexts_inside_of_a_stream(bench: Bench) -> None:
             pass
         yield f"{site.use()} "
 
-    site.add(lambda: stream_with_context(chunks()))
-    with site.get() as response:
-        ids = response.get_data(as_text=True).split()
+    ids = words_of_stream(site, chunks)
 
     assert len(ids) == 2
     assert len(set(ids)) == site.handles == 1

@@ -77,12 +77,11 @@ class MySQLPool:
         self._apps.add(app)
         # Flask calls the last function first. Those at the front release what others
         # have taken; those above are called also if one that is there by now fails.
-        requests = app.teardown_request_funcs.setdefault(None, [])
-        if requests:
-            requests.append(state.release_request)
-        requests.insert(0, state.release_request)
+        if app.teardown_request_funcs.get(None):
+            app.teardown_request(state.release_request)
         if app.teardown_appcontext_funcs:
             app.teardown_appcontext(state.release_all)
+        app.teardown_request_funcs.setdefault(None, []).insert(0, state.release_request)
         app.teardown_appcontext_funcs.insert(0, state.release_last)
         appcontext_pushed.connect(state.begin_again, app)
         if config.radar:

@@ -226,8 +226,10 @@ class Gate:
         try:
             epoch = self._epoch()
         except ValueError as error:
-            # Not replaced, which would end a pause that nobody can read.
-            text = "Nobody can sign in: STATUS_DIR has a damaged file; run flask"
+            # Not replaced, which would end a pause that the file may have held.
+            text = (
+                "Signing in is not possible: STATUS_DIR has a damaged file; run flask"
+            )
             raise Refused(503, f"{text} mysqlpool check.") from error
         if not epoch and status_dir is not None:
             with suppress(OSError):

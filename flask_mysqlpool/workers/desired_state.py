@@ -30,7 +30,7 @@ class DesiredState(NamedTuple):
         try:
             generation, paused = int(record["generation"]), bool(record["paused"])
             if not 0 <= generation < _MOST:
-                raise ValueError("a generation that nobody has counted to")
+                raise ValueError("generation out of range")
             if not paused:
                 return cls(generation)
             by, since, until = map(record.get, ("by", "since", "until"))

@@ -149,7 +149,7 @@ def _last(
     workers: Iterable[WorkerStatus], field: str, **more: str
 ) -> dict[str, Any] | None:
     now = time.time()
-    # One of the future was before the clock was set back, nobody knows when.
+    # A time in the future is from before the clock was set back: its age is unknown.
     soon = now + _TICK
     with_one = [
         worker for worker in workers if 0 < (getattr(worker, field) or 0) < soon

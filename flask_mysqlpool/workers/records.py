@@ -198,6 +198,14 @@ def open_file(folder: int, name: str, mode: int = os.O_RDONLY) -> int:
     return fd
 
 
+def stat_file(folder: int, name: str) -> os.stat_result:
+    """Return the status of a regular file, without opening it; refuse anything else."""
+    about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("not a file")
+    return about
+
+
 def check_owner(about: os.stat_result, folder: os.stat_result) -> None:
     if about.st_uid != folder.st_uid:
         raise ValueError(f"it belongs to {user_name(about.st_uid)}")

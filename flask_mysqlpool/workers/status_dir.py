@@ -38,6 +38,7 @@ from .records import (
     parse_record,
     reason_of,
     remove_left_over,
+    stat_file,
     user_name,
     write_record,
 )
@@ -272,8 +273,8 @@ def _is_ours(folder: int, name: str) -> bool:
     try:
         if name.startswith(LIMIT):
             # Not opened: to close it would end the locks that this process has.
-            about = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            return stat.S_ISREG(about.st_mode)
+            stat_file(folder, name)
+            return True
         fd = open_file(folder, name)
     except FileNotFoundError:
         return True
@@ -292,7 +293,7 @@ def _read(folder: int) -> Reading:
     for name in sorted(os.listdir(folder)):
         try:
             if _STATUS_NAME.fullmatch(name) is None:
-                # Whoever reads the desired state tells what is wrong with that.
+                # What is wrong with the desired state, its reader tells.
                 if not name.startswith(".") and name != DESIRED:
                     _check_shared(folder, name, owner)
             elif name.endswith(STATUS):
@@ -310,12 +311,9 @@ def _read(folder: int) -> Reading:
 
 def _check_shared(folder: int, name: str, owner: os.stat_result) -> None:
     """Raise :exc:`ValueError` unless it is a file that all processes share."""
-    about = os.stat(name, dir_fd=folder, follow_symlinks=False)
     if not _OTHER_NAME.fullmatch(name):
         raise ValueError("not ours")
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError("not a file")
-    check_owner(about, owner)
+    check_owner(stat_file(folder, name), owner)
 
 
 def _add_worker(

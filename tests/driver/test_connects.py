@@ -538,7 +538,7 @@ def test_liars_are_found_out(encrypted: bool, tls: ssl.SSLContext, other: Liar) 
 @pytest.mark.parametrize("may_send_files", [False, True])
 def test_no_file_is_sent_in_the_set_up(tmp_path: Path, may_send_files: bool) -> None:
     file = tmp_path / "private"
-    file.write_text("what nobody has asked for")
+    file.write_text("not asked for")
 
     def script(talk: Talk) -> None:
         talk.say(greeting())
@@ -552,4 +552,4 @@ def test_no_file_is_sent_in_the_set_up(tmp_path: Path, may_send_files: bool) -> 
         error = refused_by(liar.port, CONNECT_ARGS=arguments)
 
     assert error.args[0] == 2027
-    assert b"nobody has asked" not in liar.seen
+    assert b"not asked for" not in liar.seen

@@ -829,6 +829,16 @@ def sign_in(client: FlaskClient, token: str = TOKEN, **headers: str) -> TestResp
     )
 
 
+def sign_out(client: FlaskClient) -> TestResponse:
+    headers = OURS | {"X-CSRF-Token": csrf(client)}
+    return client.post("/mysqlpool/logout", headers=headers)
+
+
+def orders_of(app: Flask) -> Path:
+    """The file of the desired state, and of signing in."""
+    return Path(app.config["MYSQLPOOL_STATUS_DIR"], "orders")
+
+
 def test_the_form_signs_in_and_the_button_out(offline: Flask) -> None:
     client = monitored(offline, authorize=None, token=TOKEN)
     page = client.get("/mysqlpool/")
@@ -846,8 +856,7 @@ def test_the_form_signs_in_and_the_button_out(offline: Flask) -> None:
 
     response = client.post("/mysqlpool/logout", headers=OURS)
     assert response.status_code == 403 and answers(client) == {200}
-    headers = OURS | {"X-CSRF-Token": csrf(client)}
-    assert client.post("/mysqlpool/logout", headers=headers).status_code == 303
+    assert sign_out(client).status_code == 303
     assert answers(client) == {401}
     client.set_cookie("mysqlpool_monitor", signed_in.value, path="/mysqlpool")
     assert answers(client) == {401}  # nor is a copy of it good any more
@@ -880,27 +889,20 @@ def test_a_cookie_that_was_signed_out_stays_so(
     for _ in range(1 + signed_out_before):
         sign_in(client)
         copied = client.get_cookie("mysqlpool_monitor", path="/mysqlpool")
-        headers = OURS | {"X-CSRF-Token": csrf(client)}
-        assert client.post("/mysqlpool/logout", headers=headers).status_code == 303
+        assert sign_out(client).status_code == 303
     assert copied is not None
     client.set_cookie("mysqlpool_monitor", copied.value, path="/mysqlpool")
-    with offline.app_context():
-        status_dir = extension(offline)._state().status_dir
-    assert status_dir is not None
 
-    harm(Path(status_dir.path, "orders"), offline)
+    harm(orders_of(offline), offline)
 
     assert answers(client) == {401}
 
 
 def test_nobody_signs_in_while_the_orders_are_damaged(offline: Flask) -> None:
-    """A new file would end a pause that nobody can read."""
+    """A new file would end a pause that cannot be read."""
     client = monitored(offline, authorize=None, token=TOKEN)
     sign_in(client)
-    with offline.app_context():
-        status_dir = extension(offline)._state().status_dir
-    assert status_dir is not None
-    orders = Path(status_dir.path, "orders")
+    orders = orders_of(offline)
     orders.write_bytes(b"damage")
 
     response = sign_in(client)
@@ -918,8 +920,7 @@ def test_who_signs_out_of_one_app_stays_signed_in_to_another(
     sign_in(shop), sign_in(blog)
     assert answers(shop) == answers(blog) == {200}
 
-    headers = OURS | {"X-CSRF-Token": csrf(shop)}
-    assert shop.post("/mysqlpool/logout", headers=headers).status_code == 303
+    assert sign_out(shop).status_code == 303
 
     assert answers(shop) == {401} and answers(blog) == {200}
 
@@ -971,9 +972,8 @@ def test_binds_whose_connect_leads_elsewhere_have_an_answer_each() -> None:
 def test_signing_out_says_if_a_copy_of_the_cookie_stays_good(make_app: MakeApp) -> None:
     client = monitored(make_app(STATUS_DIR=False), authorize=None, token=TOKEN)
     sign_in(client)
-    headers = OURS | {"X-CSRF-Token": csrf(client)}
 
-    response = client.post("/mysqlpool/logout", headers=headers)
+    response = sign_out(client)
 
     assert response.status_code == 503 and "STATUS_DIR is False" in response.text
     assert answers(client) == {401}

@@ -136,15 +136,6 @@ class Window:
     def wait(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
         until(condition, seconds)
 
-    def answers(self) -> int:
-        """Return how often the page has got data since it was loaded."""
-        return int(
-            self.run(
-                "return performance.getEntriesByType('resource')"
-                ".filter(entry => entry.initiatorType === 'fetch').length"
-            )
-        )
-
     def wait_for_data(self) -> None:
         self.wait(lambda: self.text("#live") == "Live")
 

@@ -514,8 +514,8 @@ def _failure(connection: Session, error: Exception) -> MySQLError:
         cause = reason or error.__cause__ or error.__context__
         if number == CR.CR_AUTH_PLUGIN_ERR and isinstance(cause, TypeError):
             text = "the plug-in of auth_plugin_map did not answer with bytes"
-    elif isinstance(error, (RuntimeError, AttributeError)) and not (
-        connection.is_logged_in
+    elif not connection.is_logged_in and isinstance(
+        error, (RuntimeError, AttributeError)
     ):
         # A missing package, or a plug-in that the driver lacks (mysql_old_password).
         number, text = CR.CR_AUTH_PLUGIN_CANNOT_LOAD, str(error)

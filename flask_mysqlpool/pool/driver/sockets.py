@@ -235,9 +235,10 @@ def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[Non
         return data
 
     write_timeout = raw._write_timeout
-    before = raw.use_unicode, raw.decoders, getattr(raw, "conversions", None)
+    conversions = getattr(raw, "conversions", None)
+    before = raw.use_unicode, raw.decoders, conversions, raw._local_infile
     raw.use_unicode, raw.decoders, raw.conversions = False, {}, None
-    local_infile, raw._local_infile = raw._local_infile, False
+    raw._local_infile = False
     raw._read_bytes = read_bytes
     raw._read_packet = partial(Connection._read_packet, raw)
     try:
@@ -256,8 +257,7 @@ def io_deadline(raw: Any, deadline: float, largest: float = inf) -> Iterator[Non
         raise
     finally:
         del raw._read_bytes, raw._read_packet
-        raw.use_unicode, raw.decoders, raw.conversions = before
-        raw._local_infile = local_infile
+        raw.use_unicode, raw.decoders, raw.conversions, raw._local_infile = before
         raw._write_timeout = write_timeout
         raw._current_timeout = -1.0
 
