@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -431,6 +432,10 @@ class Blocks:
         return was_due
 
 
+#: How a statement may begin that is LOAD DATA: with it, or with a comment.
+_MAY_LOAD = re.compile(rb"\s*(?:load|/\*|--|#)", re.IGNORECASE).match
+
+
 def _pieces(
     statements: Iterable[bytes], server: int, most: int
 ) -> Iterator[tuple[int, list[bytes]]]:
@@ -443,7 +448,8 @@ def _pieces(
     size = effects = 0
     for statement in statements:
         left = side_effects(statement, server)
-        alone = left & (MAY_END | ENDS) or bare(statement).startswith(b"load")
+        loads = _MAY_LOAD(statement) and bare(statement).startswith(b"load")
+        alone = left & (MAY_END | ENDS) or loads
         size += len(statement)
         if piece and (alone or size > BYTES_AT_ONCE or len(piece) == most):
             yield effects, piece
