@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -38,12 +37,12 @@ from .driver.results import MOST_SENT
 from .driver.session import BEGIN, COMMIT, ROLLBACK, Session
 from .driver.statements import (
     ENDS,
+    LOADS,
     MAY_END,
     NONE,
     SESSION,
     TRANSACTION,
     WRITES,
-    bare,
     side_effects,
 )
 from .driver.transport import without_traceback
@@ -432,10 +431,6 @@ class Blocks:
         return was_due
 
 
-#: How a statement may begin that is LOAD DATA: with it, or with a comment.
-_MAY_LOAD = re.compile(rb"\s*(?:load|/\*|--|#)", re.IGNORECASE).match
-
-
 def _pieces(
     statements: Iterable[bytes], server: int, most: int
 ) -> Iterator[tuple[int, list[bytes]]]:
@@ -448,8 +443,7 @@ def _pieces(
     size = effects = 0
     for statement in statements:
         left = side_effects(statement, server)
-        loads = _MAY_LOAD(statement) and bare(statement).startswith(b"load")
-        alone = left & (MAY_END | ENDS) or loads
+        alone = left & (MAY_END | ENDS | LOADS)
         size += len(statement)
         if piece and (alone or size > BYTES_AT_ONCE or len(piece) == most):
             yield effects, piece

@@ -145,6 +145,8 @@ ROLE = 128
 ENDS = 256
 #: Not known to leave the transaction open.
 MAY_END = 512
+#: Loads a file, for which the server may ask the client.
+LOADS = 1024
 
 #: Side effects undone by a ROLLBACK, and those that need at least a reset.
 TRANSACTIONS = SNAPSHOT | TRANSACTION
@@ -177,7 +179,7 @@ _LEADING_COMMENTS = re.compile(
 
 # What else counts, in the table below: expressions, a subquery, which may lock rows, a
 # word that changes rows, names of variables.
-_EXPRESSIONS, _SUBQUERY, _CHANGE, _ASSIGNMENT = 1024, 2048, 4096, 8192
+_EXPRESSIONS, _SUBQUERY, _CHANGE, _ASSIGNMENT = 2048, 4096, 8192, 16384
 _MORE = _EXPRESSIONS | _SUBQUERY | _CHANGE | _ASSIGNMENT
 _READS = SNAPSHOT | _EXPRESSIONS
 #: What a statement may leave, by its beginning, after comments and with single spaces;
@@ -187,8 +189,9 @@ _BEGINNINGS = {
     rb"(?:values|table|show|do)\b": _READS | _SUBQUERY,
     rb"(?:with|explain|describe|desc|analyze (?:select|with|update|delete|insert"
     rb"|replace|format))\b": _READS | _CHANGE,
-    rb"(?:insert|update|delete|replace|handler|load (?:data|xml)|drop temporary table"
+    rb"(?:insert|update|delete|replace|handler|drop temporary table"
     rb"|create(?: or replace)? temporary table)\b": CHANGES,
+    rb"load (?:data|xml)\b": CHANGES | LOADS,
     rb"(?:signal|resignal|get (?:current |stacked )?diagnostics)\b": SNAPSHOT | SESSION,
     rb"(?:xa|backup|binlog|flush|lock instance)\b": ANYTHING | ENDS | UNCLEANABLE,
     rb"use\b": SNAPSHOT | SESSION | DIRTY_SCHEMA,
