@@ -260,7 +260,8 @@ LONGEST = [
     *("ledger", "session_audit", "cli", "local_server", "docs", "servers", "results"),
     *("interruptions", "galera", "faults", "transactions", "hosts", "monitor_browser"),
     *("fleet", "foreign", "pitfalls", "benchmarks", "replication", "connects"),
-    *("contexts", "tls", "connect_setting", "settling", "host_limit", "pool_model"),
+    *("contexts", "tls", "connect_setting", "settling", "host_limit", "folder"),
+    *("status_dir", "mistakes", "prometheus", "pool_model", "monitor"),
 ]
 
 
@@ -275,6 +276,13 @@ MARKS: dict[str, set[str]] = {
     "contexts": {"server"},
     **dict.fromkeys(("agent", "host_limit", "scripts"), {"slow"}),
 }
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without a server, do not even import what needs one as a whole."""
+    if "not server" in config.option.markexpr and collection_path.is_file():
+        return "server" in _marks_of(collection_path) or None
+    return None
 
 
 def pytest_collection_finish() -> None:
@@ -312,9 +320,13 @@ def _refuse_another_engine(item: pytest.Item) -> None:
 
 
 def _marks(item: pytest.Item) -> set[str]:
-    folder, subject = item.path.parent.name, item.path.stem.removeprefix("test_")
     own = {"server"} if "engine" in getattr(item, "fixturenames", ()) else set()
-    return own | MARKS.get(folder, set()) | MARKS.get(subject, set())
+    return own | _marks_of(item.path)
+
+
+def _marks_of(module: Path) -> set[str]:
+    folder, subject = module.parent.name, module.stem.removeprefix("test_")
+    return MARKS.get(folder, set()) | MARKS.get(subject, set())
 
 
 def _rank(subject: str) -> int:

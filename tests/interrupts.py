@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -52,7 +53,6 @@ class Signals:
         self._act = act
         # Always the same object: CPython 3.11 uses one that settrace() has let go of.
         self._trace: Callable[..., Any] = self._called
-        self._points: dict[CodeType, frozenset[int]] = {}
         self._left = 0
         self.where = ""
         #: Of :data:`OURS`, those in which there was a moment.
@@ -86,23 +86,23 @@ class Signals:
 
     def _at_instruction(self, frame: FrameType, event: str, arg: object) -> Any:
         if event == "opcode" and self._left > 0:
-            if frame.f_lasti in self._points_of(frame.f_code):
+            if frame.f_lasti in _points_of(frame.f_code):
                 self._left -= 1
                 if self._left == 0:
                     self.where = f"{frame.f_code.co_name}, line {frame.f_lineno}"
                     self._act()
         return self._at_instruction
 
-    def _points_of(self, code: CodeType) -> frozenset[int]:
-        if code not in self._points:
-            names = ("RESUME", "CALL", "JUMP_BACKWARD")
-            listing = list(dis.get_instructions(code))
-            self._points[code] = frozenset(
-                here.offset
-                for before, here in zip(listing, listing[1:], strict=False)
-                if before.opname.startswith(names)
-            )
-        return self._points[code]
+
+@cache
+def _points_of(code: CodeType) -> frozenset[int]:
+    """Where Python looks for signals: the offsets of these instructions."""
+    listing = list(dis.get_instructions(code))
+    return frozenset(
+        here.offset
+        for before, here in zip(listing, listing[1:], strict=False)
+        if before.opname.startswith(("RESUME", "CALL", "JUMP_BACKWARD"))
+    )
 
 
 def at_rest(pool: Pool) -> bool:

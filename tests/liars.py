@@ -124,6 +124,9 @@ class Talk:
         self._sock, self._tls = client, tls
         self.offers_tls = tls is not None
         client.settimeout(10)
+        if client.family == socket.AF_INET:
+            # As servers do: a small packet does not wait for the answer to the last.
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.seen = b""
         #: Packets sent and received since the last command.
         self.number = 0

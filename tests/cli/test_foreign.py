@@ -418,7 +418,7 @@ def test_what_a_rogue_server_says_is_cut_and_shown_nowhere_raw(
         app.config.update(
             MYSQLPOOL_URL=f"mysql://app@127.0.0.1:{liar.port}/test",
             MYSQLPOOL_STATUS_DIR=tmp_path / "board",
-            MYSQLPOOL_CONNECT_TIMEOUT=1,
+            MYSQLPOOL_CONNECT_TIMEOUT=0.3,
         )
         db = MySQLPool(app)
         with app.app_context():

@@ -71,8 +71,13 @@ def packet(payload: bytes, number: int) -> bytes:
     return len(payload).to_bytes(3, "little") + bytes([number % 256]) + payload
 
 
+# Long ones repeat themselves: to draw so many bytes takes a hundredth of a second.
 payloads = st.one_of(
-    st.binary(max_size=40), st.just(ERROR), st.binary(min_size=9000, max_size=9001)
+    st.binary(max_size=40),
+    st.just(ERROR),
+    st.tuples(st.binary(min_size=1, max_size=40), st.integers(9000, 9001)).map(
+        lambda drawn: (drawn[0] * drawn[1])[: drawn[1]]
+    ),
 )
 ENDS = (
     None,

@@ -675,10 +675,11 @@ stream = pool.connection().cursor(pymysql.cursors.SSCursor)
 stream.execute("SELECT 'row' UNION ALL SELECT 'another'")
 stream.fetchone()
 
-query = threading.Thread(target=mine.execute, args=["SELECT SLEEP(0.5), 7"])
+watch.execute("SELECT GET_LOCK('child', 0)")
+query = threading.Thread(target=mine.execute, args=["SELECT GET_LOCK('child', 20), 7"])
 query.start()
-PROCESSES = "SELECT 1 FROM information_schema.processlist"
-while not watch.execute(PROCESSES + " WHERE info LIKE 'SELECT SLEEP%'"):
+WAITING = "SELECT 1 FROM information_schema.processlist WHERE state = 'User lock'"
+while not watch.execute(WAITING):
     pass
 
 child = os.fork()
@@ -697,8 +698,10 @@ if child == 0:
 
 status = os.waitpid(child, 0)[1]
 assert status == 0, status
+assert query.is_alive()
+watch.execute("SELECT RELEASE_LOCK('child')")
 query.join()
-assert mine.fetchone() == (0, 7)
+assert mine.fetchone() == (1, 7)
 assert stream.fetchall() == [("another",)]
 for cursor in (mine, watch):
     cursor.execute("SELECT 'alive'")
