@@ -949,9 +949,9 @@ def test_pause_says_who_has_still_a_connection(make_app: MakeApp) -> None:
 def test_a_pause_holds_for_a_worker_that_starts_later(make_app: MakeApp) -> None:
     assert run(make_app(), "pause")[0] == 0
 
-    app = make_app(TIMEOUT=0.3)
-    with pytest.raises(PoolTimeout, match="paused"):
-        connected(app)
+    app = make_app()
+    with app.app_context(), pytest.raises(PoolTimeout, match="paused"):
+        extension(app).connection(timeout=0.3)
     assert run(app, "resume")[0] == 0
     connected(app).close()
 

@@ -47,7 +47,7 @@ def test_each_statement_commits_unless_a_script_begins_a_transaction(
 def test_all_files_share_one_connection_which_is_not_the_pools(
     make_app: MakeApp, script: Path, sql: Sql
 ) -> None:
-    app = make_app(MAX_SIZE=1, TIMEOUT=0.1, READ_TIMEOUT=0.2)
+    app = make_app(MAX_SIZE=1, TIMEOUT=5, READ_TIMEOUT=0.2)
     Path("more.sql").write_text("SET @a = 7; SELECT SLEEP(0.3)")
     [db] = app.extensions["mysqlpool"]
     with app.app_context():
