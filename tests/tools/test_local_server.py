@@ -878,15 +878,18 @@ class TestProxy:
     def test_forked_child_keeps_no_port_open(
         self, server: LocalServer, proxy: FaultProxy
     ) -> None:
+        began, begins = os.pipe()
         with closing(login(server, proxy.port)) as connection:
             with warnings.catch_warnings():
                 # Python 3.12 and later warn of threads; this child runs none.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 child = os.fork()
             if not child:
+                os.write(begins, b"1")
                 time.sleep(60)
                 os._exit(0)
             try:
+                os.read(began, 1)  # Python has called what is for a new child
                 assert ask(connection, "SELECT 1") == 1
                 proxy.refuse()
                 with pytest.raises(pymysql.err.OperationalError, match="refused"):
@@ -894,6 +897,8 @@ class TestProxy:
             finally:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
+                os.close(began)
+                os.close(begins)
 
 
 def test_copies_of_the_cache_are_enough_for_a_crowd(server: LocalServer) -> None:
