@@ -89,6 +89,7 @@ def test_a_timeout_of_gevent_in_mid_query_costs_just_that_connection(
         server,
         """
 pool = make_pool(MAX_SIZE=1, KILL_ABANDONED=False)
+query(pool)
 try:
     with gevent.Timeout(0.2):
         query(pool, "SELECT SLEEP(30)")

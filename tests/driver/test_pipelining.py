@@ -163,7 +163,7 @@ def test_a_proxy_that_comes_later_costs_one_connect(
     make_pool: MakePool, url: str, one_by_one: FaultProxy
 ) -> None:
     how, one_by_one.second_command = one_by_one.second_command, None
-    pool = make_pool(URL=url, CONNECT_TIMEOUT=2)
+    pool = make_pool(URL=url, CONNECT_TIMEOUT=4)
     with pool.connection() as connection:
         assert execute(connection, "SELECT 1") == ((1,),)
     pool.reset()

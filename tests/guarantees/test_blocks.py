@@ -457,7 +457,7 @@ def test_the_completion_type_ends_no_block(
         connection.commit()
 
     assert stored() == (1, 2, 1, 2, 4)
-    assert pool.stats().opened == 1
+    assert pool.stats().opened == 1, pool.stats().discarded_by_reason
 
 
 def test_a_commit_that_begins_anew_is_no_open_transaction(

@@ -1165,7 +1165,8 @@ def test_reset_pause_and_resume_reach_the_workers(make_app: MakeApp) -> None:
         token = csrf(client)
 
         assert order(client, token).get_json() == {"action": "reset", "bind": "default"}
-        until(lambda: db.stats().discarded == 1)
+        until(lambda: db.stats().discarded)
+        assert db.stats().discarded_by_reason == {"invalidated": 1}
 
         assert order(client, token, "pause").status_code == 200
         until(lambda: pool(client)["state"] == "paused")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 
@@ -37,6 +38,9 @@ def in_a_child(check: Callable[[], bool]) -> bool:
         code = 2
         try:
             code = 0 if check() else 1
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
