@@ -21,6 +21,8 @@ from certificates import Authority
 from flask import Flask
 
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection
+from flask_mysqlpool.config.addresses import Place
+from flask_mysqlpool.pool.driver import connector
 from flask_mysqlpool.testing import FaultProxy, LocalServer, ServerNotFound
 from flask_mysqlpool.testing.server_binaries import find_engine
 
@@ -141,6 +143,13 @@ def table(sql: Sql) -> str:
     sql("DROP TABLE IF EXISTS t")
     sql("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, a INT)")
     return "t"
+
+
+def take_one_command(proxy: FaultProxy, then: str) -> None:
+    """Have a proxy that nothing is known of take no second command, but do this."""
+    # An earlier test may have had a proxy, or a server, at this port.
+    connector._PIPELINES.pop(Place(proxy.host, proxy.port), None)
+    proxy.second_command = then
 
 
 def end_at_server(sql: Callable[..., Any], number: int) -> None:
@@ -278,13 +287,6 @@ MARKS: dict[str, set[str]] = {
 }
 
 
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Without a server, do not even import what needs one as a whole."""
-    if "not server" in config.option.markexpr and collection_path.is_file():
-        return "server" in _marks_of(collection_path) or None
-    return None
-
-
 def pytest_collection_finish() -> None:
     """Spare the collector what stays: a collection would take a quarter of a second."""
     gc.collect()
@@ -320,13 +322,9 @@ def _refuse_another_engine(item: pytest.Item) -> None:
 
 
 def _marks(item: pytest.Item) -> set[str]:
+    folder, subject = item.path.parent.name, item.path.stem.removeprefix("test_")
     own = {"server"} if "engine" in getattr(item, "fixturenames", ()) else set()
-    return own | _marks_of(item.path)
-
-
-def _marks_of(module: Path) -> set[str]:
-    folder, subject = module.parent.name, module.stem.removeprefix("test_")
-    return MARKS.get(folder, set()) | MARKS.get(subject, set())
+    return own | MARKS.get(folder, set()) | MARKS.get(subject, set())
 
 
 def _rank(subject: str) -> int:

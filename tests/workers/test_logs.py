@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeApp, extension, until
+from conftest import MakeApp, extension, take_one_command, until
 from flask.testing import FlaskCliRunner
 from pymysql.err import OperationalError
 from visits import csrf, monitored, order
 
 import flask_mysqlpool
 from flask_mysqlpool import ConnectionShared, PooledConnection, get_db, signals
-from flask_mysqlpool.config.addresses import Place
-from flask_mysqlpool.pool.driver import connector
 from flask_mysqlpool.pool.maintenance import RECOVERY, MaintenanceThread, _maintain
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 from flask_mysqlpool.testing.fake_driver import FakePool
@@ -217,9 +215,7 @@ def proxy_that_takes_one_command(make_app: MakeApp) -> None:
     with plain.app_context():
         config = extension(plain).pool().config
     with FaultProxy(config.host, config.port) as proxy:
-        # An earlier test may have had a server at this port.
-        connector._PIPELINES.pop(Place(proxy.host, proxy.port), None)
-        proxy.second_command = "close"
+        take_one_command(proxy, "close")
         given = {"PORT": proxy.port, "SSL_MODE": "DISABLED", "CLEARTEXT_PLUGIN": True}
         for _ in range(2):  # one may be chance
             with make_app(**given).app_context():
