@@ -21,7 +21,6 @@ from certificates import Authority
 from flask import Flask
 
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection
-from flask_mysqlpool.config.addresses import Place
 from flask_mysqlpool.pool.driver import connector
 from flask_mysqlpool.testing import FaultProxy, LocalServer, ServerNotFound
 from flask_mysqlpool.testing.server_binaries import find_engine
@@ -46,6 +45,12 @@ def plain_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
             patch.delenv(name)
         patch.setenv("SSL_CERT_FILE", str(none))
         yield
+
+
+@pytest.fixture(autouse=True)
+def forgotten_ports() -> None:
+    """Nothing is known of a port: an earlier test may have had another server there."""
+    connector._PIPELINES.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -143,13 +148,6 @@ def table(sql: Sql) -> str:
     sql("DROP TABLE IF EXISTS t")
     sql("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, a INT)")
     return "t"
-
-
-def take_one_command(proxy: FaultProxy, then: str) -> None:
-    """Have a proxy that nothing is known of take no second command, but do this."""
-    # An earlier test may have had a proxy, or a server, at this port.
-    connector._PIPELINES.pop(Place(proxy.host, proxy.port), None)
-    proxy.second_command = then
 
 
 def end_at_server(sql: Callable[..., Any], number: int) -> None:

@@ -103,7 +103,8 @@ def outcome(data: bytes, cut: int, parsed: bool | None = None) -> tuple[Any, ...
     """What comes of two answers, all ``parsed`` by the driver, none, or some."""
     go = threading.Event()
     with Liar(sends(data[:cut], data[cut:], go)) as liar:
-        con = Connector(config(liar.port)).connect(time.monotonic() + 30)
+        settings = config(liar.port, PIPELINING="on")
+        con = Connector(settings).connect(time.monotonic() + 30)
         read_ok = con._read_ok
 
         def noted() -> bool:

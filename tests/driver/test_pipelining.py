@@ -6,7 +6,7 @@ import logging
 import time
 
 import pytest
-from conftest import MakePool, Sql, execute, take_one_command, until
+from conftest import MakePool, Sql, execute, until
 from pymysql.err import MySQLError
 
 from flask_mysqlpool import PoolConfig, PooledConnection, TransactionError
@@ -21,7 +21,7 @@ from flask_mysqlpool.testing.fault_proxy import SECOND_COMMANDS
 @pytest.fixture(params=SECOND_COMMANDS)
 def one_by_one(proxy: FaultProxy, request: pytest.FixtureRequest) -> FaultProxy:
     """What it does with the second of two commands."""
-    take_one_command(proxy, request.param)
+    proxy.second_command = request.param
     return proxy
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeApp, extension, take_one_command, until
+from conftest import MakeApp, extension, until
 from flask.testing import FlaskCliRunner
 from pymysql.err import OperationalError
 from visits import csrf, monitored, order
@@ -215,7 +215,7 @@ def proxy_that_takes_one_command(make_app: MakeApp) -> None:
     with plain.app_context():
         config = extension(plain).pool().config
     with FaultProxy(config.host, config.port) as proxy:
-        take_one_command(proxy, "close")
+        proxy.second_command = "close"
         given = {"PORT": proxy.port, "SSL_MODE": "DISABLED", "CLEARTEXT_PLUGIN": True}
         for _ in range(2):  # one may be chance
             with make_app(**given).app_context():
