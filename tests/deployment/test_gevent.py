@@ -91,7 +91,7 @@ def test_a_timeout_of_gevent_in_mid_query_costs_just_that_connection(
 pool = make_pool(MAX_SIZE=1, KILL_ABANDONED=False)
 query(pool)
 try:
-    with gevent.Timeout(0.2):
+    with gevent.Timeout(1):
         query(pool, "SELECT SLEEP(30)")
 except gevent.Timeout:
     pass
@@ -113,8 +113,9 @@ def test_what_a_timeout_of_gevent_ends_is_killed_at_the_server(
 import logging
 logging.disable()
 pool = make_pool(MAX_SIZE=1)
+query(pool)
 try:
-    with gevent.Timeout(0.2):
+    with gevent.Timeout(1):
         query(pool, "SELECT SLEEP(600)")
 except gevent.Timeout:
     pass

@@ -181,10 +181,12 @@ def test_a_kill_is_logged_and_counted(
     make_pool: MakePool, sql: Sql, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = read_timeout(make_pool, sql)
-    until(lambda: pool.stats().killed == 1)
+    until(lambda: pool.stats().killed)
+    until(lambda: "killed" in caplog.text)
 
     [line] = [r.getMessage() for r in caplog.records if "killed" in r.getMessage()]
     assert "its statement was given up (OperationalError)" in line
+    assert pool.stats().killed == 1
 
 
 def test_without_kill_abandoned_it_goes_on(
