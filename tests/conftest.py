@@ -19,6 +19,7 @@ import pymysql
 import pytest
 from certificates import Authority
 from flask import Flask
+from hypothesis import HealthCheck, settings
 
 from flask_mysqlpool import MySQLPool, Pool, PoolConfig, PooledConnection
 from flask_mysqlpool.pool.driver import connector
@@ -29,6 +30,15 @@ from flask_mysqlpool.testing.server_binaries import find_engine
 #: with another MariaDB than the installed one.
 MYSQL_ROOT = os.environ.get("FLASK_MYSQLPOOL_MYSQL_ROOT")
 MARIADB_ROOT = os.environ.get("FLASK_MYSQLPOOL_MARIADB_ROOT")
+
+# The machine may be busy.
+settings.register_profile(
+    "patient",
+    settings.default,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -174,13 +174,15 @@ class Talk:
         self,
         rows: Mapping[bytes, Sequence[Sequence[bytes | None]]] | None = None,
         names: Mapping[bytes, bytes] | None = None,
+        until: bytes = b"\xff",
     ) -> None:
         """Answer commands as a server with nothing in it would, but for these rows.
 
         By how questions begin: the rows, and the name of the second column.
+        The first packet that begins with ``until`` ends it, and is not answered.
         """
-        while True:
-            text = self.hear()[1:]
+        while not (packet := self.hear()).startswith(until):
+            text = packet[1:]
             said = [(q, r) for q, r in (rows or {}).items() if text.startswith(q)]
             if text.startswith(b"SELECT HEX(CURRENT_ROLE())"):
                 self.say(*result([b"role"], [None]))

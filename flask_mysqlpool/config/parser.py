@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from . import foreign_names, option_file
-from .validators import Invalid, mode_of
+from .validators import Invalid, mode_of, shown
 
 PREFIX = "MYSQLPOOL_"
 """The prefix of every setting in ``app.config``."""
@@ -103,7 +103,8 @@ class Section:
 
     def spelled(self, written: str) -> str:
         if self.bind:
-            return f'{PREFIX}BINDS["{self.bind}"]["{written}"]'
+            key = shown(written) if "@" in written else f'"{written}"'
+            return f'{PREFIX}BINDS["{self.bind}"][{key}]'
         return (self.prefix or "") + written
 
     def key(self, name: str, *, to_write: bool = False) -> str:
@@ -395,7 +396,6 @@ def _is_unread(variable: str, mapping: Mapping[str, Any]) -> bool:
 
 def _got(value: object, hidden: bool) -> str:
     plain = value is None or isinstance(value, bool | int | float | str)
-    # Text with an @ may be a URL with a password.
-    if hidden or not plain or "@" in str(value):
+    if hidden or not plain:
         return f"a value of type {type(value).__name__}"
-    return f"{value!r:.60}"
+    return shown(value)

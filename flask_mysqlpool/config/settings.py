@@ -42,7 +42,7 @@ def _argument_fault(name: object) -> str | None:
         return None
     near = difflib.get_close_matches(name, known, 1)
     hint = f"; the nearest is {near[0]}" if near else ""
-    return f"holds {name!r:.60}, which pymysql.connect does not take{hint}"
+    return f"holds {validators.shown(name)}, which pymysql.connect does not take{hint}"
 
 
 def _setting(
@@ -101,7 +101,7 @@ class PoolConfig:
         None, validators.text(r"[A-Za-z0-9_]+", "a collation")
     )
     """Collation of the session; by default the server's for the character set."""
-    sql_mode: str | None = _setting(None, validators.text(".*", "text"))
+    sql_mode: str | None = _setting(None, validators.sql_mode)
     """SQL mode of the session; by default the server's."""
     read_only: bool = _setting(False, validators.flag)
     """Whether sessions are read-only."""
@@ -285,7 +285,7 @@ class AppConfig:
         for bind, settings in found.items():
             if (readers := settings.get("readers")) not in (None, *found):
                 text = f"must name one of {PREFIX}BINDS"
-                sections[bind].fault("readers", text, repr(readers))
+                sections[bind].fault("readers", text, validators.shown(readers))
         check(*sections.values())
         if not app.has_place:
             # They are defaults for the binds only.

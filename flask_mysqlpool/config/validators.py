@@ -43,6 +43,13 @@ class Invalid(Exception):
     """A value is invalid; each argument is a fault, and says what it must be."""
 
 
+def shown(value: object) -> str:
+    """Return the value for a message, but not text with an @, as of an URL."""
+    return (
+        f"{type(value).__name__} with an @" if "@" in str(value) else f"{value!r:.60}"
+    )
+
+
 def number(kind: Any, what: str, fits: Callable[[Any], bool]) -> Callable[[Any], Any]:
     form = re.compile(_INT if kind is int else _FLOAT)
 
@@ -92,10 +99,16 @@ def choice(*allowed: str) -> Callable[[Any], str]:
 
 
 _QUOTE = """in the environment, quote it, as in FLASK_MYSQLPOOL_{}='"1e10"'"""
-_WORD = r"(?!\s)[^\x00-\x1f\x7f]+(?<!\s)", "text with no blanks around it, not empty"
+#: Settings are shown, so they may not be a URL with a password.
+_NO_URL = "(?!.*://.*@)"
+_WORD = (
+    _NO_URL + r"(?!\s)[^\x00-\x1f\x7f]+(?<!\s)",
+    "text with no blanks around it, not empty (a URL goes to {URL})",
+)
 word = text(*_WORD)
 # from_prefixed_env() turns a database called 2024 into a number, without any loss.
 label = text(*_WORD, number=True)
+sql_mode = text(_NO_URL + ".*", "text (a URL goes to {URL})")
 statement = text(r".*\S.*", "an SQL statement, as text")
 _host = text(
     r"(?![^:]*:[^:]*$)[^\s\x00-\x1f/@\[\],]+",
@@ -115,7 +128,7 @@ def host(value: Any) -> str:
         if not form or not 1 <= int(form["port"] or 1) <= 65535:
             raise Invalid(
                 "must be hosts with a comma between them, such as db1:3306,db2:3306;"
-                f" this is none: {one!r:.60}"
+                f" this is none: {shown(one)}"
             )
     if len(set(hosts)) < len(hosts):
         raise Invalid("must not name one host twice")
@@ -255,7 +268,7 @@ def binds(value: Any) -> dict[str, Mapping[str, Any]]:
     for name, settings in value.items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
             faults.append(
-                f"may not have a bind called {name!r:.60}: letters, digits, . _ -"
+                f"may not have a bind called {shown(name)}: letters, digits, . _ -"
             )
         elif name == "default":
             faults.append(

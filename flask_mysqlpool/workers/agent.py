@@ -148,18 +148,20 @@ class WorkerAgent:
 
     def _try_publish(self, stats: PoolStats) -> None:
         """Publish a change; with waiters always, because their waiting times grow."""
-        applied = self._applied or DesiredState()
-        state = {**vars(stats), "waited": 0.0, "applied": applied}
+        state = {**vars(stats), "waited": 0.0, "applied": self._applied}
         unchanged = state == self._published and not stats.waiting
         self._published = state
         try:
             if not (unchanged and self._file.touch()):
-                about = {**self._about, "generation": applied.generation}
-                status = WorkerStatus.of(stats, self._pool.connections(), **about)
-                self._file.write(status.to_json())
+                self._file.write(self._record(stats))
                 self._problem = ""
         except OSError as error:
             self._note(error)
+
+    def _record(self, stats: PoolStats) -> dict[str, Any]:
+        generation = (self._applied or DesiredState()).generation
+        about = {**self._about, "generation": generation}
+        return WorkerStatus.of(stats, self._pool.connections(), **about).to_json()
 
     def _note(self, error: Exception) -> None:
         """Log a problem with the status directory when it is a new one."""
@@ -214,8 +216,10 @@ class WorkerAgent:
         self._closed = True
         if self._pid == process() and not self._read_only:
             # Counters that have changed since the last round would be lost.
-            self._try_publish(self._pool.stats())
-            self._file.remove()
+            try:
+                self._file.remove(self._record(self._pool.stats()))
+            except OSError as error:
+                self._note(error)
             if self._host_limit is not None:
                 self._host_limit.leave()
 

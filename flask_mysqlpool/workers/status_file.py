@@ -50,15 +50,17 @@ class StatusFile:
     def write(self, content: Mapping[str, Any]) -> None:
         """Publish this record in place of the last one."""
         with self._lock:
-            if self._removed:
-                return
-            if self._fd is not None and not is_at(self._path, self._fd):
-                self._close()
-            self._size = 0
-            if self._fd is None:
-                self._create(content)
-            else:
-                self._size = write_record(self._fd, content)
+            if not self._removed:
+                self._write_locked(content)
+
+    def _write_locked(self, content: Mapping[str, Any]) -> None:
+        if self._fd is not None and not is_at(self._path, self._fd):
+            self._close()
+        self._size = 0
+        if self._fd is None:
+            self._create(content)
+        else:
+            self._size = write_record(self._fd, content)
 
     def touch(self) -> bool:
         """Send a heartbeat; False if the file has to be written again."""
@@ -82,18 +84,20 @@ class StatusFile:
                 self._close()
                 os.unlink(self._path)
 
-    def remove(self) -> None:
-        """Remove the file, and write none again."""
-        self._removed = True
+    def remove(self, last: Mapping[str, Any] | None = None) -> None:
+        """Publish a last record, remove the file, and write none again."""
+        before, self._removed = self._removed, True
         if not self._lock.acquire(timeout=PATIENCE):
             return  # a disk that hangs; the lock ends with the process
         try:
+            if last is not None and not before:
+                self._write_locked(last)
+        finally:
             if self._fd is not None:
                 # If that fails, the next process that finds the file unlocked does it.
                 with suppress(OSError):
                     self._status_dir.read_with_exited(self._name)
                 self._close()
-        finally:
             self._lock.release()
 
     def detach_after_fork(self) -> None:

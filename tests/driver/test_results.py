@@ -296,7 +296,7 @@ HOW: list[dict[str, Any]] = [
 ]
 
 
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=600)
 @given(
     st.lists(st.one_of(responses(), oks()), min_size=1, max_size=3),
     st.sampled_from((1, 7, 100, 1 << 20)),
@@ -338,7 +338,7 @@ def without_numbers(found: list[Any]) -> list[Any]:
     ]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     st.lists(two_forms(), min_size=1, max_size=3),
     st.sampled_from((1, 7, 100, 1 << 20)),
@@ -381,7 +381,7 @@ def test_a_tracked_result_may_be_cut_at_every_byte() -> None:
                 assert before == list(complete[5])[: len(before)]
 
 
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=600)
 @given(two_forms(), st.integers(0, 10_000), st.integers(0, 255), st.booleans())
 def test_a_byte_that_is_wrong_in_a_tracked_result_is_read_in_one_way(
     forms: tuple[bytes, bytes], at: int, byte: int, unbuffered: bool
@@ -400,7 +400,6 @@ def test_a_byte_that_is_wrong_in_a_tracked_result_is_read_in_one_way(
         assert fast == slow
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(payloads, st.integers(0, 12)), max_size=6),
     st.integers(0, 20),
@@ -567,7 +566,7 @@ def test_any_byte_may_be_another_one(byte: int) -> None:
         assert_no_other_rows(whole, at, byte)
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 @given(st.one_of(responses(), oks()), st.integers(0, 10_000), st.integers(0, 255))
 def test_a_byte_that_is_wrong_never_makes_other_rows(
     whole: bytes, at: int, byte: int

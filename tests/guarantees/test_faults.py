@@ -9,7 +9,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import pymysql
 import pytest
 from conftest import MakePool, MakeServer, Sql, execute, until
 from interrupts import interrupted_by
+from liars import OK, Liar, Talk, config, greeting, refusal
 from pymysql.cursors import SSCursor
 from pymysql.err import MySQLError, OperationalError
 
 from flask_mysqlpool import ConnectionLost, Pool
+from flask_mysqlpool.pool.driver import transport
 from flask_mysqlpool.pool.stats import Observer
 from flask_mysqlpool.testing import FaultProxy, LocalServer
 
@@ -187,6 +189,40 @@ def test_a_number_that_an_app_signals_costs_no_other_connection(
         execute(connection, f"SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {number}")
     fill(pool, 3)
     assert pool.stats().opened == 4
+
+
+def test_a_server_that_closes_after_its_error_has_time_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits, waiting = [], threading.Event()
+    monkeypatch.setattr(transport, "CLOSING", 20)
+
+    def server(talk: Talk) -> None:
+        talk.say(greeting())
+        talk.hear()
+        talk.say(OK)
+        talk.serve(until=b"\3CALL")
+        talk.say(refusal(1927))
+        waiting.wait(20)
+
+    with (
+        Liar(server) as liar,
+        closing(Pool(config(liar.port))) as pool,
+        pool.connection() as connection,
+    ):
+        session: Any = connection._con
+        readable = session._readable
+
+        def look(deadline: float) -> Any:
+            waits.append(deadline - time.monotonic())
+            waiting.set()
+            return readable(deadline)
+
+        session._readable = look
+        with pytest.raises(OperationalError, match="1927"):
+            connection.query("CALL p()")
+        assert session.is_disconnected
+    assert 0 < waits[-1] <= 20
 
 
 # In the middle of a reply

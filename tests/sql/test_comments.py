@@ -141,7 +141,7 @@ def test_statements_with_other_traces_are_judged_once() -> None:
     assert _cached_side_effects.cache_info().misses == 1
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.sampled_from(

@@ -209,7 +209,7 @@ DELIMITERS = ";", ";;", "//", "$$", "|"
 
 
 @given(st.lists(st.tuples(STATEMENTS, st.sampled_from(DELIMITERS), LINES)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_statements_come_back_as_they_were_joined(
     statements: list[tuple[str, str, str]],
 ) -> None:

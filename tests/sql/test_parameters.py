@@ -82,7 +82,7 @@ TEXTS = st.text(max_size=20) | st.text(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data(), blob=st.binary(max_size=20))
 def check(connection: PooledConnection, data: st.DataObject, blob: bytes) -> None:
     encoding = charset_by_name(connection.charset).encoding

@@ -1348,6 +1348,33 @@ def test_a_password_in_the_wrong_place_is_not_shown() -> None:
     assert SECRET not in str(found)
 
 
+SETTINGS = [
+    *pool().settings(),
+    *(f.name.upper() for f in dataclasses.fields(AppConfig)),
+]
+
+
+@pytest.mark.parametrize("where", sorted({"BINDS", "BINDS.URL", "URL", *SETTINGS}))
+def test_a_url_in_the_place_of_another_setting_is_not_shown(where: str) -> None:
+    url = f"mysql://u:{SECRET}@h/d"
+    shapes: list[Any] = [url, f"{url},h", f"h,{url}", [url, "h"], [url], {"a": url}]
+    for value in [*shapes, {url: {}}, {url: url}, {"b": {url: url}}]:
+        mapping: dict[str, Any] = {"MYSQLPOOL_HOST": "h", "MYSQLPOOL_STATUS_DIR": False}
+        if where == "BINDS.URL":
+            mapping["MYSQLPOOL_BINDS"] = {"b": {"URL": value}}
+        else:
+            mapping[f"MYSQLPOOL_{where}"] = value
+        try:
+            found = bare_app_config(mapping)
+        except ConfigError as error:
+            said = str(error)
+        else:
+            said = repr(
+                [found, [(p.server, p.settings()) for p in found.pools.values()]]
+            )
+        assert SECRET not in said, (value, said)
+
+
 junk = st.one_of(
     st.none(),
     st.booleans(),
@@ -1364,7 +1391,7 @@ secret_urls = st.tuples(
 ).map(lambda t: f"{t[0]}://u:{t[1]}{SECRET}{t[2]}@h/d")
 
 
-@settings(derandomize=True, max_examples=400, deadline=None)
+@settings(derandomize=True, max_examples=400)
 @given(
     st.dictionaries(st.sampled_from(sorted(pool().settings())), junk, max_size=4),
     st.one_of(secret_urls, junk),
@@ -1387,7 +1414,7 @@ def test_whatever_is_given_is_taken_or_refused_without_a_secret(
     assert SECRET not in shown
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(derandomize=True, max_examples=200)
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20))
 def test_any_password_travels_in_a_url_when_it_is_percent_encoded(text: str) -> None:
     encoded = "".join(f"%{byte:02X}" for byte in text.encode())

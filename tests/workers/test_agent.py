@@ -636,6 +636,30 @@ def test_requests_go_on_where_the_folder_does_not_answer(
         release.set()
 
 
+def test_a_pool_is_closed_where_the_folder_does_not_answer(
+    make: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, release = threading.Event(), threading.Event()
+    utime = os.utime
+
+    def hang(file: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            stuck.set()
+            release.wait(60)
+        utime(file)
+
+    pool = make()
+    pool.connection().close()
+    monkeypatch.setattr(os, "utime", hang)
+    try:
+        assert stuck.wait(10)
+        began = time.monotonic()
+        pool.close()
+        assert time.monotonic() - began < 30
+    finally:
+        release.set()
+
+
 # Limits
 
 

@@ -402,7 +402,8 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
 
         A trigger may SIGNAL the same numbers; then the server keeps it open.
         """
-        return self.raw._sock is None or bool(self._readable(CLOSING * 1000))
+        until = time.monotonic() + CLOSING
+        return self.raw._sock is None or bool(self._readable(until))
 
     def reported(self, error: MySQLError, code: Any) -> None:
         """Note an error reported by the server, after which the protocol is in step."""
