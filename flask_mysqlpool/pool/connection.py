@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from pymysql.connections import Connection
+from pymysql.constants import SERVER_STATUS
 from pymysql.converters import escape_str
 from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import MySQLError, ProgrammingError
@@ -534,6 +535,8 @@ class PooledConnection(_Face):
         if raw._result is not None and con.several:
             # What is left of the answer may tell of another SQL mode.
             self._do(methodcaller("read_leftovers"))
+        if (raw.server_status ^ con.known_mode) & _NO_BACKSLASH_ESCAPES:
+            self._do(methodcaller("settle_mode"))
         if kind is str:
             return raw.escape(obj, mapping)  # type: ignore[no-any-return]
         if kind is Identifier:
@@ -632,6 +635,8 @@ class PooledConnection(_Face):
 
 #: What becomes a list in brackets; also named tuples, and rows of the type ``Row``.
 _LISTS = tuple, list, set, frozenset
+
+_NO_BACKSLASH_ESCAPES = SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES
 
 
 _HOW_TO_WRITE_PLACES = (

@@ -142,7 +142,9 @@ def timeout(state: PoolState, started: float, now: float) -> PoolTimeout:
     """Return the error for a checkout that ran out of time."""
     config = state.config
     with state.lock:
-        oldest, owner = next(iter(state.in_use.items()), (None, None))
+        # Without those whose checkout is not done yet.
+        held = ((con, owner) for con, owner in state.in_use.items() if con.holder)
+        oldest, owner = next(held, (None, None))
         endpoint = getattr(owner and owner(), "endpoint", None)
         text = (
             f"{config.name}: no connection within {now - started:.2f} s:"

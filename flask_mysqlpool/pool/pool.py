@@ -57,8 +57,7 @@ from .state import ConnectAttempt, Discards, PoolState
 from .stats import ConnectionStats, Observer, PoolStats, Times
 from .waiters import Waiter
 
-#: What a server can cause, by answers of any kind. All else interrupts: the time limit
-#: of a job is an Exception, too.
+#: What a server can cause, by answers of any kind.
 OF_A_SERVER = (
     *(MySQLError, OSError, EOFError, ValueError, LookupError, ArithmeticError),
     *(TypeError, AttributeError, AssertionError, struct.error),
@@ -402,6 +401,8 @@ class Pool(PooledDB):  # type: ignore[misc]
             self._put_back(con, con.since)
             raise self._timed_out(started) from error
         except OF_A_SERVER as error:
+            if _is_interrupt(error):
+                raise
             if con.is_disconnected:
                 return "dead"
             if isinstance(error, AnotherRole) or con.is_demoted:
@@ -529,12 +530,11 @@ class Pool(PooledDB):  # type: ignore[misc]
         error = _as_unavailable(error)
         kept = without_traceback(error)
         with self._state.lock:
-            refused = self._state.failed(connect, kept, monotonic(), patient)
-        for waiter in refused:
-            waiter.error = (
-                error if waiter is connect.waiter else without_traceback(kept)
-            )
-            waiter.wake()
+            # Under the lock: one that looks meanwhile would not know of the error.
+            for waiter in self._state.failed(connect, kept, monotonic(), patient):
+                is_own = waiter is connect.waiter
+                waiter.error = error if is_own else without_traceback(kept)
+                waiter.wake()
         self._notify("connect_failed", kept)
 
     def steady_connection(self) -> Session:
@@ -596,9 +596,9 @@ class Pool(PooledDB):  # type: ignore[misc]
             if con.login.obstacle:
                 self._note_cleanup_error(con.login.obstacle)
             return "reset_failed"
-        except OF_A_SERVER:
-            return "reset_failed"
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OF_A_SERVER) and not _is_interrupt(error):
+                return "reset_failed"
             self._discard(con, "reset_failed")
             raise
 
@@ -793,6 +793,8 @@ class Pool(PooledDB):  # type: ignore[misc]
         """Report, once, a holder that exceeds ``LEAK_THRESHOLD``."""
         if not isinstance(handle, PooledConnection) or handle in self._leaks:
             return
+        if handle._con is not con:
+            return  # the checkout is not done yet
         if held > self.config.leak_threshold:
             self._leaks.add(handle)
             report = diagnostics.leak(self.name, con, handle, held)
@@ -874,6 +876,15 @@ def _as_unavailable(error: BaseException) -> BaseException:
     unavailable.__dict__.update(error.__dict__)
     unavailable.__cause__ = error.__cause__
     return unavailable
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Return whether an error of a server's kind is of a class of the app's.
+
+    The time limit of a job may be a ValueError or an AssertionError.
+    """
+    known = isinstance(error, MySQLError | OSError | struct.error)
+    return not known and type(error).__module__ != "builtins"
 
 
 def _answer_deadline(deadline: float, asked: float) -> float:

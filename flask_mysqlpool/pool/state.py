@@ -300,7 +300,7 @@ class PoolState:
             return None
         if con.discard_reason or con.generation != self.generation:
             return self.fault(con)
-        con.since = now
+        con.since, con.holder = now, 0
         if con.is_suspect:
             self.suspect = con
         if self.waiters and self.waiters.hand_over(con, self.in_use):
@@ -358,6 +358,7 @@ class PoolState:
         self.connects.postponed(connect, now)
         if connect.waiter is not None:
             connect.waiter.wake()
+        self.wake_next()
 
     def failed(
         self, connect: ConnectAttempt, error: BaseException, now: float, patient: bool

@@ -248,10 +248,13 @@ class Blocks:
                     session.failed(OSError(_NOT_TOLD))
                     raise TransactionError(_NOT_TOLD)
             return
+        self.number = _FAILED
+        outside = begins and any(errors[: len(self.beginning)])
+        # What was sent after it may be committed, until its answer says otherwise.
+        self.has_committed |= outside
         later = [session.read_to_end() for _ in statements]
         session.raw._result = None
-        self.number = _FAILED
-        if begins and any(errors[: len(self.beginning)]):
+        if outside:
             self.has_committed = any(
                 failed is None
                 and side_effects(statement, session._server) & (WRITES | MAY_END)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import MakePool, Sql, execute, until
 from interrupts import Interrupt, interrupted_by
+from liars import OK, Liar, Talk, config, greeting, refusal
 from pymysql.constants import CR
 from pymysql.cursors import SSCursor
 from pymysql.err import MySQLError, OperationalError
@@ -199,6 +200,53 @@ def test_without_kill_abandoned_it_goes_on(
 
     assert len(running()) == 2
     assert pool.stats().killed == 0
+
+
+def test_a_statement_is_killed_after_a_commit_that_was_refused_too() -> None:
+    def server(talk: Talk) -> None:
+        talk.say(greeting())
+        talk.hear()
+        talk.say(OK)
+        talk.serve(until=b"\3COMMIT")
+        talk.say(refusal(1213))
+        talk.serve(until=b"\3SELECT SLEEP")
+        with suppress(OSError):
+            talk.hear()
+
+    with Liar(server) as liar:
+        settings = config(
+            liar.port, READ_TIMEOUT=0.3, MAX_SIZE=1, RESET_SESSION="transaction"
+        )
+        pool = Pool(settings)
+        with pool.connection() as connection:
+            with pytest.raises(OperationalError, match="1213"):
+                connection.commit()
+        with pool.connection() as connection:
+            with pytest.raises(OperationalError, match="2013"):
+                execute(connection, LONG)
+            abandoned = pool._connector.abandoned
+            assert len(abandoned._sessions) == 1
+        pool.close()
+
+
+def test_what_was_not_killed_for_want_of_an_answer_is_killed_later() -> None:
+    def server(talk: Talk) -> None:
+        talk.say(greeting())
+        talk.hear()
+        talk.say(OK)
+        talk.serve(until=b"\3SHOW PROCESSLIST")
+        with suppress(OSError):
+            talk.hear()
+
+    with Liar(server) as liar:
+        made = connector.Connector(config(liar.port, CONNECT_TIMEOUT=0.2))
+        long_ago = time.monotonic()
+        one = _Abandoned(("127.0.0.1", liar.port), 42, 4242, "", long_ago, True)
+        made.abandoned._sessions.append(one)
+        with pytest.raises(OperationalError):
+            made.connect(time.monotonic() + 0.2)
+        assert one in made.abandoned._sessions
+        assert not made.abandoned._hidden
 
 
 # Never another's

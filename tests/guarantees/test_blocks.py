@@ -461,6 +461,23 @@ def test_the_completion_type_ends_no_block(
     assert stored() == (1, 2, 1, 2, 4)
 
 
+def test_a_mode_that_is_set_already_tells_nothing_of_the_transaction(
+    connection: PooledConnection, stored: Stored, sql: Sql, autocommit: bool
+) -> None:
+    sql("DROP PROCEDURE IF EXISTS half")
+    sql(
+        "CREATE PROCEDURE half() BEGIN START TRANSACTION; INSERT INTO t (a) VALUES (1);"
+        " SIGNAL SQLSTATE '45000'; END"
+    )
+    with pytest.raises(pymysql.err.MySQLError):
+        execute(connection, "CALL half()")
+    connection.autocommit(autocommit)
+    with pytest.raises(TransactionError), transaction(connection):
+        insert(connection, 2)
+    connection.rollback()
+    assert stored() == ()
+
+
 def test_a_commit_that_begins_anew_is_no_open_transaction(
     connection: PooledConnection, stored: Stored
 ) -> None:

@@ -24,6 +24,7 @@ import flask_mysqlpool.pool.pool
 import flask_mysqlpool.pool.state
 import flask_mysqlpool.pool.waiters
 from flask_mysqlpool import (
+    Observer,
     Pool,
     PoolClosed,
     PooledConnection,
@@ -32,7 +33,7 @@ from flask_mysqlpool import (
     ServerUnavailable,
 )
 from flask_mysqlpool.pool.state import FIRST_PAUSE
-from flask_mysqlpool.testing.fake_driver import FakePool
+from flask_mysqlpool.testing.fake_driver import FakeConnection, FakePool
 
 T = TypeVar("T")
 
@@ -599,6 +600,127 @@ def test_an_interrupted_wait_leaves_nobody_in_line(
 
     assert pool.stats().waiting == 0
     assert pool.stats().idle == 1
+
+
+class JobLimit(AssertionError):
+    """As some libraries raise it where a signal finds the job."""
+
+
+@pytest.mark.parametrize("moment", ["checkout", "checkin"])
+def test_a_time_limit_comes_out_whatever_its_class(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise JobLimit
+
+    pool = FakePool(MAX_SIZE=1, PING_AFTER=0.01)
+    connection = pool.connection()
+    if moment == "checkin":
+        monkeypatch.setattr(FakeConnection, "reset_session", interrupt)
+        with pytest.raises(JobLimit):
+            connection.close()
+    else:
+        connection.close()
+        until(lambda: pool.connections()[0].since > 0.05)
+        monkeypatch.setattr(FakeConnection, "ping", interrupt)
+        with pytest.raises(JobLimit):
+            pool.connection()
+
+    assert pool.stats().discarded_by_reason == {"reset_failed": 1}
+    assert (pool.stats().in_use, pool.stats().waiting) == (0, 0)
+
+
+def test_a_checkout_that_is_not_done_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch, threads: Threads
+) -> None:
+    leaks: list[str] = []
+
+    class Ear(Observer):
+        def leaked(self, pool: str, endpoint: str | None, report: str) -> None:
+            leaks.append(report)
+
+    asked, answer = threading.Event(), threading.Event()
+
+    def ping(con: object, deadline: float) -> None:
+        asked.set()
+        answer.wait(30)
+
+    pool = FakePool(MAX_SIZE=1, PING_AFTER=0.01, LEAK_THRESHOLD=0.01)
+    pool.add_observer(Ear())
+    pool.connection().close()
+    monkeypatch.setattr(FakeConnection, "ping", ping)
+    until(lambda: pool.connections()[0].since > 0.05)
+    late = threads.submit(pool.connection)
+    try:
+        assert asked.wait(10)
+        pool.maintain()
+        assert not leaks
+        with pytest.raises(PoolTimeout) as caught:
+            pool.connection(timeout=0.01)
+        assert "in use 1/1" in str(caught.value)
+        assert "held" not in str(caught.value) and "itself" not in str(caught.value)
+    finally:
+        answer.set()
+    late.result().close()
+
+
+def test_a_connect_for_no_checkout_wakes_one_when_it_is_postponed(
+    threads: Threads,
+) -> None:
+    looks, has_room = threading.Event(), threading.Event()
+
+    class Coordinator:
+        def wake(self) -> None: ...
+
+        closed = wake
+
+        def before_connect(self) -> None:
+            looks.wait(10)
+
+        def take_host_slot(self) -> object:
+            return object() if has_room.is_set() else None
+
+    pool = FakePool(MAX_SIZE=1)
+    pool.coordinator = Coordinator()
+    pool.probe()
+    waiting_one = threads.submit(pool.connection, timeout=60)
+    waiting(pool, 1)
+    looks.set()
+    until(lambda: pool._state.host_limit_reached)
+    has_room.set()
+    waiting_one.result(timeout=20).close()
+
+
+def test_with_a_timeout_of_0_a_failed_connect_is_no_timeout() -> None:
+    main = threading.get_ident()
+    has_looked = threading.Event()
+
+    def refuse() -> None:
+        raise DOWN
+
+    pool = FakePool(refuse, MAX_SIZE=1)
+    lock = pool._state.lock
+
+    class Slow:
+        """After what another thread does, this one has time to look."""
+
+        _is_owned = lock._is_owned
+
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            if threading.get_ident() != main:
+                has_looked.wait(0.2)
+
+    pool._state.lock = Slow()
+    try:
+        with pytest.raises(pymysql.err.OperationalError, match="2003"):
+            pool.connection(timeout=0)
+    finally:
+        has_looked.set()
+    assert pool.stats().timeouts == 0
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

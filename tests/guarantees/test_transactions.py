@@ -8,12 +8,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from typing import Any
 
 import pymysql.err
 import pytest
 from conftest import MakeApp, MakePool, Sql, execute, extension, local_server, until
+from liars import OK, Liar, Talk, config, greeting, refusal
 
 from flask_mysqlpool import (
     CommitUnknown,
@@ -783,6 +784,26 @@ def test_after_a_commit_without_an_answer_nothing_is_run_again(
         with transaction(connection):
             insert(connection, 2)
     assert stored() == [1, 2]
+
+
+def test_what_a_refused_begin_has_left_to_autocommit_is_not_run_again() -> None:
+    executed = []
+
+    def server(talk: Talk) -> None:
+        talk.say(greeting())
+        talk.hear()
+        talk.say(OK)
+        talk.serve(until=b"\3START TRANSACTION")
+        talk.say(refusal(9001, b"Max connect timeout reached"))
+        executed.append(talk.hear())
+        # The answer to the INSERT, which autocommit has committed, is lost.
+
+    with Liar(server) as liar, closing(Pool(config(liar.port))) as pool:
+        connection = pool.connection()
+        with pytest.raises(TransactionError, match="may have committed"):
+            run_in_transaction(connection, lambda c: insert(c, 1), retries=3)
+        connection.close()
+    assert len(executed) == 1
 
 
 def test_a_connection_found_dead_before_the_commit_is_sent_is_run_again(

@@ -27,7 +27,12 @@ def split(
 ) -> list[tuple[int, bytes]]:
     """The statements of a script, each with its line, for a session in this state."""
     raw = SimpleNamespace(server_status=status, charset=charset, encoding="utf-8")
-    script = Script(SimpleNamespace(_attached=lambda: SimpleNamespace(raw=raw)), text)
+    script = Script(
+        SimpleNamespace(
+            _attached=lambda: SimpleNamespace(raw=raw, known_mode=raw.server_status)
+        ),
+        text,
+    )
     found = [(script.line, statement) for statement in script.statements()]
     assert script.position == script.length
     return found
@@ -130,7 +135,12 @@ UNCLOSED = {
 @pytest.mark.parametrize("text", UNCLOSED)
 def test_what_is_not_closed_is_named_with_its_line(text: str) -> None:
     raw = SimpleNamespace(server_status=0, charset="utf8mb4", encoding="utf-8")
-    script = Script(SimpleNamespace(_attached=lambda: SimpleNamespace(raw=raw)), text)
+    script = Script(
+        SimpleNamespace(
+            _attached=lambda: SimpleNamespace(raw=raw, known_mode=raw.server_status)
+        ),
+        text,
+    )
     with pytest.raises(ProgrammingError) as raised:
         script.execute()
 

@@ -8,6 +8,7 @@ import pathlib
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from itertools import product
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from markupsafe import Markup
 from pymysql.charset import charset_by_name
 from pymysql.constants import CLIENT
 from pymysql.cursors import Cursor, SSCursor
-from pymysql.err import ProgrammingError
+from pymysql.err import MySQLError, ProgrammingError
 
 from flask_mysqlpool import PooledConnection, Row, identifier
 from flask_mysqlpool.pool.driver.results import _LOOKALIKES, _UNFAITHFUL, faithful
@@ -89,6 +90,8 @@ def check(connection: PooledConnection, data: st.DataObject, blob: bytes) -> Non
     text = data.draw(TEXTS.filter(lambda text: fits(text, encoding)))
     # The server strips what is not printed from its ends.
     name = f"n{''.join(c for c in text if 0 < ord(c) < 0xFFFF)}n"
+    if b"`" in name.replace("`", "").encode(encoding):
+        name = "n"  # after half a letter that is one, MariaDB drops the next letter
     # In its table for sjis, a name's backslash is a wide one.
     shown = name.replace("\\", "\uff3c") if encoding == "sjis" else name
     expected = (text, 1, blob, 2)
@@ -361,6 +364,38 @@ def test_places_that_do_not_fit_their_values_are_an_error_that_says_how_to_write
         with pytest.raises(ProgrammingError, match=r"^nan can not be used with MySQL$"):
             connection.execute("SELECT %s", [float("nan")])
         assert connection.execute("SELECT %s", [7]).fetchone() == (7,)
+
+
+#: Where stored code sets another SQL mode, servers restore that, but not the status.
+@pytest.mark.parametrize("call", ["CALL p()", "SELECT f()", "CALL fails()"])
+@pytest.mark.parametrize("mode", ["", "NO_BACKSLASH_ESCAPES"])
+def test_values_are_escaped_as_the_server_reads_them_after_stored_code(
+    make_pool: MakePool, sql: Sql, mode: str, call: str
+) -> None:
+    other = "" if mode else "NO_BACKSLASH_ESCAPES"
+    sql("SET sql_mode = ''")
+    for kind, name in product(["PROCEDURE", "FUNCTION"], ["p", "f", "fails"]):
+        sql(f"DROP {kind} IF EXISTS {name}")
+    sql(f"CREATE PROCEDURE p() SET SESSION sql_mode = '{other}'")
+    sql(
+        "CREATE FUNCTION f() RETURNS INT NO SQL"
+        f" BEGIN SET SESSION sql_mode = '{other}'; RETURN 1; END"
+    )
+    sql("CREATE PROCEDURE fails() BEGIN CALL p(); SIGNAL SQLSTATE '45000'; END")
+    values = ["\\", "'", "\\' -- ", "' -- ", "\\\\'", "''", "\\'', 2 -- "]
+    with make_pool(SQL_MODE=mode).connection() as connection:
+        for value, again in product(values, [False, True]):
+            with suppress(MySQLError):
+                connection.execute(call)
+            if again:
+                connection.execute("SELECT 1")
+            row = connection.execute("SELECT %s, 1", [value]).fetchone()
+            assert row == (value, 1)
+        assert connection.execute("SELECT @@sql_mode").fetchone() == (mode,)
+        connection.execute(f"SET sql_mode = '{other}'")
+        for value in values:
+            row = connection.execute("SELECT %s, 1", [value]).fetchone()
+            assert row == (value, 1)
 
 
 def test_text_with_braces_is_text(make_pool: MakePool) -> None:

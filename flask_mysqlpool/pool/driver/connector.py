@@ -248,7 +248,7 @@ class Abandoned:
                 con.write([(COMMAND.COM_QUERY, b"KILL %d" % n) for n in found])
                 answers = con.read_each(deadline)
         except MySQLError:
-            if con.lost is not None:
+            if con.lost is not None or con.unanswered:
                 self._sessions.extend(ours)
                 raise
         if found is None:  # behind a proxy, or without such a statement

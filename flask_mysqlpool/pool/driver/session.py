@@ -177,6 +177,9 @@ class Session(Transport):
     transaction_unknown = check_first = False
     #: Whether a COMMIT was sent, and not answered by an OK.
     commit_unanswered = False
+    #: The last status whose NO_BACKSLASH_ESCAPES was known to be right. If that of
+    #: another differs, :meth:`settle_mode` is due before a value is escaped.
+    known_mode = 0
     #: The comment before each statement, if STATEMENT_COMMENTS is set.
     comment = b""
     #: What the server told with its answer to the last COMMIT.
@@ -301,6 +304,7 @@ class Session(Transport):
             if isinstance(answer, MySQLError):
                 _say_whose(answer, setting)
                 raise answer
+        self.known_mode = raw.server_status
 
     def _check_target(self, answers: list[Rows]) -> None:
         """Raise if the answers show that the server is not ready or of another role."""
@@ -481,6 +485,16 @@ class Session(Transport):
         if not self.raw.server_status & _IN_TRANSACTION:
             self.transaction_ended()
 
+    def settle_mode(self) -> None:
+        """Have the status tell anew how the server reads a backslash.
+
+        Where stored code that has changed it ends, a server restores ``sql_mode``, but
+        not the status.
+        """
+        self.read_leftovers()
+        self.attempt(self._tell, b"SET sql_mode = @@sql_mode")
+        self.known_mode = self.raw.server_status
+
     def _ask_status(self) -> None:
         """Get the server's status, by setting an option to its current value.
 
@@ -550,7 +564,7 @@ class Session(Transport):
         """Record that no transaction is open."""
         self.forget_changes()
         self.transactions += 1
-        self.transaction_unknown = self.check_first = False
+        self.transaction_unknown = self.check_first = self.commit_unanswered = False
 
     def forget_changes(self) -> None:
         """Forget the uncommitted changes."""
@@ -584,7 +598,7 @@ class Session(Transport):
             if raw._current_timeout is not _UNTOUCHED or raw._sock is None:
                 self.failed(error)
             raise
-        if name == "autocommit":
+        if name == "autocommit" and raw._current_timeout is not _UNTOUCHED:
             self._note_change(0, more=False)
         elif name == "next_result":
             if raw.told:
@@ -719,7 +733,8 @@ class Session(Transport):
                 self.unread = unknown = True
             else:
                 raw._result = None
-        self.changed, self.may_have_changed, self.check_first = 0, False, False
+        self.changed, self.may_have_changed = 0, False
+        self.check_first = self.commit_unanswered = False
         if self.blocks is not None:
             if self.blocks.autocommit_is_off:
                 if self.config.reset_session == "transaction":

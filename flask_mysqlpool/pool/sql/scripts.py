@@ -24,6 +24,7 @@ from ..driver.statements import HALVES
 
 #: MariaDB tells this mode, too.
 _ANSI_QUOTES = 1 << 15
+_NO_BACKSLASH_ESCAPES = SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES
 
 #: The character sets, by number in ``HALVES``, with letters that contain a quote.
 _DOUBLE_BYTE = {"gbk": 1, "gb18030": 1, "big5": 2, "sjis": 3, "cp932": 3}
@@ -208,8 +209,12 @@ class Script:
             self._halves = _DOUBLE_BYTE.get(charset, 0)
 
     def _reading(self) -> Reading:
-        status = self._handle._attached().raw.server_status
-        escapes = not status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES
+        session = self._handle._attached()
+        changed = session.raw.server_status ^ session.known_mode
+        if changed & (_NO_BACKSLASH_ESCAPES | _ANSI_QUOTES):
+            self._handle._do(methodcaller("settle_mode"))
+        status = session.raw.server_status
+        escapes = not status & _NO_BACKSLASH_ESCAPES
         in_names = escapes and not status & _ANSI_QUOTES
         return Reading(escapes, in_names, self._halves)
 
