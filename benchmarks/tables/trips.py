@@ -127,7 +127,7 @@ def _on_the_wire(bench: Bench, name: str, autocommit: bool, work: Work) -> float
             before = proxy.round_trips
             for _ in range(COUNTED):
                 _request(pool, work)
-                time.sleep(0.002)
+                time.sleep(0.02)
             return (proxy.round_trips - before) / COUNTED
 
 
