@@ -1,9 +1,4 @@
-"""Counters of exited workers, kept so that site totals never decrease.
-
-They are kept for each process group: the workers that one process has started, such as
-gunicorn's master. Counters of a group without live workers are dropped when a worker
-of another group is reaped.
-"""
+"""Counters of exited workers, kept so that site totals never decrease."""
 
 from __future__ import annotations
 
@@ -12,43 +7,43 @@ from typing import Any
 
 from .status import Counts, counts, key_of
 
+#: Maximum number of pools, so that the file stays small where settings often change.
+KEPT = 100
+
 
 class ExitedCounters:
-    """Counters by process group and pool.
+    """Counters by pool; the pool whose worker has exited last is at the end.
 
-    As JSON: ``{"buried": [id], "sites": {group: {pool: counters}}}``.
+    As JSON: ``{"buried": [id], "pools": {pool: counters}}``.
     """
 
     def __init__(self, content: Mapping[str, Any] | None = None) -> None:
         content = content or {}
         #: In their order, as keys.
         self._reaped = dict.fromkeys(content.get("buried", ()))
-        self._groups: dict[str, dict[str, Counts]] = {
-            group: {pool: counts(counted) for pool, counted in pools.items()}
-            for group, pools in content.get("sites", {}).items()
+        self._pools: dict[str, Counts] = {
+            pool: counts(counted) for pool, counted in content.get("pools", {}).items()
         }
 
     def content(self) -> dict[str, Any]:
-        return {"buried": list(self._reaped), "sites": self._groups}
+        return {"buried": list(self._reaped), "pools": self._pools}
 
     def reap(self, id: str, record: Mapping[str, Any]) -> None:
         """Add the counters of an exited worker; idempotent."""
         if id in self._reaped:
             return
         self._reaped[id] = None
-        pools = self._groups.setdefault(str(record.get("site", "")), {})
         key = key_of(record)
-        pools[key] = total([pools.get(key, {}), counts(record)])
+        self._pools[key] = total([self._pools.pop(key, {}), counts(record)])
 
-    def forget(self, groups: Collection[str], ids: Collection[str]) -> None:
-        """Drop all groups but these, and reaped ids whose files have been removed."""
-        self._groups = {g: pools for g, pools in self._groups.items() if g in groups}
+    def forget(self, ids: Collection[str]) -> None:
+        """Drop the first pools above the limit, and reaped ids except these."""
         there = set(ids)
         self._reaped = dict.fromkeys(id for id in self._reaped if id in there)
+        self._pools = dict(list(self._pools.items())[-KEPT:])
 
-    def counts(self, pool: str, groups: Iterable[str]) -> Counts:
-        """Add up the counters of this pool over these groups."""
-        return total([self._groups.get(each, {}).get(pool, {}) for each in set(groups)])
+    def counts(self, pool: str) -> Counts:
+        return self._pools.get(pool, {})
 
 
 def total(all_counts: Iterable[Counts]) -> Counts:

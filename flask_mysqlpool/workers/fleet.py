@@ -12,7 +12,7 @@ from ..config import PoolConfig
 from .desired_state import DesiredState
 from .exited import ExitedCounters, total
 from .records import reason_of, user_name
-from .status import Counts, WorkerStatus, identity, key_of, process_group_id
+from .status import Counts, WorkerStatus, identity, key_of
 from .status_dir import Reading, StatusDir
 
 #: Seconds within which every worker with a connection makes a round; a little more than
@@ -56,21 +56,15 @@ class Fleet:
             return self._by_bind(Reading())
 
     def counts(self) -> tuple[dict[str, list[WorkerStatus]], dict[str, Counts]]:
-        """Read the same, and the sums of all counters, with those of exited workers.
-
-        Exited workers count only if they had the same parent process as a live worker
-        or as this process.
-        """
+        """Read the same, and the sums of all counters, with those of exited workers."""
         try:
             reading, exited = self.status_dir.read_with_exited()
         except FileNotFoundError:
             reading, exited = Reading(), ExitedCounters()
         by_bind = self._by_bind(reading)
-        workers = [worker for each in by_bind.values() for worker in each]
-        groups = {process_group_id(), *(worker.site for worker in workers)}
         sums = {
             bind: total(
-                [exited.counts(key, groups), *(w.counts for w in by_bind.get(bind, []))]
+                [exited.counts(key), *(w.counts for w in by_bind.get(bind, []))]
             )
             for bind, key in self._keys.items()
         }

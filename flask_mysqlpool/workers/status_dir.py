@@ -368,13 +368,10 @@ def _reap(folder: int, exited: int, reading: Reading) -> ExitedCounters:
     counters = _load_exited(exited)
     if not reading.exited:
         return counters
-    groups = {str(record.get("site", "")) for record in reading.records}
     for name in reading.exited:
         with suppress(FileNotFoundError, ValueError):  # or damaged
-            record = load_record(folder, name)
-            counters.reap(name.removesuffix(STATUS), record)
-            groups.add(str(record.get("site", "")))
-    counters.forget(groups, [name.removesuffix(STATUS) for name in os.listdir(folder)])
+            counters.reap(name.removesuffix(STATUS), load_record(folder, name))
+    counters.forget([name.removesuffix(STATUS) for name in os.listdir(folder)])
     # If that fails, the files stay, and the next reader counts them.
     with suppress(OSError):
         write_record(exited, counters.content())

@@ -24,7 +24,7 @@ from websites import BOARD, PATIENCE, Load, Site, good_site
 from flask_mysqlpool import PoolTimeout, get_db
 from flask_mysqlpool.metrics.prometheus import PoolCollector
 from flask_mysqlpool.testing import FaultProxy, LocalServer
-from flask_mysqlpool.workers.exited import total
+from flask_mysqlpool.workers.exited import KEPT, total
 from flask_mysqlpool.workers.overview import totals
 from flask_mysqlpool.workers.records import TURN
 from flask_mysqlpool.workers.status_dir import StatusDir
@@ -368,20 +368,38 @@ def test_a_sheet_is_buried_once_however_often_that_is_tried(board: StatusDir) ->
         path.write_bytes(content)
         path.chmod(0o600)
 
-    assert past.counts(KEY, ["1:2"]) == {"checkouts": 5}
+    assert past.counts(KEY) == {"checkouts": 5}
 
 
-def test_a_site_without_workers_is_forgotten_when_another_one_buries(
-    board: StatusDir,
-) -> None:
-    for site in ("old", "new"):
+@pytest.mark.one_engine
+def test_counts_stay_when_workers_of_another_parent_exit(make_app: MakeApp) -> None:
+    """As those of RQ, which forks a process for each job."""
+    app = make_app()
+    web = heard_from(app, 0, site="web", checkouts=100, timeouts=3)
+    checkouts = "mysqlpool_checkouts_total", ("pool", "shop")
+    seen = [scrape(app)[checkouts]]
+    for _ in range(2):
+        job = heard_from(app, 0, site="jobs", checkouts=50)
+        seen.append(scrape(app)[checkouts])
+        job.remove()
+        seen.append(scrape(app)[checkouts])
+    web.remove()
+
+    assert seen == [100, 150, 150, 200, 200]
+    assert scrape(app)[checkouts] == 200
+
+
+def test_of_pools_without_workers_the_last_ones_are_kept(board: StatusDir) -> None:
+    for user in map(str, [0, *range(KEPT), 0, KEPT]):
         mortal = StatusFile(board)
-        mortal.write({**sheet(checkouts=1), "site": site})
+        mortal.write(sheet(user=user, checkouts=1))
         mortal.remove()
 
     _, past = board.read_with_exited()
-    assert past.counts(KEY, ["old"]) == {}
-    assert past.counts(KEY, ["new"]) == {"checkouts": 1}
+    pools = past.content()["pools"]
+    assert len(pools) == KEPT
+    assert past.counts("shop/default 0@db:3306") == {"checkouts": 3}
+    assert past.counts("shop/default 1@db:3306") == {}
 
 
 def test_what_is_damaged_counts_nothing_and_is_in_nobodys_way(board: StatusDir) -> None:
@@ -395,7 +413,7 @@ def test_what_is_damaged_counts_nothing_and_is_in_nobodys_way(board: StatusDir) 
     reading, past = board.read_with_exited()
 
     assert reading.records == [] and name not in os.listdir(board.path)
-    assert past.counts(KEY, ["1:2"]) == {}
+    assert past.counts(KEY) == {}
 
 
 def test_nothing_is_kept_of_sheets_that_are_gone(board: StatusDir) -> None:
@@ -406,5 +424,5 @@ def test_nothing_is_kept_of_sheets_that_are_gone(board: StatusDir) -> None:
 
     _, past = board.read_with_exited()
     assert len(past.content()["buried"]) <= 1
-    assert past.counts(KEY, ["1:2"]) == {"checkouts": sum(range(20))}
-    assert list(past.content()["sites"]["1:2"]) == [KEY]
+    assert past.counts(KEY) == {"checkouts": sum(range(20))}
+    assert list(past.content()["pools"]) == [KEY]
