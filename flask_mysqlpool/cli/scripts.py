@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import click
 from pymysql.err import MySQLError
 
 from ..config import PoolConfig
+from ..config.settings import altered
 from ..pool import Pool
 from ..pool.connection import PooledConnection
 from ..pool.driver.logs import plain
@@ -33,7 +33,7 @@ def execute(config: PoolConfig, files: Iterable[str]) -> Iterator[str]:
 
     The first error ends them, as one of click that tells where.
     """
-    with closing(Pool(replace(config, **_SETTINGS))) as pool:
+    with closing(Pool(altered(config, **_SETTINGS))) as pool:
         try:
             connection = pool.connection()
         except MySQLError as error:

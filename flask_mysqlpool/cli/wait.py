@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 
 from ..config import PoolConfig
+from ..config.settings import altered
 from ..workers.mysql_server import Unanswered, connect_to
 from .check import no_connection
 from .commands import (
@@ -76,7 +76,7 @@ def _why_not(config: PoolConfig, left: float) -> str | None:
     """Connect once; return the error with what to do, None if there is none."""
     seconds = min(config.connect_timeout, max(left, LEAST))
     try:
-        with connect_to(replace(config, connect_timeout=seconds)):
+        with connect_to(altered(config, connect_timeout=seconds)):
             return None
     except Unanswered as error:
         return no_connection(error).advice

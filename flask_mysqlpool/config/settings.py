@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import ssl
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -241,6 +242,17 @@ class PoolConfig:
             key.upper(): _shown(getattr(self, key), not setting.repr)
             for key, setting in known
         }
+
+
+def altered(config: PoolConfig, **settings: Any) -> PoolConfig:
+    """Return a copy with some settings replaced by valid ones.
+
+    Unlike :func:`dataclasses.replace`, it validates nothing: a file that the config
+    names may be missing by now, which the next connect tells.
+    """
+    copied = copy(config)
+    vars(copied).update(settings)
+    return copied
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..config import PoolConfig
+from ..config.settings import altered
 from ..workers.mysql_server import ServerReport, Thread, Unanswered, connect_to
 
 #: Maximum seconds of a connect, and of each answer.
@@ -36,7 +37,7 @@ class ServerCache:
     """The last answer of one server, shared by all requests of this process."""
 
     def __init__(self, config: PoolConfig) -> None:
-        self._config = replace(
+        self._config = altered(
             config,
             connect_timeout=min(config.connect_timeout, CONNECT),
             read_timeout=min(config.read_timeout or ANSWER, ANSWER),

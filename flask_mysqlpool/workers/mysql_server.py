@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from socket import gethostname
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from pymysql.constants import ER
 from pymysql.err import MySQLError
 
 from ..config import PoolConfig
+from ..config.settings import altered
 from ..config.validators import mode_of
 from ..pool.driver.connector import Connector
 from ..pool.driver.error_codes import NOT_OF_A_STATEMENT
@@ -305,7 +306,7 @@ def connect_to(config: PoolConfig) -> Iterator[Server]:
     by ``CONNECT_TIMEOUT``, and each answer by ``READ_TIMEOUT``, by default the same.
     """
     seconds = config.connect_timeout
-    config = replace(config, read_timeout=config.read_timeout or seconds)
+    config = altered(config, read_timeout=config.read_timeout or seconds)
     try:
         connection = Connector(config).connect(time.monotonic() + seconds)
         try:

@@ -371,6 +371,32 @@ def test_no_command_waits_for_ever_for_a_server_that_stopped_answering(
     assert "2013" in output
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["check"], ["status", "--server"], ["reset", "--server", "--yes"]),
+        *(["wait", "--timeout", "0.1"], ["run", "-"], ["shell"]),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_file_for_tls_that_is_gone_is_said_by_every_command(
+    make_app: MakeApp,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    file = tmp_path / "ca.pem"
+    file.touch()
+    app = make_app(SSL_CA=str(file))
+    file.unlink()
+
+    code, output = run(app, *command)
+
+    assert code == 1
+    assert "2026: SSL_CA, SSL_CERT or SSL_KEY cannot be used ([Errno 2]" in output
+
+
 def test_a_worker_that_is_not_heard_of_is_said_to_be_silent(make_app: MakeApp) -> None:
     app = make_app()
     sheets = [

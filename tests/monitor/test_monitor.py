@@ -502,6 +502,20 @@ def test_a_server_that_is_down_is_said_and_the_rest_is_shown(
     assert "seen_by_server" not in pool(client, "?server=0")
 
 
+def test_a_file_for_tls_that_is_gone_is_said_and_the_rest_is_shown(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    file = tmp_path / "ca.pem"
+    file.touch()
+    app = make_app(SSL_CA=str(file))
+    file.unlink()
+
+    found = pool(monitored(app))
+
+    assert "SSL_CA" in found["seen_by_server"]["error"]
+    assert found["totals"]["in_use"] == 0
+
+
 def test_a_server_that_hangs_keeps_nobody_for_long(
     make_app: MakeApp, proxy: FaultProxy
 ) -> None:
