@@ -70,16 +70,19 @@ class Memory:
         #: A fork may have copied it while another thread held a lock.
         self.process = process()
         self._lock = threading.Lock()
-        self._caches: dict[object, ServerCache] = {}
+        #: By what is compared, not hashed: callables of settings may have no hash.
+        self._caches: list[tuple[object, ServerCache]] = []
         self._lines: dict[str, deque[tuple[float, int, int]]] = {}
 
     def server_cache(self, config: PoolConfig) -> ServerCache:
         """Return the cache of a server and account, which binds may share."""
         key = *_server(config), config.user, config.password
         with self._lock:
-            if key not in self._caches:
-                self._caches[key] = ServerCache(config)
-            return self._caches[key]
+            for known, cache in self._caches:
+                if known == key:
+                    return cache
+            self._caches.append((key, cache := ServerCache(config)))
+            return cache
 
     def line(
         self, bind: str, counts: Mapping[str, int]

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -981,6 +981,34 @@ def test_binds_whose_connect_leads_elsewhere_have_an_answer_each() -> None:
         replace(one, password="another"),
     ):
         assert memory.server_cache(one) is not memory.server_cache(different)
+
+
+@dataclass
+class Unhashable:
+    """A callable that is equal to another one of the same path, and has no hash."""
+
+    path: str
+
+    def __call__(self, *args: object) -> Any:
+        raise OSError
+
+
+@pytest.mark.parametrize("setting", ["PASSWORD", "CONNECT"])
+def test_a_callable_need_not_have_a_hash(setting: str) -> None:
+    app, given = Flask("shop"), {"HOST": "127.0.0.1", setting: Unhashable("shop")}
+    app.config.update({f"MYSQLPOOL_{name}": value for name, value in given.items()})
+    app.config["MYSQLPOOL_STATUS_DIR"] = False
+    MySQLPool(app)
+
+    assert pool(monitored(app))["seen_by_server"]["error"]
+    memory = Memory()
+    caches = [
+        memory.server_cache(
+            PoolConfig.from_mapping({**given, setting: Unhashable(path)})
+        )
+        for path in ("shop", "shop", "blog")
+    ]
+    assert caches[0] is caches[1] is not caches[2]
 
 
 def test_signing_out_says_if_a_copy_of_the_cookie_stays_good(make_app: MakeApp) -> None:
