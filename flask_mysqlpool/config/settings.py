@@ -283,17 +283,22 @@ class AppConfig:
         app.take(mapping)
         app.near_misses(mapping)
         values = app.convert(own)
-        if "max_host_connections" in app.raw and values.get("status_dir", "") is None:
-            app.fault("max_host_connections", "needs {STATUS_DIR}, which is False")
+
+        def pool(section: Section, default: Section | None = None) -> dict[str, Any]:
+            settings, limit = section.pool(default), "max_host_connections"
+            if limit in settings and values.get("status_dir", "") is None:
+                section.fault(limit, f"needs {PREFIX}STATUS_DIR, which is False")
+            return settings
+
         binds = app.convert(["binds"]).get("binds", {})
         if not (app.has_place or binds or app.faults):
             app.no_server(mapping)
-        sections, found = {"default": app}, {"default": {"name": name} | app.pool()}
+        sections, found = {"default": app}, {"default": {"name": name} | pool(app)}
         for bind, settings in binds.items():
             section = sections[bind] = Section(_POOL, app_wide=app.app_wide, bind=bind)
             section.take(settings)
             label = f"{found['default']['name']}/{bind}"
-            found[bind] = {"name": label} | section.pool(app)
+            found[bind] = {"name": label} | pool(section, app)
         for bind, settings in found.items():
             if (readers := settings.get("readers")) not in (None, *found):
                 text = f"must name one of {PREFIX}BINDS"

@@ -352,6 +352,34 @@ def test_readers_that_do_not_exist_are_a_fault_of_the_bind_that_names_them() -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"URL": "mysql://db", "MAX_HOST_CONNECTIONS": 3}, "MAX_HOST_CONNECTIONS"),
+        ({"URL": "mysql://db?max_host_connections=3"}, "URL (max_host_connections)"),
+        (
+            {"BINDS": {"one": {"URL": "mysql://db", "MAX_HOST_CONNECTIONS": 3}}},
+            'BINDS["one"]["MAX_HOST_CONNECTIONS"]',
+        ),
+        (
+            {"BINDS": {"one": {"URL": "mysql://db?max_host_connections=3"}}},
+            'BINDS["one"]["URL"] (max_host_connections)',
+        ),
+        (
+            {"MAX_HOST_CONNECTIONS": 3, "BINDS": {"one": {"URL": "mysql://db"}}},
+            "MAX_HOST_CONNECTIONS",
+        ),
+    ],
+)
+def test_a_limit_of_the_host_needs_the_folder_wherever_it_is_given(
+    settings: dict[str, Any], key: str
+) -> None:
+    fault = f"MYSQLPOOL_{key} needs MYSQLPOOL_STATUS_DIR, which is False"
+
+    assert faults(STATUS_DIR=False, **settings) == (fault,)
+    assert read(**settings)
+
+
 def test_a_bind_that_is_nowhere_is_refused() -> None:
     [fault] = faults(BINDS={"reports": {"MAX_SIZE": 2}})
 
