@@ -180,7 +180,7 @@ class MySQLPool:
         :exc:`~flask_mysqlpool.CommitUnknown` if the connection is lost between the
         COMMIT and its answer.
         """
-        context = None if app is None else app.app_context()
+        context = None if app is None else app.app_context
         beginning = beginning_of(isolation, read_only)
         return TransactionBlock(lambda: self.get_db(bind), context, beginning)
 

@@ -489,17 +489,18 @@ class TransactionBlock(ContextDecorator):
     the transaction is rolled back before the connection does anything else.
 
     :param take: returns the connection.
-    :param within: a context manager around the block.
+    :param within: makes a context manager around the block.
     :param beginning: the statements that begin the transaction.
     """
 
     def __init__(
         self,
         take: Callable[[], PooledConnection],
-        within: AbstractContextManager[Any] | None = None,
+        within: Callable[[], AbstractContextManager[Any]] | None = None,
         beginning: tuple[bytes, ...] = (BEGIN,),
     ) -> None:
-        self._take, self._within, self._beginning = take, within, beginning
+        self._take, self._make_within, self._beginning = take, within, beginning
+        self._within: AbstractContextManager[Any] | None = None
         #: Functions to call after the COMMIT of the outermost block.
         self.after_commit: list[Callable[[], object]] = []
         #: The ``with`` statement has been left once this object is gone.
@@ -509,7 +510,7 @@ class TransactionBlock(ContextDecorator):
         self.is_undone = False
 
     def _recreate_cm(self) -> TransactionBlock:
-        return TransactionBlock(self._take, self._within, self._beginning)
+        return TransactionBlock(self._take, self._make_within, self._beginning)
 
     @property
     def is_over(self) -> bool:
@@ -520,7 +521,8 @@ class TransactionBlock(ContextDecorator):
         if self._is_open:
             raise TransactionError("each transaction() is for one 'with' statement")
         self._is_open = True
-        if self._within is not None:
+        if self._make_within is not None:
+            self._within = self._make_within()
             self._within.__enter__()
         try:
             self._connection = connection = self._take()

@@ -8,12 +8,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from typing import Any
 
 import pymysql.err
 import pytest
 from conftest import MakeApp, MakePool, Sql, execute, extension, local_server, until
+from flask import g
 from liars import OK, Liar, Talk, config, greeting, refusal
 
 from flask_mysqlpool import (
@@ -940,6 +942,30 @@ def test_with_an_app_it_works_outside_of_contexts(
         db.run_in_transaction(insert, 3)
 
     assert stored() == [1, 2, 3]
+
+
+def test_each_call_of_a_decorated_function_has_a_context_of_its_own(
+    make_app: MakeApp, stored: Stored
+) -> None:
+    app = make_app(MAX_SIZE=2)
+    db = extension(app)
+    both = threading.Barrier(2, timeout=20)
+    found: list[object] = []
+
+    @db.transaction(app=app)
+    def job(number: int, then: Callable[[], object] = lambda: None) -> None:
+        found.append(g.get("number"))
+        g.number = number
+        insert(get_db(), number)
+        then()
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(job, [1, 2], [both.wait, both.wait]))
+    job(3)
+    job(4)
+
+    assert found == [None] * 4
+    assert sorted(stored()) == [1, 2, 3, 4]
 
 
 def test_in_debug_mode_a_rollback_at_the_end_is_told(
