@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import flask.signals
 from flask import Flask
@@ -47,7 +47,8 @@ class State:
         if config.status_dir is not None:
             path = os.path.join(app.instance_path, config.status_dir)
             self.status_dir = StatusDir(path)
-        self._app = app
+        # The app holds this state: a reference back would keep both alive.
+        self._reference = ref(app)
         # Commands know the pools of a second MySQLPool of one app by this suffix.
         self._suffix = f"-{number + 1}" if number else ""
         self.key_in_g = f"_mysqlpool{self._suffix}"
@@ -58,6 +59,12 @@ class State:
         self._late: dict[int, WeakSet[PooledConnection]] = {}
         #: Whether the statements of requests are counted, and judged.
         self.has_radar = False
+
+    @property
+    def _app(self) -> Flask:
+        app = self._reference()
+        assert app is not None  # the caller has it
+        return app
 
     def decide_on_radar(self, app: Flask, **_: object) -> None:
         """Switch the radar on if the app is in debug mode by its first request."""

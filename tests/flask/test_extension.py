@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import flask.globals
 import pymysql.err
@@ -667,6 +669,46 @@ def test_a_decorated_function_needs_no_context_where_there_is_one_app(
     db.init_app(other)
     with pytest.raises(RuntimeError, match="has 2 apps; use 'with app.app_context"):
         db.auto_close_db(db.get_db)()
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.one_engine
+@pytest.mark.usefixtures("no_garbage_collection")
+@pytest.mark.parametrize("settings", [{}, {"RADAR": True}, {"STATUS_DIR": False}])
+def test_an_app_that_is_dropped_is_gone_at_once(
+    server: LocalServer, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """As without the extension: Flask makes no cycle of references before requests."""
+    db = MySQLPool()
+    given = {"URL": server.url, "STATUS_DIR": tmp_path / "board", **settings}
+
+    def create_app() -> Flask:
+        app = Flask("shop")
+        app.config.update({f"MYSQLPOOL_{key}": value for key, value in given.items()})
+        db.init_app(app)
+        return app
+
+    @db.auto_close_db
+    def job() -> Any:
+        return fetch(db.get_db())
+
+    for _ in range(2):
+        app = create_app()
+        assert job() == ((1,),)
+        with db.transaction(app=app) as connection:
+            assert fetch(connection) == ((1,),)
+        with app.app_context():
+            db.close_pool()
+        dropped = ref(app)
+        del app
+        assert dropped() is None
 
 
 def test_a_decorated_coroutine_returns_what_it_took(make_app: MakeApp) -> None:
