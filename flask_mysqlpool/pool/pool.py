@@ -255,7 +255,6 @@ class Pool(PooledDB):  # type: ignore[misc]
                 waiter = waiter or self._waiter(started, timeout, owner)
                 con = self._find_usable(con, waiter)
             assert con is not None
-            con.uses += 1
             if con.since < started:  # otherwise it was handed over meanwhile
                 con.since = started
             con.holder = get_ident()
@@ -264,7 +263,9 @@ class Pool(PooledDB):  # type: ignore[misc]
                 con.name_in_comments(handle.endpoint)
             handle._con = con
             if self._observers or not at_once:
-                self._record_checkout(handle, monotonic() - started)
+                self._record_checkout(con, handle, monotonic() - started)
+            else:
+                con.uses += 1
         except BaseException:
             handle._con = None
             self._abort_checkout(owner, waiter)
@@ -451,9 +452,12 @@ class Pool(PooledDB):  # type: ignore[misc]
         self._notify("timed_out", error)
         return error
 
-    def _record_checkout(self, handle: PooledConnection, seconds: float) -> None:
-        """Add to the histogram of waits and notify the observers."""
+    def _record_checkout(
+        self, con: Session, handle: PooledConnection, seconds: float
+    ) -> None:
+        """Count it, add to the histogram of waits, and notify the observers."""
         with self._state.lock:
+            con.uses += 1
             self._state.waits.add(seconds)
         self._notify("checked_out", handle, seconds)
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import accumulate, pairwise
+from types import FrameType
 from typing import Any
 from weakref import ref
 
@@ -19,6 +23,7 @@ from flask import Flask
 from flask_mysqlpool import MySQLPool, Pool, PoolTimeout, get_db, signals
 from flask_mysqlpool.pool.stats import BOUNDS, Observer, Times
 from flask_mysqlpool.testing import LocalServer
+from flask_mysqlpool.testing.fake_driver import FakePool
 
 ALL = [signal for signal in vars(signals).values() if isinstance(signal, NamedSignal)]
 
@@ -280,3 +285,26 @@ def test_a_pool_counts_waits_uses_and_connects(make_pool: MakePool) -> None:
     # Nine found one that was ready; the two others waited for a connect.
     assert stats.wait_seconds[0] >= 9
     assert stats.wait_seconds[-1] >= stats.create_seconds[-1] > 0
+
+
+def test_a_wait_is_counted_in_one_bucket_at_every_moment_of_a_checkout() -> None:
+    pool = FakePool(lambda: time.sleep(BOUNDS[0] * 2))
+    seen: list[list[float]] = []
+
+    def look(frame: FrameType, event: str, argument: object) -> Any:
+        if not pool._state.lock._is_owned():
+            seen.append(list(accumulate(pool.stats().wait_seconds[:-1])))
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        pool.connection().close()
+    finally:
+        sys.settrace(before)
+
+    assert seen[0][-1] == 0 and seen[-1][-1] == 1
+    # Each bucket includes those before it, as Prometheus has them.
+    for one, later in pairwise(seen):
+        assert all(a <= b for a, b in zip(one, later, strict=True))
+    assert seen[-1][0] == 0
