@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from random import Random
+
 import pytest
+from pymysql.converters import escape_string
 
 from flask_mysqlpool.pool.driver.statements import (
     DIRTY_SCHEMA,
@@ -15,6 +19,7 @@ from flask_mysqlpool.pool.driver.statements import (
     ROLE,
     RUNS_CODE,
     SESSION,
+    SEVERAL,
     SNAPSHOT,
     TRANSACTION,
     UNCLEANABLE,
@@ -143,6 +148,8 @@ MAY_LEAD_ELSEWHERE = [
     "EXECUTE IMMEDIATE 'USE other'",
     "SET STATEMENT sort_buffer_size = (1) FOR USE other",
     "SET STATEMENT sort_buffer_size = 1 FOR EXECUTE s",
+    "SET STATEMENT sort_buffer_size = 1 FOR SET STATEMENT a = ((2)) FOR USE other",
+    "SET STATEMENT a = (SELECT b FROM t FOR UPDATE) FOR USE other",
     "SELECT '; USE other; SELECT ' /*! */ ; USE other",
     "USE other; SELECT 'x",
     "BEGIN NOT ATOMIC USE other; END",
@@ -321,3 +328,82 @@ def test_a_long_statement_is_judged_like_a_short_one() -> None:
 
     assert find_side_effects(statement.encode()) == SNAPSHOT
     assert find_side_effects((statement + ", @a := 1").encode()) & SESSION
+
+
+#: Values of a visitor, by what is before, in and after two pieces that are repeated.
+REPEATED = [
+    ("/*+", "`", "", ""),
+    ("/*+'*/", "/*+'", "*/", ""),
+    ("' x(", "$a", "", ";"),
+    ("' with x(", "$a", "", ") as ("),
+    ("';set statement ", "(", ")", ";"),
+    ("';set statement a = ", "(", ")", " for use x;"),
+    ("'", ";set``", "", ";"),
+    ("';", "set statement a for ", "", ";"),
+    ("';", "set statement a for (", "", "use x"),
+    ("';set ", "x(", ")", ";"),
+]
+TOKENS = """
+' '' " ` \\ /* */ /*! /*+ /*M! /*!50000 -- # ( ) () [ { ; , . = 1 a $a $ call with x(
+set set`` for as @a:= into max last_insert_id( update select share val analyze role
+autocommit sql_calc xa begin é \xe9\\ \x81`
+""".split()
+PARAMETERS = [
+    "SELECT id FROM t WHERE a = '%s'",
+    r"SELECT `a` FROM t WHERE a = '%s' OR b = '\\'",
+    "INSERT INTO t VALUES ('%s')",
+    "UPDATE t SET a = '%s'",
+    "DELETE FROM t WHERE a = '%s'",
+    "CALL p('%s')",
+    "SET @a = '%s'",
+    'SELECT "%s"',
+]
+
+
+def cost(statement: str) -> float:
+    text = statement.encode("latin-1", "replace")
+    begun = time.thread_time()
+    find_side_effects(text, MARIADB | SEVERAL)
+    return time.thread_time() - begun
+
+
+def check_cost(template: str, value: tuple[str, str, str, str], escaped: bool) -> None:
+    """Check that four times the length takes no more than about four times as long."""
+    begin, first, second, end = value
+
+    def make(size: int) -> str:
+        count = size // len(first + second)
+        made = begin + first * count + second * count + end
+        # With NO_BACKSLASH_ESCAPES, only quotes are doubled.
+        return template % (escape_string(made) if escaped else made.replace("'", "''"))
+
+    for _ in range(3):  # a machine may be busy
+        short, long = cost(make(4_000)), cost(make(16_000))
+        if long <= 8 * short or long < 0.005:
+            return
+    raise AssertionError(f"{short:.3f} s, then {long:.3f} s: {template} {value}")
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize("value", REPEATED)
+def test_a_long_parameter_is_judged_in_time(
+    value: tuple[str, str, str, str], escaped: bool
+) -> None:
+    for template in PARAMETERS:
+        check_cost(template, value, escaped)
+
+
+def test_no_parameter_takes_more_time_than_its_length() -> None:
+    chance = Random(5)
+    blank = ["", "", " "]
+    for _ in range(400):
+        parts = [
+            "".join(
+                chance.choice(TOKENS) + chance.choice(blank)
+                for _ in range(chance.randint(least, 3))
+            )
+            for least in (0, 1, 0, 0)
+        ]
+        begin, first, second, end = parts
+        value = begin, first, chance.choice(["", second]), end
+        check_cost(chance.choice(PARAMETERS), value, chance.random() < 0.5)

@@ -29,7 +29,7 @@ _VERSIONED = re.compile(rb"/\*m?!\d{0,6}|\*/")
 #: Texts with more readings than are tried: a version followed directly by a name, names
 #: in hints, and ``--`` that is a comment or not, depending on the character set.
 _UNREADABLE = re.compile(rb"/\*m?!\d{6}[\w$\x80-\xff]|--[\x7f-\xff]")
-_QUOTE_IN_HINT = re.compile(rb"/\*\+[^*]*['\"`](?:.*?\*/){2}", re.DOTALL)
+_QUOTE_IN_HINT = re.compile(rb"/\*\+[^*]*['\"`]")
 
 
 @lru_cache
@@ -82,7 +82,7 @@ def _readings(statement: bytes) -> tuple[set[bytes], bool]:
         return set(), False
     text = statement.lower()
     codes = set()
-    complete = not _QUOTE_IN_HINT.search(text)
+    complete = text.count(b"*/") < 2 or not _QUOTE_IN_HINT.search(text)
     for reading in _ways_to_read(text):
         code = _lexer(*reading, True).sub(_left_of, text)
         complete &= not _UNREADABLE.search(code)
@@ -182,6 +182,7 @@ _LEADING_COMMENTS = re.compile(
 _EXPRESSIONS, _SUBQUERY, _CHANGE, _ASSIGNMENT = 2048, 4096, 8192, 16384
 _MORE = _EXPRESSIONS | _SUBQUERY | _CHANGE | _ASSIGNMENT
 _READS = SNAPSHOT | _EXPRESSIONS
+_WORST = ANYTHING | ENDS | UNCLEANABLE
 #: What a statement may leave, by its beginning, after comments and with single spaces;
 #: the first that matches counts.
 _BEGINNINGS = {
@@ -193,7 +194,7 @@ _BEGINNINGS = {
     rb"|create(?: or replace)? temporary table)\b": CHANGES,
     rb"load (?:data|xml)\b": CHANGES | LOADS,
     rb"(?:signal|resignal|get (?:current |stacked )?diagnostics)\b": SNAPSHOT | SESSION,
-    rb"(?:xa|backup|binlog|flush|lock instance)\b": ANYTHING | ENDS | UNCLEANABLE,
+    rb"(?:xa|backup|binlog|flush|lock instance)\b": _WORST,
     rb"use\b": SNAPSHOT | SESSION | DIRTY_SCHEMA,
     rb"(?:prepare|deallocate prepare|drop prepare)\b": _READS | SESSION,
     rb"(?:savepoint|release savepoint|rollback(?: work)? to(?: savepoint)?)"
@@ -238,7 +239,6 @@ _BY_ASSIGNMENT = {
     re.compile(rb"\b(?:resource|authorization|profiling)\b"): UNCLEANABLE,
 }
 
-_IN_BRACKETS = re.compile(rb"\([^()]*\)")
 # Characters that cannot be part of a name, quoted or qualified, become a comma. Square
 # and curly brackets are left: in some character sets they may be half of a character.
 _PUNCTUATION = bytes.maketrans(b"!%&')*+-/:;<=>?", b"," * 15)
@@ -246,7 +246,7 @@ _PUNCTUATION = bytes.maketrans(b"!%&')*+-/:;<=>?", b"," * 15)
 # and the columns of a WITH.
 _NOT_CALLED = re.compile(
     rb"(?:(?<=[)']) ?|\bas )[\w$`\"]+ ?(?=\()"
-    rb"|\b[\w$`\"]+ ?\([\w$`\", ]*\) ?(?=as ?\()"
+    rb"|(?<![\w$`\"])\w[\w$`\"]* ?\([\w$`\", ]*\) ?(?=as ?\()"
 )
 
 # Words before a bracket that call no function, or one without side effects. On no
@@ -368,13 +368,14 @@ def find_side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
         return SNAPSHOT
     codes, complete = _readings(statement)
     left = NONE if complete else ANYTHING
+    quoted = _judge_names(statement.lower()) if codes else NONE
     for code in codes:
         # A server may execute the statements before the one with an unclosed quote.
         closed, *unclosed = code.split(b"\0", 1)
         parts = closed.split(b";")
         for part in parts[: len(parts) - len(unclosed)]:
             if words := part.split():
-                left |= _judge(b" ".join(words), statement, calls)
+                left |= _judge(b" ".join(words), quoted, calls)
     left = left or ANYTHING
     return left & ~SNAPSHOT if left & TRANSACTION else left
 
@@ -429,10 +430,11 @@ def _only_reads(text: bytes, calls: dict[bytes, int]) -> bool:
     )
 
 
-def _judge(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
+def _judge(code: bytes, quoted: int, calls: dict[bytes, int]) -> int:
     """Judge one statement, whose code is given in lower case and with single spaces.
 
-    The names of variables in a SET may be quoted: these are found in the whole text.
+    The names of variables in a SET may be quoted; ``quoted`` is what the assignment of
+    all names in the whole text may do.
     """
     code = code.lstrip(b"( ")
     left = next(left for words, left in _BY_BEGINNING.items() if words.match(code))
@@ -446,20 +448,31 @@ def _judge(code: bytes, text: bytes, calls: dict[bytes, int]) -> int:
     if left & _CHANGE and _CHANGING_WORD.search(code):
         left |= CHANGES
     if left & _ASSIGNMENT:
-        names = code + text.lower() if b"`" in code or b'"' in code else code
-        for pattern, effects in _BY_ASSIGNMENT.items():
-            left |= effects if pattern.search(names) else NONE
+        left |= _judge_names(code) | (quoted if b"`" in code or b'"' in code else NONE)
     if code.startswith(b"set statement "):
-        ends = _without_brackets(code).find(b" for ")
-        left |= _judge(code[ends + 5 :] if ends > 0 else b"", text, calls)
+        after = _after_set_statement(code)
+        left |= _judge(after, quoted, calls) if after else _WORST
     return left & ~_MORE
 
 
-def _without_brackets(code: bytes) -> bytes:
-    """Blank out what is in brackets."""
-    while code != (code := _IN_BRACKETS.sub(lambda found: b"_" * len(found[0]), code)):
-        pass
-    return code
+def _judge_names(text: bytes) -> int:
+    """Judge the assignment of the variables whose names are in a text in lower case."""
+    left = NONE
+    for pattern, effects in _BY_ASSIGNMENT.items():
+        left |= effects if pattern.search(text) else NONE
+    return left
+
+
+def _after_set_statement(code: bytes) -> bytes:
+    """Return what a SET STATEMENT is for, also if these are nested."""
+    parts, depth = code.split(b" for "), 0
+    for at in range(1, len(parts)):
+        depth += parts[at - 1].count(b"(") - parts[at - 1].count(b")")
+        if depth <= 0:  # else it is in brackets
+            parts[at], depth = parts[at].lstrip(b"( "), 0
+            if not parts[at].startswith(b"set statement "):
+                return b" for ".join(parts[at:])
+    return b""
 
 
 def judge_expressions(code: bytes, calls: dict[bytes, int] = _CALLS) -> int:
