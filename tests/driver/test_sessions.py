@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from conftest import MakePool, Sql
 from pymysql.constants import CLIENT, FIELD_TYPE
-from pymysql.cursors import DictCursor, SSCursor
-from pymysql.err import MySQLError
+from pymysql.converters import conversions
+from pymysql.cursors import Cursor, DictCursor, SSCursor
+from pymysql.err import DataError, MySQLError, ProgrammingError
 
-from flask_mysqlpool import Pool, PoolConfig, PoolTimeout
+from flask_mysqlpool import ConnectionLost, Pool, PoolConfig, PoolTimeout
 from flask_mysqlpool.pool.driver import transport
 from flask_mysqlpool.testing import LocalServer
 from flask_mysqlpool.workers.mysql_server import connect_to
@@ -246,6 +247,54 @@ def test_results_that_no_cursor_read_do_not_cost_the_connection(
             cursor.callproc(name)
             assert int(cursor.fetchall()[0][0]) == 42
     assert pool.stats().opened == 1
+
+
+def _no_date(text: str) -> object:
+    raise DataError(f"no date: {text}")
+
+
+MANY = " UNION ALL ".join(f"SELECT {n} AS n" for n in range(3000))
+#: Results of two columns, of too many to be read fast, and with many rows.
+DATES = {
+    "one": "SELECT 1, DATE('2024-01-01')",
+    "wide": "SELECT DATE('2024-01-01')" + ", 1" * 250,
+    "many": f"SELECT n, DATE('2024-01-01') FROM ({MANY}) AS a",
+}
+
+
+@pytest.mark.parametrize("cls", [Cursor, SSCursor])
+@pytest.mark.parametrize("rows", DATES)
+def test_an_error_of_a_converter_is_not_taken_for_one_of_the_server(
+    rows: str, cls: Any, sql: Sql, make_pool: MakePool
+) -> None:
+    """Its answer is unread, and must not be read as that to the next statement."""
+    sql("DROP TABLE IF EXISTS converted")
+    sql("CREATE TABLE converted (a INT)")
+    sql("INSERT INTO converted VALUES (1), (2)")
+    create(sql, "reads_dates", f"BEGIN SELECT 42; {DATES[rows]}; END")
+    conv = {**conversions, FIELD_TYPE.DATE: _no_date}
+    pool = make_pool(MAX_SIZE=1, AUTOCOMMIT=True, CONNECT_ARGS={"conv": conv})
+    for _ in range(2):  # the second time, the columns are known
+        with pool.connection() as connection:
+            cursor = connection.cursor(cls)
+            with pytest.raises(DataError):
+                cursor.execute(DATES[rows])
+                cursor.fetchall()
+            with pytest.raises(ConnectionLost):
+                connection.execute("UPDATE converted SET a = a + 1")
+        with pool.connection() as connection:
+            cursor = connection.cursor()
+            cursor.callproc("reads_dates")
+            with suppress(DataError, ConnectionLost):
+                connection.execute("SELECT 1")
+        with pool.connection() as connection:
+            connection.cursor().callproc("reads_dates")  # read at the checkin
+        with pool.connection() as connection:
+            assert connection.execute("UPDATE converted SET a = a + 1").rowcount == 2
+            # An error of the server does not cost the connection.
+            with pytest.raises(ProgrammingError):
+                connection.execute("SELECT nothing FROM nowhere")
+            assert connection.execute("SELECT 5").fetchone() == (5,)
 
 
 def test_a_procedure_that_goes_on_costs_its_connection_and_delays_no_other(

@@ -69,6 +69,9 @@ _LETTERS = {
     ord("L"): TRANSACTION | SESSION,
 }
 
+#: The functions that call converters: :func:`make_decoder` makes one, PyMySQL has one.
+CONVERTING = {"decode", "_read_row_from_packet"}
+
 #: Takes a buffer, a position, the number of the packet there, and where the rows go;
 #: returns the position and the number of the first packet that it could not decode.
 Decoder = Callable[[bytes, int, int, list[Any]], tuple[int, int]]

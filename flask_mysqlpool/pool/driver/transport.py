@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import repeat
+from traceback import walk_tb
 from typing import Any
 
 import pymysql
@@ -24,7 +25,7 @@ from pymysql.err import MySQLError, OperationalError
 
 from .error_codes import LOST
 from .process import process
-from .results import STATE_CHANGED, ReadingConnection, faithful
+from .results import CONVERTING, STATE_CHANGED, ReadingConnection, faithful
 from .sockets import connect_socket, io_deadline, readable_now, time_left, wait_readable
 from .statements import NONE
 
@@ -284,7 +285,12 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
 
     def _is_answer(self, error: MySQLError) -> bool:
         """Return whether the server reported this error and the protocol is in step."""
-        return self.raw._sock is not None and error.args[0] not in LOST
+        return (
+            self.raw._sock is not None
+            and bool(error.args)
+            and error.args[0] not in LOST
+            and _is_of_the_driver(error)
+        )
 
     def _read_ok(self) -> bool:
         """Read the next packet, if it is complete and a plain OK, as most are."""
@@ -385,9 +391,8 @@ class Transport(SteadyDBConnection):  # type: ignore[misc]
         It is in step after an error reported by the server. Any other error (a timeout,
         an interrupt, a reply that cannot be decoded) may leave half a reply unread.
         """
-        code = error.args[0] if error.args else None
-        if isinstance(error, MySQLError) and self.raw._sock and code not in LOST:
-            self.reported(error, code)
+        if isinstance(error, MySQLError) and self._is_answer(error):
+            self.reported(error, error.args[0])
             return
         if self.lost is None:
             told = _tells_of_a_disconnect(error)
@@ -469,6 +474,18 @@ def without_traceback(error: BaseException) -> BaseException:
         return copy.copy(error).with_traceback(None)
     except Exception:
         return RuntimeError(repr(error))
+
+
+def _is_of_the_driver(error: MySQLError) -> bool:
+    """Return whether the driver raised this error, rather than a user's converter.
+
+    A converter is called while the rest of the answer is unread.
+    """
+    module, converts = "", False
+    for frame, _ in walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+        converts = converts or frame.f_code.co_name in CONVERTING
+    return module.startswith("pymysql.") and not converts
 
 
 def _no_answer(deadline: float) -> None:
