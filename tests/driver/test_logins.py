@@ -287,6 +287,32 @@ def test_stored_code_leaves_no_other_role(
         assert connection.thread_id() == number
 
 
+def test_a_role_granted_after_the_first_login_is_not_left_either(
+    plain: str, server: LocalServer, sql: Sql, make_pool: MakePool
+) -> None:
+    sql("REVOKE rôle FROM pläin@'%%'")
+    to = "FOR" if server.engine == "mariadb" else "TO"
+    sql(f"SET DEFAULT ROLE NONE {to} pläin@'%%'")
+    sql(
+        "CREATE FUNCTION lögins.takes_role() RETURNS INT NO SQL SQL SECURITY INVOKER"
+        " BEGIN SET ROLE rôle; RETURN 1; END"
+    )
+    pool = make_pool(URL=plain, MAX_SIZE=1)
+    with pool.connection() as connection:
+        # As usual, so that the next login is not asked for everything.
+        assert "rôle" not in str(answer(connection, "SELECT CURRENT_ROLE()"))
+        number = connection.thread_id()
+    sql("GRANT rôle TO pläin@'%%'")
+    pool.reset()
+    with pool.connection() as connection:
+        assert connection.thread_id() != number
+        assert "rôle" not in str(answer(connection, "SELECT CURRENT_ROLE()"))
+        assert answer(connection, "SELECT takes_role()") == ((1,),)
+        assert "rôle" in str(answer(connection, "SELECT CURRENT_ROLE()"))
+    with pool.connection() as connection:
+        assert "rôle" not in str(answer(connection, "SELECT CURRENT_ROLE()"))
+
+
 def settable(connection: Any) -> Iterator[tuple[str, str]]:
     """Each session variable that this account may set, with another value for it."""
     variables: Any = answer(connection, "SHOW SESSION VARIABLES")

@@ -79,7 +79,7 @@ _PLAIN = re.compile(r"[\w ,.:;=+*/%@$<>()-]*", re.ASCII)
 def questions(is_mariadb: bool, thorough: bool) -> list[bytes]:
     """Return the queries for a new connection; ``thorough`` asks for all variables."""
     text = (_MARIADB if is_mariadb else _MYSQL) + _ONLY_USUAL * (not thorough)
-    return [_ROLE, text.encode(), *[_ROLES] * thorough]
+    return [_ROLE, text.encode(), _ROLES]
 
 
 class Login:
@@ -90,6 +90,8 @@ class Login:
         role: Rows | MySQLError = (),
         differences: Rows | MySQLError | None = None,
         roles: Rows | MySQLError | None = None,
+        *,
+        thorough: bool = False,
     ) -> None:
         """Evaluate the answers to :func:`questions`."""
         #: Why a reset session cannot be restored; empty if it can.
@@ -104,9 +106,8 @@ class Login:
             if isinstance(roles, MySQLError):
                 roles = [{"any_role": "0"}]  # the server has no roles
         self._role = _text(role[0]["role"]) if role else None
-        thorough = roles is not None
         #: Whether stored code may have another role active when it ends.
-        self.has_roles = thorough and roles != [{"any_role": "0"}]
+        self.has_roles = roles is not None and roles != [{"any_role": "0"}]
         found = {str(row["name"]).lower(): row for row in differences or ()}
         if differences is not None and "init_connect" not in found:
             # Such a server may answer a reset with OK, and do nothing.
@@ -132,9 +133,7 @@ class Login:
         #: Whether setting them may cause a warning, as for a deprecated variable.
         self.may_warn = not only_usual
         #: Whether the next login at this host need not be asked for all variables.
-        self.is_usual = only_usual and not (
-            init_connect or self.obstacle or self.has_roles
-        )
+        self.is_usual = only_usual and not (init_connect or self.obstacle)
 
     def assignments(self) -> bytes:
         """Return the part of a SET statement that restores the variables."""

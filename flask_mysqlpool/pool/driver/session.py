@@ -288,7 +288,7 @@ class Session(Transport):
             statements[0] += b", " + ASSIGNMENTS.encode()
         if about_login:
             # An error about the account is repeated by the set-up, and raised there.
-            self.login = Login(*answers[:about_login])
+            self.login = Login(*answers[:about_login], thorough=thorough)
         if not self._is_mariadb:
             statements[0] += self.login.no_traces()
         #: The commands that set up the session again after a reset.
