@@ -371,6 +371,47 @@ def test_a_warning_of_the_first_of_several_statements_is_not_shown_to_the_next(
     assert pool.stats().opened == 1
 
 
+@pytest.mark.parametrize("cls", [Cursor, SSCursor])
+@pytest.mark.parametrize("after", [["SELECT 2"], []], ids=["in the middle", "last"])
+@pytest.mark.parametrize("reads", ["all", "first", "next statement"])
+def test_a_warning_of_a_later_result_is_not_shown_to_the_next_borrower(
+    reads: str, after: list[str], cls: Any, make_pool: MakePool
+) -> None:
+    flags = {"client_flag": CLIENT.MULTI_STATEMENTS}
+    pool = make_pool(MAX_SIZE=1, AUTOCOMMIT=True, CONNECT_ARGS=flags)
+    statements = ["SELECT 1", "SELECT CAST('secret' AS SIGNED)", *after]
+    with pool.connection() as connection:
+        cursor = connection.cursor(cls)
+        cursor.execute("; ".join(statements))
+        cursor.fetchall()
+        while reads == "all" and cursor.nextset():
+            cursor.fetchall()
+        if reads == "next statement":
+            run(connection, "SELECT 3")
+    with pool.connection() as connection:
+        assert connection.show_warnings() == ()
+
+
+def test_an_error_at_the_end_of_a_stream_is_not_shown_to_the_next_borrower(
+    server: LocalServer, make_pool: MakePool
+) -> None:
+    """PyMySQL raises no error of a limit of time while it drops the rest."""
+    limit = (
+        "max_statement_time = 0.3"
+        if server.engine == "mariadb"
+        else "max_execution_time = 300"
+    )
+    pool = make_pool(MAX_SIZE=1, AUTOCOMMIT=True, SETSESSION=[f"SET {limit}"])
+    with pool.connection() as connection:
+        cursor = connection.cursor(SSCursor)
+        cursor.execute(f"SELECT n, SLEEP(0.1) FROM ({MANY}) AS a LIMIT 20")
+        connection.rollback()
+        number = connection.thread_id()
+    with pool.connection() as connection:
+        assert connection.thread_id() == number
+        assert connection.show_warnings() == ()
+
+
 def test_an_error_is_not_shown_to_the_next_borrower(make_pool: MakePool) -> None:
     pool = make_pool(MAX_SIZE=1)
     with pool.connection() as connection, suppress(MySQLError):

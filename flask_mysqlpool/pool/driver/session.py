@@ -444,13 +444,21 @@ class Session(Transport):
                     "Previous unbuffered result was left incomplete", stacklevel=1
                 )
             self._read_on(result._finish_unbuffered_query, wanted and not unwanted)
+            if result.has_next is None:
+                # It has ended by an error, which PyMySQL ignores if time was up.
+                self.reported(OperationalError(), None)
         while raw._result is not None and raw._result.has_next:
+            self._note_warnings()
             self._read_on(raw.next_result, wanted)
-        if raw._result is not None and raw._result.warning_count:
-            # The number of warnings of an unbuffered result comes after the last row.
-            self.side_effects |= SESSION
+        self._note_warnings()
         if raw.told:
             self.hear()
+
+    def _note_warnings(self) -> None:
+        """Record the warnings of a result, after its last row."""
+        result = self.raw._result
+        if result is not None and result.warning_count:
+            self.side_effects |= SESSION
 
     def _read_on(self, read: Callable[[], Any], wanted: bool) -> None:
         try:
@@ -587,7 +595,9 @@ class Session(Transport):
         An error raised before anything was sent does not lose the connection.
         """
         raw = self.raw
-        if name != "next_result":
+        if name == "next_result":
+            self._note_warnings()
+        else:
             self.read_leftovers()
         self.side_effects |= SIDE_EFFECTS_OF.get(name, NONE)
         # PyMySQL sets this before it writes or reads, so a change shows that it did.
@@ -729,8 +739,10 @@ class Session(Transport):
             if raw._result.warning_count:
                 left |= SESSION
             if raw._result.has_next:
-                # The rest of a procedure's answer comes before those to the clean-up.
+                # The rest of the answer, which may have warnings, comes before those to
+                # the clean-up.
                 self.unread = unknown = True
+                left |= SESSION
             else:
                 raw._result = None
         self.changed, self.may_have_changed = 0, False
