@@ -148,6 +148,9 @@ SELECT '-- ', %s
 SELECT '#', %s
 SELECT '/*', %s, '*/'
 SELECT 1--1, %s
+SELECT 1 AS [a #], %s
+SELECT 1 AS [it's], %s, 2 AS [it's]
+SET @y = (SELECT MAX([a #]) + %s FROM (SELECT 1 AS [a #]) AS d)
 SELECT /*+ NO_INDEX_MERGE(t) */ %s FROM t
 SELECT SQL_CALC_FOUND_ROWS %s FROM t
 SELECT SQL_NO_CACHE %s
@@ -519,7 +522,9 @@ SPELLINGS = [
 ]  # fmt: skip
 #: What may stand for each of its spaces, that is: for those outside of strings.
 SPACES = [" ", " ", " ", " ", "  ", "\n", "\t", "/**/", "/* ' */", " -- x\n", "#\n"]
-MODES = ["", "", "", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "IGNORE_SPACE", "ORACLE"]
+MODES = [*[""] * 3, "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "IGNORE_SPACE"]
+MODES += ["ORACLE", "MSSQL"]
+ONLY_ON_MARIADB = "ORACLE", "MSSQL"
 
 _SETUP = """
 CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, a INT)
@@ -799,7 +804,7 @@ class Laboratory:
             if self.tells:
                 connection.read_faster()
                 assert not self.attempt(connection, f"SET {ASSIGNMENTS}")
-            if mode and (mode != "ORACLE" or self.is_mariadb):
+            if mode and (mode not in ONLY_ON_MARIADB or self.is_mariadb):
                 self.attempt(connection, f"SET SESSION sql_mode = '{mode}'")
             self.attempt(connection, "CREATE TEMPORARY TABLE own (a INT)")
             self.attempt(connection, "PREPARE ready FROM 'SELECT 1'")

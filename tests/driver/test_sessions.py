@@ -412,6 +412,26 @@ def test_an_error_at_the_end_of_a_stream_is_not_shown_to_the_next_borrower(
         assert connection.show_warnings() == ()
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT 1 AS [Order #], GET_LOCK('brackets', 0)",
+        "SELECT 1 AS [it's], GET_LOCK('brackets', 0), 2 AS [it's]",
+    ],
+)
+def test_a_name_in_square_brackets_hides_no_lock_from_the_clean_up(
+    statement: str, server: LocalServer, make_pool: MakePool
+) -> None:
+    if server.engine != "mariadb":
+        pytest.skip("only MariaDB has this SQL mode")
+    pool = make_pool(MAX_SIZE=1, AUTOCOMMIT=True, SQL_MODE="MSSQL")
+    with pool.connection() as connection:
+        assert run(connection, statement)[0][1] == 1
+    with pool.connection() as connection:
+        assert run(connection, "SELECT IS_USED_LOCK('brackets')") == ((None,),)
+    assert pool.stats().opened == 1
+
+
 def test_an_error_is_not_shown_to_the_next_borrower(make_pool: MakePool) -> None:
     pool = make_pool(MAX_SIZE=1)
     with pool.connection() as connection, suppress(MySQLError):

@@ -9,6 +9,8 @@ import pytest
 from pymysql.converters import escape_string
 
 from flask_mysqlpool.pool.driver.statements import (
+    ANY,
+    ANYTHING,
     DIRTY_SCHEMA,
     ENDS,
     MARIADB,
@@ -203,6 +205,43 @@ def test_what_may_write_is_said_to_and_all_that_goes_with_it(statement: str) -> 
     everything = SESSION | TRANSACTION | WRITES | RUNS_CODE
 
     assert side_effects(statement.encode()) & everything == everything
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT [Order #], GET_LOCK('job', 0) FROM t",
+        "SELECT [it's], GET_LOCK('job', 0), [it's] FROM t",
+        "SELECT [a\"], `b`, GET_LOCK('job', 0), [\"] FROM t",
+        "SELECT [a]]#b], GET_LOCK('job', 0) FROM t",
+        "SELECT [a--\tb], GET_LOCK('job', 0) FROM t",
+        "SELECT [a/*], GET_LOCK('job', 0), [*/] FROM t",
+        "SELECT [a/*], GET_LOCK('job', 0) /**/",
+        "SET [autocommit] = 1",
+        "SAVEPOINT [a#]; COMMIT",
+        "INSERT INTO [a#] VALUES (1); COMMIT",
+    ],
+)
+@pytest.mark.parametrize("server", [MARIADB, ANY])
+def test_what_a_name_in_square_brackets_may_hide_is_anything(
+    server: int, statement: str
+) -> None:
+    """MariaDB has these names with ``MSSQL`` in its SQL mode."""
+    assert side_effects(statement.encode(), server | SEVERAL) & ANYTHING == ANYTHING
+
+
+@pytest.mark.parametrize("server", [MARIADB, MYSQL])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT JSON_EXTRACT(a, '$[0]') FROM t",
+        "SELECT JSON_EXTRACT(`a`, '$[0]') FROM `t`",
+        'SELECT a FROM t WHERE b = \'[\\"it\\", \\"is\\"]\'',
+        "SELECT '[a#', \"[b#\"",
+    ],
+)
+def test_square_brackets_in_a_string_hide_nothing(statement: str, server: int) -> None:
+    assert side_effects(statement.encode(), server) == SNAPSHOT
 
 
 @pytest.mark.parametrize("statement", MAY_CHANGE_THE_ROLE)

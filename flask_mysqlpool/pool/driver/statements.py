@@ -361,15 +361,19 @@ def find_side_effects(statement: bytes, server: int = ANY | SEVERAL) -> int:
         if comments := _LEADING_COMMENTS.match(statement):
             statement = statement[comments.end() :]
     calls = _CALLS_ON[server & 3]
+    # With MSSQL in MariaDB's SQL mode, [ ] quote a name, in which no string and no
+    # comment begins. Otherwise they are a syntax error outside strings.
+    has_mssql = server & 3 < MYSQL
     if _CHANGES_ROWS.match(statement):
         if not (server & SEVERAL and b";"[0] in statement.rstrip(b"; \t\r\n")):
             return CHANGES
-    elif _SELECTS.match(statement) and _only_reads(statement.lower(), calls):
+    elif _SELECTS.match(statement) and _only_reads(statement.lower(), calls, has_mssql):
         return SNAPSHOT
     codes, complete = _readings(statement)
     left = NONE if complete else ANYTHING
     quoted = _judge_names(statement.lower()) if codes else NONE
     for code in codes:
+        left |= ANYTHING if has_mssql and b"[" in code else NONE
         # A server may execute the statements before the one with an unclosed quote.
         closed, *unclosed = code.split(b"\0", 1)
         parts = closed.split(b";")
@@ -413,7 +417,7 @@ def _without_trailing_comment(statement: bytes) -> bytes:
 _MARKS = b"\\", b'"', b"`", b"#", b"--"
 
 
-def _only_reads(text: bytes, calls: dict[bytes, int]) -> bool:
+def _only_reads(text: bytes, calls: dict[bytes, int], has_mssql: bool) -> bool:
     """Return whether a SELECT only reads, by a quick search of its whole text.
 
     Strings are removed first, if that needs no lexer.
@@ -426,6 +430,7 @@ def _only_reads(text: bytes, calls: dict[bytes, int]) -> bool:
         or (b"-"[0] in text and b"--" in text)
         or b"#"[0] in text
         or b";"[0] in text
+        or (has_mssql and b"["[0] in text)
         or judge_expressions(text, calls)
     )
 
