@@ -70,9 +70,9 @@ class Seen:
 
     def faults(self) -> Iterator[str]:
         """Describe what is worth a look."""
-        for text, location in self.repeated.items():
+        for text, location in list(self.repeated.items()):
             yield f"{self.times(text)} times {_shown(text, location)}"
-        for text, location in self.without_index.items():
+        for text, location in list(self.without_index.items()):
             if _could_use_an_index(text):
                 yield f"no index used by {_shown(text, location)}"
 

@@ -528,15 +528,25 @@ class PooledConnection(_Face):
         """Return the server's number for this connection, as in its process list."""
         return self._attached().raw.thread_id()  # type: ignore[no-any-return]
 
+    def _settle_mode(self) -> None:
+        """Make sure how the server reads a backslash in the statement that is next.
+
+        What was left unread of the last answer, and is lost, may tell of another mode.
+        """
+        con = self._attached()
+        if con.several and con.raw._result is not None:
+            self._do(methodcaller("read_leftovers"))
+        if (con.raw.server_status ^ con.known_mode) & _NO_BACKSLASH_ESCAPES:
+            self._do(methodcaller("settle_mode"))
+
     def escape(self, obj: Any, mapping: Any = None) -> str:
         """Return a value as an SQL literal."""
         kind, con = type(obj), self._attached()
         raw = con.raw
-        if raw._result is not None and con.several:
-            # What is left of the answer may tell of another SQL mode.
-            self._do(methodcaller("read_leftovers"))
         if (raw.server_status ^ con.known_mode) & _NO_BACKSLASH_ESCAPES:
-            self._do(methodcaller("settle_mode"))
+            result = raw._result
+            if not (result and (result.unbuffered_active or result.has_next)):
+                self._do(methodcaller("settle_mode"))
         if kind is str:
             return raw.escape(obj, mapping)  # type: ignore[no-any-return]
         if kind is Identifier:

@@ -12,6 +12,7 @@ import pymysql
 import pytest
 from conftest import MakePool
 from pymysql.connections import Connection
+from pymysql.constants import CLIENT
 from pymysql.cursors import Cursor, DictCursor, SSCursor, SSDictCursor
 
 from flask_mysqlpool import ConnectionReturned, Pool, PooledConnection, RecordedQuery
@@ -254,7 +255,7 @@ def _overriding(base: type[Cursor], name: str) -> tuple[type[Cursor], list[str]]
     return type(f"With_{name}", (base,), {name: method}), calls
 
 
-_METHODS = "execute executemany fetchone fetchmany fetchall close"
+_METHODS = "_query execute executemany fetchone fetchmany fetchall close"
 _BUFFERED, _STREAMED = "nextset", "read_next fetchall_unbuffered"
 
 
@@ -290,6 +291,28 @@ def test_a_method_of_the_users_is_called_as_by_pymysql(
 
     with pool.connection() as con:
         assert run(con) == run(bare)
+
+
+@pytest.mark.parametrize("cls", [Cursor, SSCursor])
+@pytest.mark.parametrize("quoting", ["escape", "mogrify"])
+def test_a_value_is_quoted_without_a_loss_of_unread_rows(
+    make_pool: MakePool, cls: type[Cursor], quoting: str
+) -> None:
+    several = {"client_flag": CLIENT.MULTI_STATEMENTS}
+    with make_pool(CONNECT_ARGS=several).connection() as con:
+        cursor = con.cursor(cls)
+        found: list[int] = []
+        cursor.execute("SELECT 1 UNION SELECT 2; SELECT 3 UNION SELECT 4")
+        while True:
+            while (row := cursor.fetchone()) is not None:
+                found += row
+                if quoting == "escape":
+                    assert con.escape("x'") == r"'x\''"
+                else:
+                    assert con.cursor().mogrify("%s", ["x"]) == "'x'"
+            if not cursor.nextset():
+                break
+        assert found == [1, 2, 3, 4]
 
 
 class _Logging(Cursor):

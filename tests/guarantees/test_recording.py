@@ -12,8 +12,24 @@ from pymysql.cursors import Cursor, DictCursor, SSCursor
 
 from flask_mysqlpool import get_db, get_recorded_queries
 from flask_mysqlpool.pool.sql.cursors import _RecordingCursor
+from flask_mysqlpool.testing import assert_queries
 
 SECRET = "hunter2"
+
+
+def test_a_statement_outlasts_the_recorder(make_pool: MakePool) -> None:
+    pool = make_pool()
+
+    class EndsTheRecording:
+        def __str__(self) -> str:
+            pool.recorder = None
+            return "x"
+
+    with assert_queries() as found, pool.connection() as connection:
+        recorder = pool.recorder
+        assert connection.execute("SELECT %s", [EndsTheRecording()]).rowcount == 1
+        pool.recorder = recorder
+    assert len(found) == 1
 
 
 def test_a_request_can_see_what_it_has_executed(make_app: MakeApp, table: str) -> None:

@@ -952,7 +952,7 @@ def test_each_call_of_a_decorated_function_has_a_context_of_its_own(
     both = threading.Barrier(2, timeout=20)
     found: list[object] = []
 
-    @db.transaction(app=app)
+    @db.transaction(app=app)  # type: ignore[operator]
     def job(number: int, then: Callable[[], object] = lambda: None) -> None:
         found.append(g.get("number"))
         g.number = number

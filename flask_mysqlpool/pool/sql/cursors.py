@@ -75,6 +75,11 @@ class PooledCursor(Cursor):
         finally:
             handle._leave()
 
+    def callproc(self, procname: str, args: Any = ()) -> Any:
+        if self.connection is not None:
+            self.connection._settle_mode()
+        return super().callproc(procname, args)
+
     def _take_over(self, result: Any) -> None:
         """Present a new result, as PyMySQL's ``_do_get_result()`` does."""
         self.connection._result = result
@@ -184,6 +189,8 @@ def _execute(cursor: Any, query: str | bytes, args: Any = None) -> int:
     if type(query) is not str and is_template(query):
         query, args = plain(query, args)
     if args is not None:
+        if cursor.connection is not None:
+            cursor.connection._settle_mode()
         query = getattr(cursor, _FILL_IN)(query, args)
     found: int = cursor._query(query)
     cursor._executed = query
@@ -197,6 +204,8 @@ def _executemany(cursor: Any, query: Any, args: Any) -> Any:
     all of them are undone if one fails.
     """
     handle = cursor.connection
+    if handle is not None:
+        handle._settle_mode()
     in_block = handle is not None and handle.blocks and not cursor._unbuffered
     if not args or not in_block or RE_INSERT_VALUES.match(query):
         return Cursor.executemany(cursor, query, args)
@@ -307,7 +316,8 @@ class _RecordingCursor(Cursor):
     ) -> Any:
         """Call a method and record its statement; not one that is part of another."""
         handle = self.connection
-        if self._recording or handle is None or handle._pool.recorder is None:
+        recorder = None if handle is None else handle._pool.recorder
+        if self._recording or recorder is None:
             return call(*its)
         self._recording, started = True, perf_counter()
         rows = no_index = None
@@ -319,8 +329,7 @@ class _RecordingCursor(Cursor):
             return found
         finally:
             self._recording = False
-            note = handle._pool.recorder.note
-            note(query, args, started, handle.endpoint, rows, no_index)
+            recorder.note(query, args, started, handle.endpoint, rows, no_index)
 
 
 #: The derived classes, by the class that each is derived from.
@@ -356,6 +365,8 @@ def bound_class(cls: type[Cursor]) -> type[Cursor]:
     bound = cls if issubclass(cls, base) else _combined(base, cls)
     # Where the user has not overridden a method, a shorter one has the same effect.
     made: Any = bound
+    if cls._query not in (Cursor._query, SSCursor._query):  # type: ignore[attr-defined]
+        made._query = cls._query  # type: ignore[attr-defined]
     if cls.execute is Cursor.execute and cls.nextset in _NEXTSETS:
         made.execute = _execute
         if cls.executemany is Cursor.executemany:
