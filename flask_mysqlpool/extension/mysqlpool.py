@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from logging import ERROR
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
@@ -25,7 +26,7 @@ from ..pool.query_log import RecordedQuery
 from ..pool.stats import Health, PoolStats, examine
 from ..pool.transaction import TransactionBlock, beginning_of, run_in_transaction
 from .app_state import State
-from .contexts import QUERIES_IN_G, app_context, requests_in_g
+from .contexts import QUERIES_IN_G, app_context, request_context, requests_in_g
 
 #: Under this key in ``app.extensions``: ``{MySQLPool: its state for the app}``.
 KEY = "mysqlpool"
@@ -153,7 +154,7 @@ class MySQLPool:
         state = self._state(app)
         if readonly:
             bind = state.readers(bind)
-        if app is None:
+        if app is None or (app_ctx and app_ctx.app is app):
             return state.connection(bind, timeout)
         return state.pool(bind).connection(timeout=timeout)
 
@@ -180,9 +181,20 @@ class MySQLPool:
         :exc:`~flask_mysqlpool.CommitUnknown` if the connection is lost between the
         COMMIT and its answer.
         """
-        context = None if app is None else app.app_context
+        context = None if app is None else partial(self._context_of, app)
         beginning = beginning_of(isolation, read_only)
         return TransactionBlock(lambda: self.get_db(bind), context, beginning)
+
+    @contextmanager
+    def _context_of(self, app: Flask) -> Iterator[None]:
+        """Push a context of the app; in one of the same app, its writes count there."""
+        key, outer = self._state(app).key_in_g, None
+        if app_ctx and app_ctx.app is app:
+            outer = requests_in_g(key).held(request_context())
+        with app.app_context():
+            if outer is not None:
+                requests_in_g(key).held(request_context()).writes = outer.writes
+            yield
 
     def after_commit(
         self, function: Callable[[], object], bind: str = "default"

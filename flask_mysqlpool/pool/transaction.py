@@ -9,6 +9,8 @@ a procedure that commits, the block raises.
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import os
 import threading
 import time
@@ -18,7 +20,7 @@ from functools import partial
 from logging import ERROR
 from operator import methodcaller
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import ref
 
 from pymysql.constants import ER, SERVER_STATUS
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from .connection import PooledConnection
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Reasons why the outcome of a COMMIT is unknown.
 _CONNECTION_LOST = (
@@ -512,6 +515,19 @@ class TransactionBlock(ContextDecorator):
     def _recreate_cm(self) -> TransactionBlock:
         return TransactionBlock(self._take, self._make_within, self._beginning)
 
+    def __call__(self, function: F) -> F:
+        """Decorate a function: each call is in a block of its own."""
+        refuse_generator(function)
+        if not inspect.iscoroutinefunction(function):
+            return super().__call__(function)
+
+        @functools.wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self._recreate_cm():
+                return await function(*args, **kwargs)
+
+        return cast("F", wrapper)
+
     @property
     def is_over(self) -> bool:
         """Whether its ``with`` statement has been left."""
@@ -773,18 +789,39 @@ def run_in_transaction(
     if connection.block is not None:
         # A deadlock ends the outer transaction, too: only that can be repeated.
         with transaction(connection, isolation=isolation, read_only=read_only):
-            return function(connection, *args)
+            return _call(function, connection, *args)
     tried = 0
     while True:
         block = transaction(connection, isolation=isolation, read_only=read_only)
         try:
             with block:
-                return function(connection, *args)
+                return _call(function, connection, *args)
         except MySQLError as error:
             if tried == retries or not _may_be_repeated(error, block, connection):
                 raise
         tried += 1
         time.sleep(pause_after(tried, FIRST_PAUSE, LONGEST_PAUSE))
+
+
+def refuse_generator(function: Callable[..., Any]) -> None:
+    """Raise TypeError for a function whose work comes after its call."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            "a generator would run outside of the transaction; use 'with transaction()'"
+            " inside it"
+        )
+
+
+def _call(function: Callable[..., T], *args: Any) -> T:
+    refuse_generator(function)
+    result = function(*args)
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError(
+            "a coroutine would run outside of the transaction; use 'with transaction()'"
+            " inside it"
+        )
+    return result
 
 
 def _may_be_repeated(

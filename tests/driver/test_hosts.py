@@ -638,6 +638,11 @@ def test_after_a_write_a_request_reads_what_it_wrote(pair: list[LocalServer]) ->
         assert port(get_db(readonly=True)) == replica.port
         with db.connection(readonly=True) as connection:
             assert port(connection) == replica.port
+    for separate in db.connection, db.transaction:
+        with app.app_context():
+            with separate(app=app) as connection:
+                connection.query("INSERT INTO w VALUES (2)")
+            assert port(get_db(readonly=True)) == primary.port
     close(app)
 
 

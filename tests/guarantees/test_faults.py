@@ -231,11 +231,11 @@ def test_a_server_that_closes_after_its_error_has_time_for_it(
 def test_a_reply_that_takes_too_long_ends_the_connection_and_no_other(
     make_pool: MakePool,
 ) -> None:
-    pool = make_pool(READ_TIMEOUT=0.1, MAX_SIZE=2, KILL_ABANDONED=False)
+    pool = make_pool(READ_TIMEOUT=0.5, MAX_SIZE=2, KILL_ABANDONED=False)
     fill(pool, 2)
     with pool.connection() as connection:
         with pytest.raises(OperationalError, match="2013"):
-            execute(connection, "SELECT SLEEP(0.4)")
+            execute(connection, "SELECT SLEEP(2)")
         with pytest.raises(ConnectionLost):
             execute(connection, "SELECT 'the next reply'")
 

@@ -7,7 +7,7 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from typing import Any
@@ -788,6 +788,33 @@ def test_after_a_commit_without_an_answer_nothing_is_run_again(
     assert stored() == [1, 2]
 
 
+def test_what_committed_is_told_though_the_mode_is_asked_for_first(
+    make_pool: MakePool, stored: Stored, sql: Sql
+) -> None:
+    sql("DROP PROCEDURE IF EXISTS commits")
+    sql(
+        "CREATE PROCEDURE commits() BEGIN SET sql_mode = 'NO_BACKSLASH_ESCAPES';"
+        " SELECT 1; COMMIT; START TRANSACTION; SIGNAL SQLSTATE '45000'; END"
+    )
+    calls = []
+
+    def work(connection: PooledConnection) -> None:
+        calls.append(1)
+        insert(connection, 1)
+        cursor = connection.cursor()
+        with suppress(pymysql.err.MySQLError):
+            cursor.execute("CALL commits()")
+            while cursor.nextset():
+                pass
+        connection.execute("INSERT INTO t (a) VALUES (%s)", [2])
+        raise pymysql.err.OperationalError(1213, "Deadlock")
+
+    with make_pool().connection() as connection:
+        with pytest.raises(TransactionError):
+            run_in_transaction(connection, work, retries=3)
+    assert len(calls) == 1 and stored() == [1]
+
+
 def test_what_a_refused_begin_has_left_to_autocommit_is_not_run_again() -> None:
     executed = []
 
@@ -898,6 +925,61 @@ def test_a_function_that_commits_by_itself_is_told_so(
     with pytest.raises(TransactionError, match="the end of the block commits"):
         run_in_transaction(connection, work, retries=3)
 
+    assert stored() == []
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_decorated_coroutine_runs_in_the_block(
+    make_app: MakeApp, stored: Stored, autocommit: bool
+) -> None:
+    app = make_app(AUTOCOMMIT=autocommit)
+    db = extension(app)
+
+    @db.transaction()  # type: ignore[operator]
+    async def work(fails: bool) -> int:
+        insert(db.get_db(), 1)
+        await asyncio.sleep(0)
+        if fails:
+            raise Oops
+        return 7
+
+    with app.app_context():
+        with pytest.raises(Oops):
+            asyncio.run(work(True))
+        assert stored() == []
+        assert asyncio.run(work(False)) == 7
+    assert stored() == [1]
+
+
+def test_what_would_run_outside_of_the_block_is_refused(
+    make_app: MakeApp, stored: Stored
+) -> None:
+    app = make_app(AUTOCOMMIT=True)
+    db = extension(app)
+
+    async def coroutine(connection: PooledConnection) -> None:
+        insert(connection, 1)
+
+    def generator(connection: PooledConnection) -> Iterator[None]:
+        insert(connection, 1)
+        yield
+
+    async def both(connection: PooledConnection) -> AsyncIterator[None]:
+        insert(connection, 1)
+        yield
+
+    def returns_one(connection: PooledConnection) -> Any:
+        insert(connection, 1)
+        return coroutine(connection)
+
+    with app.app_context():
+        decorate: Any = db.transaction()
+        for function in (generator, both):
+            with pytest.raises(TypeError, match="inside it"):
+                decorate(function)
+        for job in (coroutine, generator, both, returns_one):
+            with pytest.raises(TypeError, match="inside it"):
+                db.run_in_transaction(job)
     assert stored() == []
 
 

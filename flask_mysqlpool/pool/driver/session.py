@@ -500,7 +500,8 @@ class Session(Transport):
         not the status.
         """
         self.read_leftovers()
-        self.attempt(self._tell, b"SET sql_mode = @@sql_mode")
+        # What an error before it did not tell, as of a COMMIT, comes with this answer.
+        self.raw.told |= self.attempt(self._tell, b"SET sql_mode = @@sql_mode")
         self.known_mode = self.raw.server_status
 
     def _ask_status(self) -> None:
