@@ -6,6 +6,7 @@ Each finding is one line: a subject, what was found and, for a problem, the fix.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -143,7 +144,8 @@ def examine_installation() -> Iterator[Finding]:
     """
     package = Path(__file__).parents[1]
     for other in distributions(name="flask-mysqlpool"):
-        if package.samefile(str(other.locate_file(package.name))):
+        place = str(other.locate_file(package.name))
+        if os.path.exists(place) and package.samefile(place):
             text = (
                 f"flask-mysqlpool {other.version}, an unrelated distribution, has its"
                 " file in this package: to update or uninstall it breaks this"

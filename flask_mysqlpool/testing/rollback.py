@@ -258,8 +258,8 @@ class _SharedSession(Session):
     def command(self, name: str, *args: Any) -> Any:
         if name != "autocommit":
             return super().command(name, *args)
-        if args[0] and not self.has_autocommit:
-            self.commit()
+        if bool(args[0]) != self.has_autocommit:
+            self.commit()  # also if off: what was done before is committed
         self.has_autocommit = bool(args[0])
 
     def begin(self) -> None:

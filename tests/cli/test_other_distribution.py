@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import flask_mysqlpool
+from flask_mysqlpool.cli.check import examine_installation
 
 PACKAGE = Path(flask_mysqlpool.__file__).parent
 TROUBLES = Path(__file__).parents[2] / "docs" / "troubleshooting.rst"
@@ -58,6 +59,15 @@ def site(tmp_path: Path) -> Path:
             wheel.writestr(name, text)
         wheel.extractall(folder)
     return folder
+
+
+def test_what_is_left_of_the_other_alone_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ABOUT).mkdir()
+    (tmp_path / ABOUT / "METADATA").write_text(WHEEL[f"{ABOUT}/METADATA"])
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not [*examine_installation()]
 
 
 def install_ours(site: Path) -> None:

@@ -84,6 +84,22 @@ def test_what_requests_commit_is_seen_by_the_next_and_undone(
     assert numbers() == ([1, 2, 3, 1] if autocommit else [1, 1])
 
 
+@pytest.mark.parametrize("by_statement", [False, True])
+def test_a_mode_that_is_switched_off_leaves_what_was_committed(
+    undone: Flask, autocommit: bool, by_statement: bool
+) -> None:
+    connection = get_db()
+    insert(1)
+    if by_statement:
+        execute(connection, "SET autocommit = 0")
+    else:
+        connection.autocommit(False)
+    insert(2)
+    connection.rollback()
+
+    assert numbers() == ([1] if autocommit else [])
+
+
 def test_blocks_work_as_ever(undone: Flask, autocommit: bool) -> None:
     db = extension(undone)
 
