@@ -73,9 +73,7 @@ def sends(first: bytes, then: bytes, go: threading.Event) -> Callable[[Talk], No
     """A script: let in, set up; two commands are answered in pieces, and closed."""
 
     def script(talk: Talk) -> None:
-        talk.say(greeting())
-        talk.hear()
-        talk.say(OK)
+        talk.let_in()
         talk.serve(until=b"\x0e")
         talk.hear()
         talk.raw(first)

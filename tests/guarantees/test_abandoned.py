@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import MakePool, Sql, execute, until
 from interrupts import Interrupt, interrupted_by
-from liars import OK, Liar, Talk, config, greeting, refusal
+from liars import Liar, Talk, config, refusal
 from pymysql.constants import CR
 from pymysql.cursors import SSCursor
 from pymysql.err import MySQLError, OperationalError
@@ -204,9 +204,7 @@ def test_without_kill_abandoned_it_goes_on(
 
 def test_a_statement_is_killed_after_a_commit_that_was_refused_too() -> None:
     def server(talk: Talk) -> None:
-        talk.say(greeting())
-        talk.hear()
-        talk.say(OK)
+        talk.let_in()
         talk.serve(until=b"\3COMMIT")
         talk.say(refusal(1213))
         talk.serve(until=b"\3SELECT SLEEP")
@@ -231,9 +229,7 @@ def test_a_statement_is_killed_after_a_commit_that_was_refused_too() -> None:
 
 def test_what_was_not_killed_for_want_of_an_answer_is_killed_later() -> None:
     def server(talk: Talk) -> None:
-        talk.say(greeting())
-        talk.hear()
-        talk.say(OK)
+        talk.let_in()
         talk.serve(until=b"\3SHOW PROCESSLIST")
         with suppress(OSError):
             talk.hear()

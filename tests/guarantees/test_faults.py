@@ -17,7 +17,7 @@ import pymysql
 import pytest
 from conftest import MakePool, MakeServer, Sql, execute, until
 from interrupts import interrupted_by
-from liars import OK, Liar, Talk, config, greeting, refusal
+from liars import Liar, Talk, config, refusal
 from pymysql.cursors import SSCursor
 from pymysql.err import MySQLError, OperationalError
 
@@ -198,9 +198,7 @@ def test_a_server_that_closes_after_its_error_has_time_for_it(
     monkeypatch.setattr(transport, "CLOSING", 20)
 
     def server(talk: Talk) -> None:
-        talk.say(greeting())
-        talk.hear()
-        talk.say(OK)
+        talk.let_in()
         talk.serve(until=b"\3CALL")
         talk.say(refusal(1927))
         waiting.wait(20)

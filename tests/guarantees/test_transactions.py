@@ -16,7 +16,7 @@ import pymysql.err
 import pytest
 from conftest import MakeApp, MakePool, Sql, execute, extension, local_server, until
 from flask import g
-from liars import OK, Liar, Talk, config, greeting, refusal
+from liars import Liar, Talk, config, refusal
 
 from flask_mysqlpool import (
     CommitUnknown,
@@ -819,9 +819,7 @@ def test_what_a_refused_begin_has_left_to_autocommit_is_not_run_again() -> None:
     executed = []
 
     def server(talk: Talk) -> None:
-        talk.say(greeting())
-        talk.hear()
-        talk.say(OK)
+        talk.let_in()
         talk.serve(until=b"\3START TRANSACTION")
         talk.say(refusal(9001, b"Max connect timeout reached"))
         executed.append(talk.hear())
